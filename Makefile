@@ -1,0 +1,84 @@
+# Runnel. `make` alone prints this help. Everything runs from .venv, which the targets set up themselves.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+V := .venv/bin
+TESTS_PARALLEL ?= 2
+PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL)
+
+.PHONY: help setup run demo test check lint types floors format unit sim integration conformance chaos-local bench lock clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
+
+.venv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Runnel needs Python 3.11 or newer; '$(PYTHON)' is not. Try: apt-get install python3 (Debian 12), or make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "The venv module is missing: apt-get install python3-venv"; exit 1; }
+	@command -v git >/dev/null || { echo "git is missing: apt-get install git"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(V)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+
+# The development set contains the run set, so whichever was installed last serves both.
+.venv/.run: requirements/run.txt pyproject.toml | .venv/bin/uv
+	@test -e .venv/.dev || $(V)/uv pip sync -q --python $(V)/python --require-hashes requirements/run.txt
+	@$(V)/uv pip install -q --python $(V)/python --no-deps -e .
+	@touch $@
+
+.venv/.dev: requirements/dev.txt pyproject.toml | .venv/bin/uv
+	@$(V)/uv pip sync -q --python $(V)/python --require-hashes requirements/dev.txt
+	@$(V)/uv pip install -q --python $(V)/python --no-deps -e .
+	@touch $@ .venv/.run
+
+setup: .venv/.dev ## Create .venv with everything for development
+
+run: .venv/.run ## Start Runnel as one process: HTTP on 127.0.0.1:8181, data in ./runnel-data
+	@$(V)/runnel start --data runnel-data
+
+demo: .venv/.run ## Start it with sample data loaded and print what to paste
+	@$(V)/runnel demo
+
+lint: .venv/.dev ## Ruff: rules and format
+	$(V)/ruff check .
+	$(V)/ruff format --check .
+
+format: .venv/.dev ## Rewrite the sources in the project's format
+	$(V)/ruff check --fix .
+	$(V)/ruff format .
+
+types: .venv/.dev ## mypy strict over code and tests
+	$(V)/mypy
+
+floors: .venv/.dev ## Who may import whom (import-linter)
+	$(V)/lint-imports --no-cache
+
+check: lint types floors unit ## What every commit passes
+
+unit: .venv/.dev ## Pure tests: no sockets, no sleeps
+	$(PYTEST) tests/unit
+
+sim: .venv/.dev ## Seeded and exhaustive searches of the real code over virtual stores
+	$(PYTEST) tests/sim
+
+integration: .venv/.dev ## Real processes on free ports
+	$(PYTEST) tests/integration
+
+conformance: .venv/.dev ## Clients that nobody here wrote
+	$(PYTEST) tests/conformance
+
+test: lint types floors ## Everything that CI runs
+	$(PYTEST) tests/unit tests/sim tests/integration tests/conformance tests/chaos
+
+chaos-local: .venv/.dev ## 50 rounds of kill -9 under load, and again with lost answers
+	$(V)/python -m tests.chaos.kill_rounds --rounds 50
+
+bench: .venv/.dev ## Ingest and query loads against Runnel and its peers; results in benchmarks/results
+	$(V)/python -m benchmarks.run
+
+lock: .venv/bin/uv ## Resolve the dependencies again (writes requirements/*.txt)
+	$(V)/uv pip compile -q --upgrade --generate-hashes --no-header --extra demo pyproject.toml -o requirements/run.txt
+	$(V)/uv pip compile -q --generate-hashes --no-header --extra demo --extra dev -c requirements/run.txt pyproject.toml -o requirements/dev.txt
+	echo uv | $(V)/uv pip compile -q --upgrade --generate-hashes --no-header - -o requirements/uv.txt
+
+clean: ## Remove what was built (not your data)
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Processes: settings, life cycles, sockets, signals, and the doors."""

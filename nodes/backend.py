@@ -1,0 +1,159 @@
+"""The waist: what every door talks to, whether the rows are in this process or behind gRPC.
+
+A door decodes its protocol into `Batch`es and statements and calls a `Backend`; it never sees Logs,
+shards or placement. `nodes.embedded` serves it in one process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    import pyarrow as pa
+
+    from storage.schema import Database, Role, Table, TypeKind
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is asking. Until tokens exist everyone is ``anonymous``."""
+
+    name: str = "anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one table. ``rows`` has fields named by the storage names of ``table``'s columns.
+
+    ``time`` (timestamp ns) is always there and never null; tag columns are dictionary<int32, string>.
+    """
+
+    table: Table
+    rows: pa.RecordBatch
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSpec:
+    """A column that a write or an operator asks for."""
+
+    name: str
+    role: Role
+    kind: TypeKind
+
+
+@dataclass(frozen=True, slots=True)
+class CreateDatabase:
+    """Create a database; ``exist_ok`` makes it an "ensure"."""
+
+    name: str
+    retention_ns: int | None = None
+    exist_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetRetention:
+    """Set (or clear with None) a database's retention period in ns."""
+
+    database: str
+    retention_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DropDatabase:
+    """Soft delete: the name is free at once, under ``<name>-YYYYMMDDTHHMMSS`` the rows stay."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureTable:
+    """Create the database and table if they are not there, and add the columns that are missing.
+
+    With ``exist_ok`` false an existing table is an error (AlreadyExists). A column that exists with
+    another role or type is a SchemaConflict and changes nothing.
+    """
+
+    database: str
+    table: str
+    columns: Sequence[ColumnSpec] = ()
+    exist_ok: bool = True
+    create_database: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DropTable:
+    """Soft delete of one table."""
+
+    database: str
+    table: str
+
+
+Change = CreateDatabase | SetRetention | DropDatabase | EnsureTable | DropTable
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRequest:
+    """One statement. ``params`` bind ``$name``; ``timeout_seconds`` None takes the node's limit."""
+
+    database: str
+    text: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    timeout_seconds: float | None = None
+    request_id: str = ""
+
+
+class QueryResult(Protocol):
+    """A running query: its schema, then its batches once. Closing it early cancels the query."""
+
+    @property
+    def schema(self) -> pa.Schema: ...
+
+    def __aiter__(self) -> AsyncIterator[pa.RecordBatch]: ...
+
+    async def aclose(self) -> None: ...
+
+
+class CatalogView(Protocol):
+    """The Catalog at one Revision, for look-ups that need no I/O."""
+
+    @property
+    def revision(self) -> int: ...
+
+    def database(self, name: str) -> Database | None: ...
+
+    def table(self, database: str, name: str) -> Table | None: ...
+
+    def databases(self, *, deleted: bool = False) -> Sequence[Database]: ...
+
+    def tables(self, database: str, *, deleted: bool = False) -> Sequence[Table]: ...
+
+
+class Backend(Protocol):
+    """Everything a door can do. All methods raise `storage.errors.StorageError` or `engine.errors.EngineError`."""
+
+    @property
+    def catalog(self) -> CatalogView: ...
+
+    @property
+    def store_id(self) -> str:
+        """The store's id (a UUID): InfluxDB's ``cluster-uuid``."""
+        ...
+
+    async def refresh(self) -> CatalogView:
+        """Prove the Catalog current before saying that something is not there (LOG L29)."""
+        ...
+
+    async def write(self, batches: Sequence[Batch], principal: Principal) -> None:
+        """Make the rows durable; return when they are (LOG L4). Atomic per shard (L17)."""
+        ...
+
+    async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogView:
+        """Apply the changes in order, all in one Catalog object or none; return the Catalog after them."""
+        ...
+
+    async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
+        """Plan and start a read-only statement over one snapshot per table."""
+        ...

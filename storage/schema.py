@@ -1,0 +1,195 @@
+"""What the Catalog says of a table: immutable values that every floor above passes around.
+
+Names are data and may change; ids never do and are never used again (FORMAT F19). A column is stored
+under ``storage_name`` for ever and shown under ``name``.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+TIME_COLUMN: Final = "time"
+RESERVED_PREFIX: Final = "_runnel_"
+OFFSET_COLUMN: Final = "_runnel_offset"
+"""int64: a row's offset in its partition; stored in every DataFile (LOG L24)."""
+
+
+class Role(enum.StrEnum):
+    """What a column is for, apart from its type (FORMAT F20)."""
+
+    TAG = "tag"
+    FIELD = "field"
+    TIME = "time"
+
+
+class TypeKind(enum.StrEnum):
+    """The type classes that line protocol can write; more are added, none is ever renumbered (F20)."""
+
+    INT64 = "int64"
+    UINT64 = "uint64"
+    FLOAT64 = "float64"
+    STRING = "string"
+    BOOL = "bool"
+    TIMESTAMP = "timestamp"
+
+
+class Op(enum.StrEnum):
+    """What a row does to the rows before it with the same key (FORMAT F11)."""
+
+    PATCH = "patch"
+    PUT = "put"
+    DELETE = "delete"
+
+
+ARROW_TYPES: Final[dict[TypeKind, pa.DataType]] = {
+    TypeKind.INT64: pa.int64(),
+    TypeKind.UINT64: pa.uint64(),
+    TypeKind.FLOAT64: pa.float64(),
+    TypeKind.STRING: pa.string(),
+    TypeKind.BOOL: pa.bool_(),
+    TypeKind.TIMESTAMP: pa.timestamp("ns"),
+}
+TAG_ARROW_TYPE: Final = pa.dictionary(pa.int32(), pa.string())
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. ``id`` is unique within its table for ever; ``storage_name`` names it in files."""
+
+    id: int
+    name: str
+    storage_name: str
+    role: Role
+    kind: TypeKind
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """The type in memtables: tags are dictionaries of strings."""
+        return TAG_ARROW_TYPE if self.role is Role.TAG else ARROW_TYPES[self.kind]
+
+    @property
+    def plain_type(self) -> pa.DataType:
+        """The type in `rows` frames and in DataFiles' logical schema: plain strings (FORMAT F8)."""
+        return ARROW_TYPES[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One entry of a table's partition map (FORMAT F21): hashes in [hash_low, hash_high) live in ``log_id``."""
+
+    id: int
+    hash_low: int
+    hash_high: int
+    log_id: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table at one schema version. Two values with equal ``id`` and ``version`` are the same schema.
+
+    ``columns`` hold ``time`` first, then tags in the order of their first write (the series key),
+    then fields in the order of their first write.
+    """
+
+    id: int
+    uuid: str
+    database_id: int
+    name: str
+    version: int
+    columns: tuple[Column, ...]
+    partitions: tuple[Partition, ...]
+    default_op: Op = Op.PATCH
+    router: str = "hash"
+    deleted: bool = False
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Column]:
+        """Columns by the name that users see."""
+        return {c.name: c for c in self.columns}
+
+    @functools.cached_property
+    def by_id(self) -> dict[int, Column]:
+        return {c.id: c for c in self.columns}
+
+    @functools.cached_property
+    def by_storage_name(self) -> dict[str, Column]:
+        return {c.storage_name: c for c in self.columns}
+
+    @functools.cached_property
+    def tags(self) -> tuple[Column, ...]:
+        return tuple(c for c in self.columns if c.role is Role.TAG)
+
+    @functools.cached_property
+    def fields(self) -> tuple[Column, ...]:
+        return tuple(c for c in self.columns if c.role is Role.FIELD)
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database: a name for tables, with a retention period (None keeps rows for ever)."""
+
+    id: int
+    name: str
+    retention_ns: int | None = None
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One immutable, sorted Parquet object, as a Checkpoint names it (FORMAT F18).
+
+    ``path`` is relative to the store's root. Ranges are inclusive: order and offset of rows, and event
+    time in ns. Within one file each primary key stands once.
+    """
+
+    path: str
+    table_id: int
+    partition: int
+    order_low: int
+    order_high: int
+    offset_low: int
+    offset_high: int
+    time_low: int
+    time_high: int
+    rows: int
+    bytes: int
+    schema_version: int
+    kind: str = "parquet"
+    key_id: int = 0
+    borrowed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TailBatch:
+    """Rows of the memtable: ``rows`` has fields named by storage names; row i has offset ``first_offset + i``."""
+
+    first_offset: int
+    rows: pa.RecordBatch
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSnapshot:
+    """One partition at one position of its Log (LOG L14): the Checkpoint's files and the tail above its k.
+
+    ``position`` is (log id, epoch, sequence of the last object applied); equal positions of one
+    partition have equal content.
+    """
+
+    partition: int
+    position: tuple[int, int, int]
+    files: tuple[DataFile, ...]
+    tail: tuple[TailBatch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TableSnapshot:
+    """What a query reads of one table: rows whose time is below ``cutoff_ns`` are hidden (LOG L36)."""
+
+    table: Table
+    partitions: tuple[PartitionSnapshot, ...]
+    cutoff_ns: int | None = None
