@@ -1,0 +1,62 @@
+"""What this process may use of the machine: memory and CPUs, as its cgroup allows.
+
+Reads /proc and /sys/fs/cgroup; driven by `nodes.settings` for the defaults that say "auto".
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Final
+
+MEMORY_UNKNOWN_BYTES: Final = 2 * 2**30
+"""Assumed where /proc/meminfo cannot be read."""
+CGROUP_V1_UNLIMITED_BYTES: Final = 2**60
+"""cgroup v1 writes a huge number for "no limit"."""
+
+
+def memory_limit_bytes(root: Path = Path("/")) -> int:
+    """The most memory this process can ever have: the smaller of the machine's and its cgroups' limits."""
+    limits = [_meminfo_total_bytes(root), *_cgroup_limits_bytes(root)]
+    return min(limits)
+
+
+def cpus_allowed(root: Path = Path("/")) -> int:
+    """How many CPUs this process may keep busy: its affinity, and the cgroup's quota rounded up."""
+    allowed = len(os.sched_getaffinity(0))
+    for folder in _cgroup_folders(root):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        if quota.isdigit() and period.strip().isdigit():
+            allowed = min(allowed, math.ceil(int(quota) / int(period)))
+    return max(1, allowed)
+
+
+def _meminfo_total_bytes(root: Path) -> int:
+    for line in _text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return MEMORY_UNKNOWN_BYTES
+
+
+def _cgroup_limits_bytes(root: Path) -> list[int]:
+    limits = [_text(folder / "memory.max") for folder in _cgroup_folders(root)]
+    limits.append(_text(root / "sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    return [int(limit) for limit in limits if limit.isdigit() and int(limit) < CGROUP_V1_UNLIMITED_BYTES]
+
+
+def _cgroup_folders(root: Path) -> list[Path]:
+    """Our cgroup v2 folder and those above it: each of them may hold a limit."""
+    top = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        if line.startswith("0::"):
+            parts = [part for part in line[3:].split("/") if part not in ("", "..")]
+            return [top.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+    return [top]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

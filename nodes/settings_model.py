@@ -1,0 +1,275 @@
+"""The settings of a node as values: each field declares its kind, default and meaning once.
+
+``Settings()`` has every default, so tests build it with plain values; `nodes.settings` fills it from flags,
+environment and file, and docs/settings.md is made from it.
+"""
+# ruff: noqa: RUF009 - `setting` is dataclasses.field under the name that says what it declares
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nodes import machine
+from nodes.settings_kinds import (
+    ADDRESS,
+    AUTO,
+    COUNT,
+    DURATION,
+    NONE,
+    SECRET,
+    SHARE,
+    SIZE,
+    TEXT,
+    Address,
+    Kind,
+    Secret,
+    at_least,
+    choice,
+    optional,
+)
+
+HTTP_PORT_DEFAULT: Final = 8181
+MEMORY_BUDGET_SHARE: Final = 0.6
+"""Of the memory this process may have: the interpreter, libraries and caches need the rest."""
+MEMORY_BUDGET_BYTES_MIN: Final = 96 * 2**20
+WAITING_SHARE: Final = 0.1
+"""Of the memory budget, for request bodies that wait."""
+
+
+def setting(default: Any, kind: Kind, doc: str) -> Any:
+    """Declare one field: its default as people would write it, its kind, and what it means."""
+    return dataclasses.field(default=kind.read(default), metadata={"kind": kind, "doc": doc})
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Where this node keeps its own files."""
+
+    dir: str = setting(
+        "runnel-data",
+        TEXT,
+        "Folder for this node's files: the lock file, spilled queries, and the store if it has no URL.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """The process itself."""
+
+    name: str = setting("", TEXT, "This node's name in logs and status. Empty: the machine's host name.")
+    drain_seconds: float = setting("30s", DURATION, "After SIGTERM: how long requests under way may take to finish.")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """The object store that holds everything durable."""
+
+    url: str = setting(
+        "",
+        TEXT,
+        "Where the data lies: a folder, `file:///folder`, or `s3://bucket/prefix`. Empty: `store` inside `data.dir`.",
+    )
+    s3_endpoint: str = setting("", TEXT, "Endpoint URL of an S3-compatible store. Empty: AWS.")
+    s3_region: str = setting("", TEXT, "Region of the bucket.")
+    s3_access_key: Secret = setting(
+        "", SECRET, "Access key id. Empty: the S3 client's own sources (profile, instance role)."
+    )
+    s3_secret_key: Secret = setting("", SECRET, "Secret access key.")
+    request_seconds: float = setting(
+        "30s", at_least(DURATION, 1), "How long one request to the store may take before it counts as unanswered."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """The HTTP server."""
+
+    listen: Address = setting(
+        f"127.0.0.1:{HTTP_PORT_DEFAULT}",
+        ADDRESS,
+        "Where HTTP is served. Port 0 takes a free one. Beyond loopback, `auth.mode` must be written out.",
+    )
+    request_bytes_max: int = setting(
+        "10 MiB", at_least(SIZE, 1024), "Largest request body, as sent and also after inflating; over it: 413."
+    )
+    body_seconds: float = setting(
+        "30s", at_least(DURATION, 1), "A request's body must arrive within this time; over it: 408."
+    )
+    send_stall_seconds: float = setting(
+        "30s", at_least(DURATION, 1), "A client that takes nothing of its response for this long is cut off."
+    )
+    keep_alive_seconds: float = setting("75s", DURATION, "An idle connection is closed after this time.")
+    connections_max: int = setting(4096, at_least(COUNT, 1), "Connections at once; over it: 503.")
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSettings:
+    """Writes between the HTTP server and the Log."""
+
+    waiting_bytes_max: int | None = setting(
+        AUTO,
+        optional(at_least(SIZE, 2**20), AUTO),
+        "Bodies that wait for their turn, inflated; over it: 503 with Retry-After. auto: a tenth of the memory budget.",
+    )
+    coalesce_bytes: int = setting(
+        "1 MiB", SIZE, "Waiting bodies are joined and parsed together up to this size. 0: each by itself."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySettings:
+    """What rows and queries may hold in memory."""
+
+    budget: int | None = setting(
+        AUTO,
+        optional(at_least(SIZE, 32 * 2**20), AUTO),
+        "Memory for rows and queries. auto: 60% of what the cgroup or the machine allows.",
+    )
+    memtable_share: float = setting(
+        0.4, SHARE, "Of the budget, for rows that are not yet in DataFiles; over it writes get 503."
+    )
+    query_share: float = setting(0.4, SHARE, "Of the budget, for queries; over it they spill to disk.")
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """The Logs and their Checkpoints."""
+
+    shards: int = setting(
+        8, at_least(COUNT, 1), "Shards of a store that is created now. A store that exists keeps its own number."
+    )
+    checkpoint_bytes: int = setting(
+        "64 MiB",
+        at_least(SIZE, 1024),
+        "A shard checkpoints when this much stands in its Log; appends wait at twice it.",
+    )
+    checkpoint_age: float = setting(
+        "10 min",
+        at_least(DURATION, 1),
+        "A shard checkpoints when its oldest row above the last Checkpoint is this old.",
+    )
+    checkpoint_objects: int = setting(
+        4096, at_least(COUNT, 1), "A shard checkpoints when this many objects stand in its Log."
+    )
+    group_min_interval: float = setting(
+        0, DURATION, "Least time between two objects of one Log, for stores that charge for each put. 0: none."
+    )
+    collect_grace: float = setting(
+        "15 min", DURATION, "How long replaced files stay. Must be longer than `query.timeout`."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class QuerySettings:
+    """Queries."""
+
+    timeout: float = setting("5 min", at_least(DURATION, 1), "Longest run of one query; over it: 504.")
+    memory: int | None = setting(
+        AUTO,
+        optional(at_least(SIZE, 2**20), AUTO),
+        "Memory for all queries together. auto: `memory.query_share` of the budget.",
+    )
+    spill_bytes_max: int = setting("10 GiB", SIZE, "Disk for queries that do not fit into memory. 0: never spill.")
+    queries_max: int = setting(64, at_least(COUNT, 1), "Queries that run at once; the others wait.")
+    target_partitions: int | None = setting(
+        AUTO, optional(at_least(COUNT, 1), AUTO), "Parallel streams of one query. auto: the CPUs this process may use."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """Limits an operator may set; there are none by default."""
+
+    databases_max: int | None = setting(NONE, optional(COUNT, NONE), "Databases in the store; over it: 422.")
+    tables_max: int | None = setting(NONE, optional(COUNT, NONE), "Tables in one database; over it: 422.")
+    columns_max: int | None = setting(
+        NONE, optional(COUNT, NONE), "Columns in one table, without `time`; over it: 422."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LogsSettings:
+    """What the node says about itself (its log lines, not the Logs)."""
+
+    level: str = setting("info", choice("debug", "info", "warning", "error"), "Least level that is written.")
+    format: str = setting(AUTO, choice("auto", "text", "json"), "auto: text on a terminal, JSON lines otherwise.")
+
+
+@dataclass(frozen=True, slots=True)
+class AuthSettings:
+    """Who may do what."""
+
+    mode: str = setting(
+        "off",
+        choice("off"),
+        "off: everyone who reaches the port may do everything. Must be written out to listen beyond loopback.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """The parts of the memory budget, in bytes."""
+
+    total_bytes: int
+    memtable_bytes: int
+    query_bytes: int
+    waiting_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of a node; ``Settings()`` has every default."""
+
+    data: DataSettings = DataSettings()
+    node: NodeSettings = NodeSettings()
+    store: StoreSettings = StoreSettings()
+    http: HttpSettings = HttpSettings()
+    write: WriteSettings = WriteSettings()
+    memory: MemorySettings = MemorySettings()
+    log: LogSettings = LogSettings()
+    query: QuerySettings = QuerySettings()
+    limits: LimitSettings = LimitSettings()
+    logs: LogsSettings = LogsSettings()
+    auth: AuthSettings = AuthSettings()
+
+    @property
+    def data_dir(self) -> Path:
+        """This node's folder, absolute."""
+        return Path(self.data.dir).expanduser().absolute()
+
+    @property
+    def store_url(self) -> str:
+        """The store's URL or folder; never empty."""
+        return self.store.url or str(self.data_dir / "store")
+
+    @property
+    def spill_dir(self) -> Path:
+        """Where queries spill; emptied at start."""
+        return self.data_dir / "spill"
+
+    @property
+    def node_name(self) -> str:
+        """The name in logs and status; never empty."""
+        return self.node.name or socket.gethostname()
+
+    @property
+    def target_partitions(self) -> int:
+        """Parallel streams of one query."""
+        return self.query.target_partitions or machine.cpus_allowed()
+
+    def budgets(self, limit_bytes: int | None = None) -> Budgets:
+        """The memory budget and its parts; ``limit_bytes`` is what the machine allows (None: ask it)."""
+        total = self.memory.budget
+        if total is None:
+            limit = machine.memory_limit_bytes() if limit_bytes is None else limit_bytes
+            total = max(MEMORY_BUDGET_BYTES_MIN, int(limit * MEMORY_BUDGET_SHARE))
+        return Budgets(
+            total_bytes=total,
+            memtable_bytes=int(total * self.memory.memtable_share),
+            query_bytes=self.query.memory or int(total * self.memory.query_share),
+            waiting_bytes=self.write.waiting_bytes_max or int(total * WAITING_SHARE),
+        )

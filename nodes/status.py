@@ -1,0 +1,84 @@
+"""What `GET /api/runnel/status` answers and `runnel status` prints.
+
+Pure values. `nodes.node` or the backend provides them through `StatusProvider`; the HTTP door encodes them with
+msgspec; `nodes.cli.status` decodes them.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import msgspec
+
+STATUS_PATH: Final = "/api/runnel/status"
+
+
+class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One live table. ``rows`` counts stored rows before folding; None if it is not known cheaply."""
+
+    name: str
+    columns: int
+    partitions: int
+    files: int = 0
+    file_bytes: int = 0
+    rows: int | None = None
+
+
+class DatabaseStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One live database with its live tables."""
+
+    name: str
+    retention_ns: int | None = None
+    tables: list[TableStatus] = []
+
+
+class LogStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One Log: ``sequence`` is its newest object that is applied here, ``covered`` the newest Checkpoint's k."""
+
+    id: int
+    name: str
+    state: str
+    epoch: int
+    sequence: int
+    covered: int
+    checkpoint_sequence: int
+    bytes_above_checkpoint: int
+    objects_above_checkpoint: int
+
+
+class MemoryStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory in bytes: what is used of each part of the budget, and the process's resident size."""
+
+    resident_bytes: int
+    budget_bytes: int
+    memtable_bytes: int = 0
+    memtable_bytes_max: int = 0
+    query_bytes_max: int = 0
+    waiting_bytes: int = 0
+    waiting_bytes_max: int = 0
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One node: ``phase`` is `nodes.health.Phase`'s value; ``reasons`` say why it is not, or not wholly, ready."""
+
+    name: str
+    version: str
+    pid: int
+    store_id: str
+    store_url: str
+    data_dir: str
+    phase: str
+    ready: bool
+    uptime_seconds: float
+    reasons: dict[str, str] = {}
+    listen: dict[str, str] = {}
+    catalog_revision: int = 0
+    databases: list[DatabaseStatus] = []
+    memory: MemoryStatus
+    logs: list[LogStatus] = []
+
+
+class StatusProvider(Protocol):
+    """Who can say it; must not block and must not do I/O."""
+
+    def status(self) -> NodeStatus: ...
