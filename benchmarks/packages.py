@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PEERS_FOLDER = Path("build/peers")
+PEERS_FOLDER = Path(__file__).resolve().parent.parent / "build/peers"
 APT_SECONDS_MAX = 300
 
 

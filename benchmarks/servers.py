@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from benchmarks.accounting import Memory
 
+ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS_MAX = 120.0
 READY_POLL_SECONDS = 0.005
 STOP_SECONDS_MAX = 60.0
@@ -69,7 +70,8 @@ class Server:
         """What to run; ``self.port`` is set and the folder exists."""
         raise NotImplementedError
 
-    def version(self) -> str:
+    @classmethod
+    def version(cls) -> str:
         raise NotImplementedError
 
     def prepare(self, database: str) -> None:
@@ -177,8 +179,9 @@ class Runnel(Server):
         program = str(Path(sys.executable).parent / "runnel")
         return [program, "start", "--data", str(self.data), "--http", f"{HOST}:{self.port}"]
 
-    def version(self) -> str:
-        return _output(["git", "describe", "--always", "--dirty"])
+    @classmethod
+    def version(cls) -> str:
+        return git_commit()
 
     def settle(self) -> None:
         ask(self.port, "POST", "/api/runnel/checkpoint")
@@ -223,7 +226,8 @@ bind-address = "{HOST}:0"
   max-row-limit = 0
 """
 
-    def version(self) -> str:
+    @classmethod
+    def version(cls) -> str:
         return packages.version(packages.INFLUXDB)
 
     def prepare(self, database: str) -> None:
@@ -257,7 +261,8 @@ class VictoriaMetrics(Server):
             "-search.disableCache=true",
         ]
 
-    def version(self) -> str:
+    @classmethod
+    def version(cls) -> str:
         return packages.version(packages.VICTORIA_METRICS)
 
     def settle(self) -> None:
@@ -281,6 +286,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _output(command: Sequence[str]) -> str:
+def git_commit() -> str:
+    """The checkout's commit, ``-dirty`` when files differ from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
