@@ -58,6 +58,16 @@ class MemoryStatus(msgspec.Struct, frozen=True, kw_only=True):
     waiting_bytes_max: int = 0
 
 
+class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a node's status that its backend knows."""
+
+    store_id: str = ""
+    catalog_revision: int = 0
+    memtable_bytes: int = 0
+    databases: list[DatabaseStatus] = []
+    logs: list[LogStatus] = []
+
+
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One node: ``phase`` is `nodes.health.Phase`'s value; ``reasons`` say why it is not, or not wholly, ready."""
 
