@@ -28,6 +28,10 @@ QUICK_DIVISOR = 10
 TABLES = {"cpu": "cpu", "cpuf": "cpu", "narrow": "temp"}
 
 
+class RowsMissing(RuntimeError):
+    """A server does not have the rows that it has acknowledged."""
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """One way of writing: ``lines`` of ``kind`` in bodies of ``batch`` lines over ``connections`` connections."""
@@ -149,6 +153,7 @@ def _measure(load: Load, bodies: Sequence[bytes], server: Server) -> Ingested:
         at_rest = server.cpu_seconds() - before
         memory = server.memory()
         disk = _disk_per_value(load, server) if load.disk else None
+        _check_rows(load, server)
     latencies = sorted(driven.latency_seconds)
     return Ingested(
         load=load.name,
@@ -163,6 +168,13 @@ def _measure(load: Load, bodies: Sequence[bytes], server: Server) -> Ingested:
         rss_peak_bytes=memory.peak_bytes,
         disk_bytes_per_value=disk,
     )
+
+
+def _check_rows(load: Load, server: Server) -> None:
+    """Raise `RowsMissing` unless every acknowledged row is there: speed by loss would be no speed."""
+    rows = server.rows(DATABASE, TABLES[load.kind])
+    if rows is not None and rows != load.lines:
+        raise RowsMissing(f"{server.name} acknowledged {load.lines} lines of {load.name} and has {rows} rows")
 
 
 def _disk_per_value(load: Load, server: Server) -> float:

@@ -146,7 +146,7 @@ def run(servers: Sequence[type[Server]], folder: Path, quick: bool) -> list[Aske
             server.settle()
             for query in queries:
                 rows = _decode(server, query)
-                _compare(query, rows, answers.setdefault(query.name, rows))
+                compare(query.name, rows, answers.setdefault(query.name, rows))
                 found.append(_time(server, query, len(rows), asks))
     return found
 
@@ -219,13 +219,13 @@ def _order(row: Row) -> tuple[str, ...]:
     return tuple(str(value) for value in row if not isinstance(value, float))
 
 
-def _compare(query: Query, rows: Sequence[Row], reference: Sequence[Row]) -> None:
+def compare(name: str, rows: Sequence[Row], reference: Sequence[Row]) -> None:
     """Raise `AnswersDiffer` unless both have the same rows (floats to within rounding)."""
     if len(rows) != len(reference):
-        raise AnswersDiffer(f"{query.name}: {len(rows)} rows against {len(reference)}")
+        raise AnswersDiffer(f"{name}: {len(rows)} rows against {len(reference)}")
     for row, other in zip(rows, reference, strict=True):
         if not all(same(value, wanted) for value, wanted in zip(row, other, strict=True)):
-            raise AnswersDiffer(f"{query.name}: {row} against {other}")
+            raise AnswersDiffer(f"{name}: {row} against {other}")
 
 
 def same(value: Value, other: Value) -> bool:

@@ -15,7 +15,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.parse import quote, urlencode
 
 from benchmarks import accounting, packages
@@ -88,6 +88,14 @@ class Server:
     def query_path(self, database: str, text: str) -> str:
         """Path and query that answer ``text``, in the server's own language, as JSON."""
         raise NotImplementedError
+
+    def rows(self, database: str, table: str) -> int | None:
+        """Rows of a table; None where that cannot be asked."""
+        raise NotImplementedError
+
+    def query(self, database: str, text: str) -> Any:
+        """The decoded JSON answer to ``text``."""
+        return json.loads(ask(self.port, "GET", self.query_path(database, text)).body)
 
     @property
     def pid(self) -> int:
@@ -188,8 +196,10 @@ class Runnel(Server):
 
     def disk_bytes(self, database: str, table: str) -> int:
         text = f"SELECT sum(size_bytes) AS bytes FROM system.parquet_files WHERE table_name = '{table}'"
-        rows = json.loads(ask(self.port, "GET", self.query_path(database, text)).body)
-        return int(rows[0]["bytes"] or 0)
+        return int(self.query(database, text)[0]["bytes"] or 0)
+
+    def rows(self, database: str, table: str) -> int:
+        return int(self.query(database, f"SELECT count(*) AS found FROM {table}")[0]["found"])
 
     def query_path(self, database: str, text: str) -> str:
         return "/api/v3/query_sql?" + urlencode({"db": database, "q": text, "format": "json"})
@@ -240,6 +250,11 @@ bind-address = "{HOST}:0"
         """TSM files only: the series files are sparse and mostly air at this size."""
         return sum(path.stat().st_size for path in (self.data / "data" / database).rglob("*.tsm"))
 
+    def rows(self, database: str, table: str) -> int:
+        """The largest count of a field: each line of the loads has a value for every field."""
+        series = self.query(database, f"SELECT count(*) FROM {table}")["results"][0].get("series", [])
+        return int(max(series[0]["values"][0][1:])) if series else 0
+
     def query_path(self, database: str, text: str) -> str:
         return "/query?" + urlencode({"db": database, "epoch": "ns", "q": text})
 
@@ -274,6 +289,10 @@ class VictoriaMetrics(Server):
         ask(self.port, "GET", "/internal/force_merge")
         self.wait_quiet()
         return sum(path.stat().st_size for path in (self.data / "data").rglob("*") if path.is_file())
+
+    def rows(self, database: str, table: str) -> int | None:
+        """It has samples, not rows."""
+        return None
 
 
 SERVERS: dict[str, type[Server]] = {each.name: each for each in (Runnel, InfluxDB, VictoriaMetrics)}

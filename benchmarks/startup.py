@@ -7,7 +7,6 @@ for the replay alone, so the time that an empty folder takes to be ready is subt
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -104,7 +103,7 @@ def start(folder: Path, quick: bool) -> Started:
 def _use(server: Runnel) -> None:
     """One write and one query."""
     client.drive(server.port, write_requests(server, DATABASE, [ONE_LINE], compressed=False), 1)
-    if _count(server, "first") != 1:
+    if server.rows(DATABASE, "first") != 1:
         raise RowsLost("one row was written and acknowledged, and it is not there")
 
 
@@ -130,18 +129,13 @@ def _recover(name: str, folder: Path, line_count: int, batch: int, empty_seconds
     objects, log_bytes = longest_log(server.data)
     ready_seconds = server.start()
     try:
-        rows = _count(server, "cpu")
+        rows = server.rows(DATABASE, "cpu")
     finally:
         server.kill()
     if rows != line_count:
         raise RowsLost(f"{line_count} rows were acknowledged before the crash, {rows} are there after it")
     replay_seconds = max(ready_seconds - empty_seconds, REPLAY_SECONDS_MIN)
     return Recovered(name, objects, log_bytes, rows, ready_seconds, replay_seconds)
-
-
-def _count(server: Runnel, table: str) -> int:
-    path = server.query_path(DATABASE, f"SELECT count(*) AS count FROM {table}")
-    return int(json.loads(client.ask(server.port, "GET", path).body)[0]["count"])
 
 
 def longest_log(data: Path) -> tuple[int, int]:
