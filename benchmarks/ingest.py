@@ -43,6 +43,7 @@ class Load:
     connections: int
     compressed: bool = False
     disk: bool = False
+    rounds: int = 1
 
     def scaled(self, divisor: int) -> Load:
         """The same load with fewer lines, at least one body a connection."""
@@ -51,7 +52,7 @@ class Load:
 
 
 LOADS = (
-    Load("cpu", "cpu", 1_000_000, 10_000, 4, disk=True),
+    Load("cpu", "cpu", 1_000_000, 10_000, 4, disk=True, rounds=3),
     Load("cpu gzip", "cpu", 1_000_000, 10_000, 4, compressed=True),
     Load("doubles", "cpuf", 500_000, 10_000, 4, disk=True),
     Load("narrow", "narrow", 2_000_000, 10_000, 4, disk=True),
@@ -85,14 +86,14 @@ def loads(quick: bool) -> list[Load]:
     return [load.scaled(QUICK_DIVISOR) if quick else load for load in LOADS]
 
 
-def run(load: Load, servers: Sequence[type[Server]], folder: Path, rounds: int) -> list[Ingested]:
-    """Run ``load`` against each server in turn, ``rounds`` times over; medians per server.
+def run(load: Load, servers: Sequence[type[Server]], folder: Path, rounds: int | None = None) -> list[Ingested]:
+    """Run ``load`` against each server in turn, ``rounds`` (else its own number of) times over; medians per server.
 
     Rounds go around the servers, so that a slow minute of the machine falls on all of them.
     """
     bodies = _bodies(load)
     found: dict[str, list[Ingested]] = {server.name: [] for server in servers}
-    for number in range(rounds):
+    for number in range(rounds or load.rounds):
         for server in servers:
             place = folder / f"{load.name.replace(' ', '-')}-{server.name}-{number}"
             found[server.name].append(_measure(load, bodies, server(place)))

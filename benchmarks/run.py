@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it works, not how fast it is")
     parser.add_argument("--peers", choices=("all", "none", *PEER_PACKAGES), default="all")
     parser.add_argument("--no-runnel", dest="runnel", action="store_false", help="peers only")
-    parser.add_argument("--rounds", type=int, default=1, help="measure each ingest load so often; medians count")
+    parser.add_argument("--rounds", type=int, help="measure each ingest load so often; medians count")
     parser.add_argument("--no-store", dest="store", action="store_false", help="print only")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where to store")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a goal is missed")
@@ -132,7 +132,9 @@ def _queries(report: Report, servers: Sequence[type[Server]], place: Path, quick
     print(queries_table(report.asked), flush=True)
 
 
-def _ingest(report: Report, load: ingest.Load, servers: Sequence[type[Server]], place: Path, rounds: int) -> None:
+def _ingest(
+    report: Report, load: ingest.Load, servers: Sequence[type[Server]], place: Path, rounds: int | None
+) -> None:
     found = ingest.run(load, servers, place, rounds)
     report.ingested.extend(found)
     print(ingest_table(found), flush=True)

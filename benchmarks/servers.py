@@ -247,8 +247,10 @@ bind-address = "{HOST}:0"
         self.wait_quiet(lambda: not any(path.stat().st_size for path in self.data.glob("wal/**/*.wal")))
 
     def disk_bytes(self, database: str, table: str) -> int:
-        """TSM files only: the series files are sparse and mostly air at this size."""
-        return sum(path.stat().st_size for path in (self.data / "data" / database).rglob("*.tsm"))
+        """TSM files after the full compaction; the series files are sparse and mostly air at this size."""
+        shards = self.data / "data" / database
+        self.wait_quiet(lambda: all(len(list(shard.glob("*.tsm"))) <= 1 for shard in shards.glob("*/*")))
+        return sum(path.stat().st_size for path in shards.rglob("*.tsm"))
 
     def rows(self, database: str, table: str) -> int:
         """The largest count of a field: each line of the loads has a value for every field."""

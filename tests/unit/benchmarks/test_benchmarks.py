@@ -156,13 +156,18 @@ class TestRequests:
         assert command[1:] == ["start", "--data", str(tmp_path / "data"), "--http", "127.0.0.1:4242"]
         assert command[0].endswith("/runnel")
 
-    def test_disk_of_influxdb_is_its_tsm_files(self, tmp_path: Path) -> None:
+    def test_disk_of_influxdb_is_its_tsm_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        compacted = []
+        monkeypatch.setattr(InfluxDB, "wait_quiet", lambda _, also: compacted.append(also()))
         shard = tmp_path / "data/data/b/autogen/1"
         shard.mkdir(parents=True)
         (shard / "1.tsm").write_bytes(b"1" * 10)
         (shard / "2.tsm").write_bytes(b"1" * 5)
         (shard / "index.tsi").write_bytes(b"1" * 100)
         assert InfluxDB(tmp_path).disk_bytes("b", "cpu") == 15
+        (shard / "2.tsm").unlink()
+        assert InfluxDB(tmp_path).disk_bytes("b", "cpu") == 10
+        assert compacted == [False, True]
         assert VictoriaMetrics(tmp_path).rows("b", "cpu") is None
 
 
