@@ -1,0 +1,1 @@
+"""The gateway: HTTP in front, a `Backend` behind; the doors between them."""
