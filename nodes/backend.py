@@ -9,12 +9,31 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     import pyarrow as pa
 
-    from storage.schema import Database, Role, Table, TypeKind
+    from storage.schema import Database, Table
+
+
+__all__ = [
+    "Backend",
+    "Batch",
+    "CatalogView",
+    "Change",
+    "ColumnSpec",
+    "CreateDatabase",
+    "DropDatabase",
+    "DropTable",
+    "EnsureTable",
+    "Principal",
+    "QueryRequest",
+    "QueryResult",
+    "SetRetention",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,65 +52,6 @@ class Batch:
 
     table: Table
     rows: pa.RecordBatch
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnSpec:
-    """A column that a write or an operator asks for."""
-
-    name: str
-    role: Role
-    kind: TypeKind
-
-
-@dataclass(frozen=True, slots=True)
-class CreateDatabase:
-    """Create a database; ``exist_ok`` makes it an "ensure"."""
-
-    name: str
-    retention_ns: int | None = None
-    exist_ok: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SetRetention:
-    """Set (or clear with None) a database's retention period in ns."""
-
-    database: str
-    retention_ns: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class DropDatabase:
-    """Soft delete: the name is free at once, under ``<name>-YYYYMMDDTHHMMSS`` the rows stay."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class EnsureTable:
-    """Create the database and table if they are not there, and add the columns that are missing.
-
-    With ``exist_ok`` false an existing table is an error (AlreadyExists). A column that exists with
-    another role or type is a SchemaConflict and changes nothing.
-    """
-
-    database: str
-    table: str
-    columns: Sequence[ColumnSpec] = ()
-    exist_ok: bool = True
-    create_database: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class DropTable:
-    """Soft delete of one table."""
-
-    database: str
-    table: str
-
-
-Change = CreateDatabase | SetRetention | DropDatabase | EnsureTable | DropTable
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,8 +103,12 @@ class LogState(Protocol):
         """k of the Checkpoint that was loaded (0: none): replay starts above it (L18)."""
         ...
 
-    def apply(self, obj: LogObject) -> None:
-        """Apply a data object: from replay, or our own after its create has succeeded."""
+    def place(self, entries: Sequence[Entry]) -> tuple[Entry, ...]:
+        """Give the entries of the next group their offsets (LOG L24). Called just before it is sent."""
+        ...
+
+    def apply(self, obj: LogObject, payloads: Sequence[object] = ()) -> None:
+        """Apply a data object: from replay, or our own after its create has succeeded, with its payloads."""
         ...
 
     def checkpointed(self, sequence: int, covered: int, sections: Sequence[Entry]) -> None:
@@ -227,7 +231,9 @@ class LogCore:
     def _list_again(self) -> None:
         self._relists += 1
         if self._relists > RELIST_MAX:
-            self._damaged(f"log {self.identity.log_id}: {RELIST_MAX} listings in a row contradict themselves")
+            self.phase = Phase.CLOSED
+            where = f"log {self.identity.log_id}"
+            self._end_with(Fenced(f"{where}: others open it faster, {RELIST_MAX} times in a row: try again"), None)
             return
         self._effects.append(ListObjects())
 
@@ -509,9 +515,9 @@ class LogCore:
             self._effects.append(CheckpointStood(flight.sequence, flight.covered))
         else:
             size = sum(len(b) for b in flight.buffers)
-            self.state.apply(LogObject(flight.header, flight.entries, size))
+            self.state.apply(LogObject(flight.header, flight.entries, size), [t.payload for t in flight.tickets])
             self._known_data.add(flight.sequence)
-            self._effects.append(Stood(flight.sequence, flight.tickets))
+            self._effects.append(Stood(flight.sequence, flight.tickets, flight.entries))
         if flight.reads:
             self._effects.append(Proved(flight.reads))  # L13: sent after they arrived, and it succeeded
         self._pump()
@@ -542,7 +548,7 @@ class LogCore:
             self._send(ObjectKind.CHECKPOINT, draft.sections, covered=draft.covered)
         elif self._inflight is None and self._queue and self.phase is Phase.OWNER:
             tickets = self._next_group()
-            self._send(ObjectKind.DATA, tuple(t.entry for t in tickets), tickets)
+            self._send(ObjectKind.DATA, self.state.place([t.entry for t in tickets]), tickets)
         self._check_reads()
         self._pump_collection()
 

@@ -98,6 +98,7 @@ class Stood:
 
     sequence: int
     tickets: tuple[Ticket, ...]
+    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +155,14 @@ Effect = (
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """One append that waits for its group commit. ``key`` is the caller's; ``entry`` has its offsets."""
+    """One append that waits for its group commit. ``key`` and ``payload`` are the caller's.
+
+    ``entry`` gets its base offset when its group is sent (`LogState.place`).
+    """
 
     key: int
     entry: Entry
+    payload: object = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,433 @@
+"""The Catalog's content: databases, tables, the partition maps (FORMAT F19-F21, LOG L28-L31).
+
+Pure. `CatalogSnapshot` is the Catalog at one Revision, immutable and shared freely between threads;
+`CatalogState` is what the Catalog's Log adds up to. `plan` turns changes into effects: what is logged is what
+happened, never a condition (FORMAT F10).
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from storage.changes import Change, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
+from storage.checkpoint import Section, decode_sections, section_entry
+from storage.entries import decode_record
+from storage.errors import (
+    AlreadyExists,
+    CorruptObject,
+    InvalidName,
+    LimitExceeded,
+    NoSuchDatabase,
+    NoSuchTable,
+    SchemaConflict,
+)
+from storage.frames import Entry, EntryKind
+from storage.schema import RESERVED_PREFIX, TIME_COLUMN, Column, Database, Op, Partition, Role, Table, TypeKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from storage.changes import ColumnSpec
+    from storage.frames import LogObject
+
+HASH_END: Final = 2**64
+"""Partition maps cover [0, HASH_END)."""
+NAME_BYTES_MAX: Final = 64 * 1024
+"""A name longer than this is refused: names stand in every copy of the Catalog."""
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
+
+Effect = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogLimits:
+    """Limits that an operator may set; None is no limit."""
+
+    databases_max: int | None = None
+    tables_max: int | None = None
+    columns_max: int | None = None
+    partitions_default: int = 1
+
+
+@dataclass(frozen=True)
+class CatalogSnapshot:
+    """The Catalog at one Revision. Look-ups by name see live databases and tables only."""
+
+    revision: int = 0
+    logs: tuple[int, ...] = ()
+    databases_by_id: Mapping[int, Database] = field(default_factory=dict)
+    tables_by_id: Mapping[int, Table] = field(default_factory=dict)
+    names: Mapping[str, Database] = field(default_factory=dict)
+    table_names: Mapping[int, Mapping[str, Table]] = field(default_factory=dict)
+    partitions_of_log: Mapping[int, int] = field(default_factory=dict)
+    next_database: int = 1
+    next_table: int = 1
+    next_partition: int = 1
+
+    def database(self, name: str) -> Database | None:
+        return self.names.get(name)
+
+    def table(self, database: str, name: str) -> Table | None:
+        owner = self.names.get(database)
+        return None if owner is None else self.table_names.get(owner.id, {}).get(name)
+
+    def databases(self, *, deleted: bool = False) -> Sequence[Database]:
+        return [d for d in self.databases_by_id.values() if deleted or not d.deleted]
+
+    def tables(self, database: str, *, deleted: bool = False) -> Sequence[Table]:
+        owner = self.names.get(database)
+        if owner is None:
+            return []
+        if not deleted:
+            return list(self.table_names.get(owner.id, {}).values())
+        return [t for t in self.tables_by_id.values() if t.database_id == owner.id]
+
+
+# -- effects ----------------------------------------------------------------------------------------------
+
+
+def _column_record(column: Column) -> dict[str, Any]:
+    return {
+        "id": column.id, "name": column.name, "stored": column.storage_name, "role": column.role.value,
+        "type": column.kind.value,
+    }  # fmt: skip
+
+
+def _column(record: Mapping[str, Any]) -> Column:
+    return Column(record["id"], record["name"], record["stored"], Role(record["role"]), TypeKind(record["type"]))
+
+
+def database_effect(database: Database) -> Effect:
+    """This database is now so."""
+    return {
+        "do": "database", "id": database.id, "name": database.name, "retention": database.retention_ns,
+        "deleted": database.deleted,
+    }  # fmt: skip
+
+
+def table_effect(table: Table) -> Effect:
+    """This table is now so."""
+    return {
+        "do": "table", "id": table.id, "uuid": table.uuid, "database": table.database_id, "name": table.name,
+        "version": table.version, "columns": [_column_record(c) for c in table.columns],
+        "partitions": [[p.id, p.hash_low.to_bytes(9, "big"), p.hash_high.to_bytes(9, "big"), p.log_id]
+                       for p in table.partitions],
+        "op": table.default_op.value, "router": table.router, "deleted": table.deleted,
+    }  # fmt: skip
+
+
+def _table(effect: Mapping[str, Any]) -> Table:
+    partitions = tuple(
+        Partition(p[0], int.from_bytes(p[1], "big"), int.from_bytes(p[2], "big"), p[3]) for p in effect["partitions"]
+    )
+    return Table(
+        effect["id"], effect["uuid"], effect["database"], effect["name"], effect["version"],
+        tuple(_column(c) for c in effect["columns"]), partitions, Op(effect["op"]), effect["router"],
+        effect["deleted"],
+    )  # fmt: skip
+
+
+def _ordered(columns: Sequence[Column]) -> tuple[Column, ...]:
+    """Time, then tags, then fields, each in the order of their first write."""
+    rank = {Role.TIME: 0, Role.TAG: 1, Role.FIELD: 2}
+    return tuple(sorted(columns, key=lambda c: rank[c.role]))
+
+
+def apply_effects(snapshot: CatalogSnapshot, effects: Sequence[Effect], revision: int) -> CatalogSnapshot:
+    """The Catalog after ``effects``. Raises CorruptObject for an effect that this version does not know."""
+    draft = _Draft(snapshot)
+    for effect in effects:
+        draft.apply(effect)
+    return draft.done(revision)
+
+
+class _Draft:
+    """A mutable copy, made once for a list of effects."""
+
+    def __init__(self, base: CatalogSnapshot) -> None:
+        self.logs = base.logs
+        self.databases = dict(base.databases_by_id)
+        self.tables = dict(base.tables_by_id)
+        self.table_names = dict(base.table_names)
+        self.counts = dict(base.partitions_of_log)
+        self.next_database, self.next_table = base.next_database, base.next_table
+        self.next_partition = base.next_partition
+        self._copied: set[int] = set()
+
+    def apply(self, effect: Effect) -> None:
+        kind = effect["do"]
+        if kind == "database":
+            database = Database(effect["id"], effect["name"], effect["retention"], effect["deleted"])
+            self.databases[database.id] = database
+            self.next_database = max(self.next_database, database.id + 1)
+        elif kind == "table":
+            self._put(_table(effect))
+        elif kind == "columns":
+            table = self.tables[effect["table"]]
+            added = [_column(c) for c in effect["columns"]]
+            columns = _ordered((*table.columns, *added))
+            self._put(replace(table, columns=columns, version=effect["version"]))
+        elif kind == "logs":
+            self.logs = tuple(effect["ids"])
+        else:
+            raise CorruptObject(f"the Catalog holds an effect {kind!r} that this version does not know")
+
+    def _put(self, table: Table) -> None:
+        old = self.tables.get(table.id)
+        self.tables[table.id] = table
+        self.next_table = max(self.next_table, table.id + 1)
+        if old is None:
+            for partition in table.partitions:
+                self.counts[partition.log_id] = self.counts.get(partition.log_id, 0) + 1
+                self.next_partition = max(self.next_partition, partition.id + 1)
+        if table.database_id not in self._copied:
+            self.table_names[table.database_id] = dict(self.table_names.get(table.database_id, {}))
+            self._copied.add(table.database_id)
+        names = self.table_names[table.database_id]
+        assert isinstance(names, dict)
+        if old is not None and names.get(old.name) is not None and names[old.name].id == table.id:
+            del names[old.name]
+        if not table.deleted:
+            names[table.name] = table
+
+    def done(self, revision: int) -> CatalogSnapshot:
+        names = {d.name: d for d in self.databases.values() if not d.deleted}
+        return CatalogSnapshot(
+            revision, self.logs, self.databases, self.tables, names, self.table_names, self.counts,
+            self.next_database, self.next_table, self.next_partition,
+        )  # fmt: skip
+
+
+# -- changes to effects -----------------------------------------------------------------------------------
+
+
+def plan(base: CatalogSnapshot, changes: Sequence[Change], limits: CatalogLimits, stamp: str) -> list[Effect]:
+    """The effects of ``changes``, in order, all or none; [] when everything is so already.
+
+    ``stamp`` (YYYYMMDDTHHMMSS) names what is soft-deleted. Raises a StorageError and changes nothing.
+    """
+    effects: list[Effect] = []
+    current = base
+    for change in changes:
+        step = _plan_one(current, change, limits, stamp)
+        effects.extend(step)
+        if step and change is not changes[-1]:
+            current = apply_effects(current, step, current.revision)
+    return effects
+
+
+def _plan_one(base: CatalogSnapshot, change: Change, limits: CatalogLimits, stamp: str) -> list[Effect]:
+    if isinstance(change, CreateDatabase):
+        return _create_database(base, change, limits)
+    if isinstance(change, SetRetention):
+        database = _live_database(base, change.database)
+        return [database_effect(replace(database, retention_ns=change.retention_ns))]
+    if isinstance(change, DropDatabase):
+        database = _live_database(base, change.name)
+        return [database_effect(replace(database, deleted=True, name=_deleted_name(change.name, stamp, base)))]
+    if isinstance(change, EnsureTable):
+        return _ensure_table(base, change, limits)
+    return _drop_table(base, change, stamp)
+
+
+def _live_database(base: CatalogSnapshot, name: str) -> Database:
+    database = base.database(name)
+    if database is None:
+        raise NoSuchDatabase(f"database not found: {name}")
+    return database
+
+
+def _deleted_name(name: str, stamp: str, base: CatalogSnapshot) -> str:
+    taken = {d.name for d in base.databases_by_id.values()}
+    candidate, number = f"{name}-{stamp}", 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}-{stamp}-{number}"
+    return candidate
+
+
+def check_name(name: str, what: str) -> None:
+    """Names may be anything that is not reserved (F2, F20)."""
+    if not name:
+        raise InvalidName(f"a {what} needs a name")
+    if name.startswith(RESERVED_PREFIX):
+        raise InvalidName(f"{what} name {name!r}: names that begin with {RESERVED_PREFIX} are reserved")
+    if len(name.encode()) > NAME_BYTES_MAX:
+        raise InvalidName(f"{what} name of {len(name.encode())} bytes: at most {NAME_BYTES_MAX}")
+
+
+def _create_database(base: CatalogSnapshot, change: CreateDatabase, limits: CatalogLimits) -> list[Effect]:
+    if base.database(change.name) is not None:
+        if change.exist_ok:
+            return []
+        raise AlreadyExists(f"database {change.name!r} exists")
+    check_name(change.name, "database")
+    if limits.databases_max is not None and len(base.names) >= limits.databases_max:
+        raise LimitExceeded(f"Adding a new database would exceed limit of {limits.databases_max} databases")
+    return [database_effect(Database(base.next_database, change.name, change.retention_ns))]
+
+
+def _ensure_table(base: CatalogSnapshot, change: EnsureTable, limits: CatalogLimits) -> list[Effect]:
+    effects: list[Effect] = []
+    if base.database(change.database) is None:
+        if not change.create_database:
+            raise NoSuchDatabase(f"database not found: {change.database}")
+        effects = _create_database(base, CreateDatabase(change.database), limits)
+        base = apply_effects(base, effects, base.revision)
+    database = _live_database(base, change.database)
+    table = base.table(change.database, change.table)
+    if table is None:
+        return [*effects, table_effect(_new_table(base, database, change, limits))]
+    if not change.exist_ok:
+        raise AlreadyExists(f"table {change.table!r} exists in database {change.database!r}")
+    added = _missing_columns(table, change.columns, limits)
+    if added:
+        columns = [_column_record(c) for c in added]
+        effects.append({"do": "columns", "table": table.id, "version": table.version + 1, "columns": columns})
+    return effects
+
+
+def _new_table(base: CatalogSnapshot, database: Database, change: EnsureTable, limits: CatalogLimits) -> Table:
+    check_name(change.table, "table")
+    live = sum(len(t) for d, t in base.table_names.items() if not base.databases_by_id[d].deleted)
+    if limits.tables_max is not None and live >= limits.tables_max:
+        raise LimitExceeded(f"Adding a new table would exceed limit of {limits.tables_max} tables")
+    time = Column(1, TIME_COLUMN, TIME_COLUMN, Role.TIME, TypeKind.TIMESTAMP)
+    identity = str(uuid.uuid4())
+    bare = Table(base.next_table, identity, database.id, change.table, 1, (time,), _partitions(base, limits))
+    added = _missing_columns(bare, change.columns, limits)
+    return replace(bare, columns=_ordered((time, *added)))
+
+
+def _partitions(base: CatalogSnapshot, limits: CatalogLimits) -> tuple[Partition, ...]:
+    """Contiguous hash ranges, each on the Log that has the fewest partitions (F21)."""
+    count = limits.partitions_default
+    load = {log: base.partitions_of_log.get(log, 0) for log in base.logs}
+    bounds = [HASH_END * i // count for i in range(count + 1)]
+    partitions = []
+    for index in range(count):
+        log = min(load, key=lambda candidate: (load[candidate], candidate))
+        load[log] += 1
+        partitions.append(Partition(base.next_partition + index, bounds[index], bounds[index + 1], log))
+    return tuple(partitions)
+
+
+def _missing_columns(table: Table, wanted: Sequence[ColumnSpec], limits: CatalogLimits) -> list[Column]:
+    known = dict(table.by_name)
+    stored = {c.storage_name.lower() for c in table.columns}
+    following = max(c.id for c in table.columns) + 1
+    added: list[Column] = []
+    for spec in wanted:
+        column = known.get(spec.name)
+        if column is not None:
+            if (column.role, column.kind) != (spec.role, spec.kind):
+                raise SchemaConflict(
+                    f"column {spec.name!r} of table {table.name!r} is a {column.role} of type {column.kind}, "
+                    f"not a {spec.role} of type {spec.kind}"
+                )
+            continue
+        check_name(spec.name, "column")
+        column = Column(following, spec.name, _storage_name(spec.name, following, stored), spec.role, spec.kind)
+        following += 1
+        added.append(column)
+        known[spec.name] = column
+        stored.add(column.storage_name.lower())
+    if limits.columns_max is not None and len(known) - 1 > limits.columns_max:
+        raise LimitExceeded(f"Update to schema would exceed number of columns per table limit of {limits.columns_max}")
+    return added
+
+
+def _storage_name(name: str, column_id: int, taken: set[str]) -> str:
+    """The display name where other Parquet readers can use it, else a safe one made unique by the id (F19)."""
+    safe = name if _PLAIN_NAME.match(name) else _UNSAFE.sub("_", name)[:64]
+    return safe if safe == name and safe.lower() not in taken else f"{safe[:64]}_{column_id}"
+
+
+def _drop_table(base: CatalogSnapshot, change: DropTable, stamp: str) -> list[Effect]:
+    _live_database(base, change.database)
+    table = base.table(change.database, change.table)
+    if table is None:
+        raise NoSuchTable(f"table not found: {change.table}")
+    taken = {t.name for t in base.tables_by_id.values() if t.database_id == table.database_id}
+    name, number = f"{table.name}-{stamp}", 1
+    while name in taken:
+        number += 1
+        name = f"{table.name}-{stamp}-{number}"
+    return [table_effect(replace(table, name=name, deleted=True, version=table.version + 1))]
+
+
+# -- the Log's state --------------------------------------------------------------------------------------
+
+
+class CatalogState:
+    """What the Catalog's Log adds up to (LOG L28); the same rules as every Log."""
+
+    def __init__(self) -> None:
+        self.snapshot = CatalogSnapshot()
+        self.k = 0
+        self.position = 0
+        self.objects_above_k = 0
+        self._covered: int | None = None
+
+    def load(self, checkpoint: LogObject | None) -> Sequence[str]:
+        """Start from a Checkpoint: one section row per database, so that each may become a part (F23)."""
+        if checkpoint is None:
+            return ()
+        where = f"catalog checkpoint {checkpoint.header.sequence}"
+        sections = decode_sections(checkpoint.entries, where)
+        (meta,) = sections[Section.META]
+        self.k = self.position = meta["covered"]
+        effects: list[Effect] = []
+        for row in sections[Section.CATALOG]:
+            effects.extend(msgspec.msgpack.decode(row["state"]))
+        self.snapshot = apply_effects(CatalogSnapshot(), effects, meta["revision"])
+        return ()
+
+    def load_part(self, path: str, data: bytes) -> None:
+        raise CorruptObject(f"{path}: a Catalog Checkpoint of this version has no parts")
+
+    def covered(self) -> int:
+        return self.k
+
+    def place(self, entries: Sequence[Entry]) -> tuple[Entry, ...]:
+        return tuple(entries)
+
+    def apply(self, obj: LogObject, payloads: Sequence[object] = ()) -> None:
+        """Each record is one Revision."""
+        where = f"catalog object {obj.header.sequence}"
+        for entry in obj.entries:
+            if entry.kind == EntryKind.RECORD:
+                record = decode_record(entry, where)
+                if record["revision"] != self.snapshot.revision + 1:
+                    raise CorruptObject(f"{where}: Revision {record['revision']} after {self.snapshot.revision}")
+                self.snapshot = apply_effects(self.snapshot, record["effects"], record["revision"])
+        self.position = obj.header.sequence
+        self.objects_above_k += 1
+
+    def checkpointed(self, sequence: int, covered: int, sections: Sequence[Entry]) -> None:
+        self.k = covered
+        self.objects_above_k = 0 if self.position <= covered else self.objects_above_k
+
+    def replay_is_full(self) -> bool:
+        return False
+
+    def sections(self) -> tuple[Entry, ...]:
+        """The whole Catalog as it is now."""
+        base = self.snapshot
+        counters: list[Effect] = [{"do": "logs", "ids": list(base.logs)}]
+        rows = [{"revision": base.revision, "database_id": 0, "state": msgspec.msgpack.encode(counters)}]
+        tables: dict[int, list[Effect]] = {}
+        for table in base.tables_by_id.values():
+            tables.setdefault(table.database_id, []).append(table_effect(table))
+        for database in base.databases_by_id.values():
+            effects = [database_effect(database), *tables.get(database.id, [])]
+            state = msgspec.msgpack.encode(effects)
+            rows.append({"revision": base.revision, "database_id": database.id, "state": state})
+        meta = [{"covered": self.position, "horizon": 0, "revision": base.revision}]
+        return (section_entry(Section.META, meta), section_entry(Section.CATALOG, rows))

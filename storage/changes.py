@@ -1,0 +1,70 @@
+"""What the Catalog can be asked to change. Values only; `storage.catalog` turns them into effects (FORMAT F10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from storage.schema import Role, TypeKind
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSpec:
+    """A column that a write or an operator asks for."""
+
+    name: str
+    role: Role
+    kind: TypeKind
+
+
+@dataclass(frozen=True, slots=True)
+class CreateDatabase:
+    """Create a database; ``exist_ok`` makes it an "ensure"."""
+
+    name: str
+    retention_ns: int | None = None
+    exist_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetRetention:
+    """Set (or clear with None) a database's retention period in ns."""
+
+    database: str
+    retention_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DropDatabase:
+    """Soft delete: the name is free at once, under ``<name>-YYYYMMDDTHHMMSS`` the rows stay."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureTable:
+    """Create the database and table if they are not there, and add the columns that are missing.
+
+    With ``exist_ok`` false an existing table is an error (AlreadyExists). A column that exists with
+    another role or type is a SchemaConflict and changes nothing.
+    """
+
+    database: str
+    table: str
+    columns: Sequence[ColumnSpec] = ()
+    exist_ok: bool = True
+    create_database: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DropTable:
+    """Soft delete of one table."""
+
+    database: str
+    table: str
+
+
+Change = CreateDatabase | SetRetention | DropDatabase | EnsureTable | DropTable

@@ -1,0 +1,98 @@
+"""DataFiles: sorted, internally unique Parquet, one object each (DESIGN section 11, LOG L20, FORMAT F18, F19).
+
+Blocking: callers run it off the event loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import StoreUnavailable
+from storage.fold import fold
+from storage.objects import CreateOutcome
+from storage.schema import OFFSET_COLUMN, TIME_COLUMN, DataFile, Role
+from storage.store import data_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from storage.objects import ObjectStore
+    from storage.schema import Table, TailBatch
+
+ROW_GROUP_ROWS: Final = 131_072
+"""Rows of a row group: small enough to skip, large enough for dictionaries and deltas to pay."""
+CREATE_TRIES_MAX: Final = 5
+"""New names to try when the outcome of a DataFile's create stays unknown; the name that lost is an orphan (L20)."""
+OFFSET_FIELD_ID: Final = 2**31 - 1
+
+
+def encode_parquet(table: Table, rows: pa.RecordBatch) -> pa.Buffer:
+    """The bytes of a DataFile for folded ``rows`` (named by storage names, with their offsets)."""
+    fields = []
+    encodings: dict[str, str] = {}
+    dictionaries: list[str] = []
+    for field in rows.schema:
+        column = table.by_storage_name.get(field.name)
+        field_id = OFFSET_FIELD_ID if column is None else column.id
+        fields.append(field.with_metadata({"PARQUET:field_id": str(field_id)}))
+        if column is not None and column.role is Role.TAG:
+            dictionaries.append(field.name)
+        elif pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type):
+            encodings[field.name] = "DELTA_BINARY_PACKED"
+        elif pa.types.is_floating(field.type):
+            encodings[field.name] = "BYTE_STREAM_SPLIT"
+        elif pa.types.is_string(field.type):
+            dictionaries.append(field.name)
+    sink = pa.BufferOutputStream()
+    data = pa.Table.from_batches([pa.RecordBatch.from_arrays(rows.columns, schema=pa.schema(fields))])
+    pq.write_table(
+        data,
+        sink,
+        compression="zstd",
+        use_dictionary=dictionaries,
+        column_encoding=encodings,
+        row_group_size=ROW_GROUP_ROWS,
+        store_schema=False,
+        write_page_index=True,
+        version="2.6",
+    )
+    return sink.getvalue()
+
+
+def _create(store: ObjectStore, paths: Sequence[str], data: pa.Buffer) -> str:
+    """Create the object exclusively under the first name whose outcome is certain."""
+    for path in paths:
+        if store.create(path, [memoryview(data)]) is CreateOutcome.CREATED:
+            return path
+    raise StoreUnavailable(f"{store.url}: a DataFile's create stayed unknown {len(paths)} times")
+
+
+def write_datafile(
+    store: ObjectStore, table: Table, log_id: int, epoch: int, partition: int, tail: Sequence[TailBatch]
+) -> DataFile:
+    """Fold ``tail``, write it as one DataFile, and say what a Checkpoint has to name."""
+    rows = fold(table, tail)
+    data = encode_parquet(table, rows)
+    paths = [data_path(log_id, table.database_id, table.id, epoch) for _ in range(CREATE_TRIES_MAX)]
+    path = _create(store, paths, data)
+    times = rows.column(TIME_COLUMN).cast(pa.int64()).to_numpy(zero_copy_only=False)
+    offsets = rows.column(OFFSET_COLUMN).to_numpy(zero_copy_only=False)
+    low = min(batch.first_offset for batch in tail)  # the layer stands for all its offsets, also folded ones (L25)
+    return DataFile(
+        path=path,
+        table_id=table.id,
+        partition=partition,
+        order_low=low,
+        order_high=int(np.max(offsets)),
+        offset_low=low,
+        offset_high=int(np.max(offsets)),
+        time_low=int(np.min(times)),
+        time_high=int(np.max(times)),
+        rows=rows.num_rows,
+        bytes=data.size,
+        schema_version=table.version,
+    )

@@ -1,0 +1,123 @@
+"""What entries carry: rows as frames, and records that are not rows (FORMAT F8, F10).
+
+Pure. A `rows` frame is column ids and one Arrow record-batch message without its schema: types come from the
+Catalog at the entry's schema version. An `ipc` frame is a whole Arrow stream with dictionaries, for batches
+in which those pay. A record is a MessagePack map; its first key says its version.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.errors import CorruptObject, UnsupportedFormat
+from storage.frames import NO_WRITE_ID, Entry, EntryKind, Frame, FrameType, WriteId
+from storage.schema import TIME_COLUMN, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from storage.schema import Table
+
+IPC_FROM_ROWS: Final = 512
+"""Batches with at least so many rows are written as `ipc` with dictionaries, smaller ones as `rows` (F8)."""
+RECORD_VERSION: Final = 1
+_COUNT: Final = struct.Struct("<II")
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def encode_rows(table: Table, rows: pa.RecordBatch) -> Frame:
+    """The frame for ``rows`` (fields named by storage names)."""
+    if rows.num_rows >= IPC_FROM_ROWS:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as writer:
+            writer.write_batch(rows)
+        return Frame(FrameType.IPC, memoryview(sink.getvalue()))
+    ids = [table.by_storage_name[name].id for name in rows.schema.names]
+    head = _COUNT.pack(1, len(ids)) + np.asarray(ids, dtype="<u4").tobytes()
+    head += bytes(-len(head) % 16)
+    plain = pa.RecordBatch.from_arrays([_plain(c) for c in rows.columns], names=rows.schema.names)
+    return Frame(FrameType.ROWS, (head, memoryview(plain.serialize())))
+
+
+def _decode_plain(table: Table, payload: memoryview, where: str) -> pa.RecordBatch:
+    version, count = _COUNT.unpack_from(payload)
+    if version != 1:
+        raise UnsupportedFormat(f"{where}: rows frame version {version}")
+    ids = np.frombuffer(payload, dtype="<u4", count=count, offset=_COUNT.size)
+    start = _COUNT.size + 4 * count
+    start += -start % 16
+    try:
+        columns = [table.by_id[int(i)] for i in ids]
+    except KeyError as error:
+        raise CorruptObject(f"{where}: table {table.id} has no column {error}") from None
+    schema = pa.schema([(c.storage_name, c.plain_type) for c in columns])
+    batch = pa.ipc.read_record_batch(pa.py_buffer(payload[start:]), schema)
+    arrays = [
+        array.dictionary_encode() if column.role is Role.TAG else array
+        for column, array in zip(columns, batch.columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names=schema.names)
+
+
+def decode_rows(table: Table, entry: Entry, where: str) -> pa.RecordBatch:
+    """The rows of an entry, with tags as dictionaries. Raises CorruptObject when they are not rows of ``table``."""
+    for frame in entry.frames:
+        payload = memoryview(frame.parts()[0])
+        try:
+            if frame.type is FrameType.ROWS:
+                batch = _decode_plain(table, payload, where)
+            elif frame.type is FrameType.IPC:
+                batch = pa.ipc.open_stream(pa.py_buffer(payload)).read_next_batch()
+            else:
+                continue
+        except (pa.ArrowInvalid, struct.error, StopIteration, ValueError) as error:
+            raise CorruptObject(f"{where}: rows cannot be decoded: {error}") from error
+        if batch.num_rows != entry.row_count:
+            raise CorruptObject(f"{where}: {batch.num_rows} rows where the directory says {entry.row_count}")
+        return batch
+    raise CorruptObject(f"{where}: an entry of rows has no frame of rows")
+
+
+def rows_entry(table: Table, partition: int, rows: pa.RecordBatch, write_id: WriteId = NO_WRITE_ID) -> Entry:
+    """The entry of one Append; its base offset is given when it is sent (LOG L24)."""
+    bounds = pc.min_max(rows.column(rows.schema.get_field_index(TIME_COLUMN)).cast(pa.int64()))
+    return Entry(
+        EntryKind.ROWS,
+        (encode_rows(table, rows),),
+        table_id=table.id,
+        partition=partition,
+        schema_version=table.version,
+        offset_count=rows.num_rows,
+        row_count=rows.num_rows,
+        time_low=bounds["min"].as_py(),
+        time_high=bounds["max"].as_py(),
+        write_id=write_id,
+    )
+
+
+def record_entry(kind: EntryKind, record: Mapping[str, Any], **directory: Any) -> Entry:
+    """An entry for an effect that is not rows (F10)."""
+    payload = msgspec.msgpack.encode({"v": RECORD_VERSION, **record})
+    return Entry(kind, (Frame(FrameType.RECORD, payload),), **directory)
+
+
+def decode_record(entry: Entry, where: str) -> dict[str, Any]:
+    """The map of a record entry."""
+    if not entry.frames or entry.frames[0].type is not FrameType.RECORD:
+        raise CorruptObject(f"{where}: a record entry has no record frame")
+    try:
+        record = msgspec.msgpack.decode(entry.frames[0].parts()[0])
+    except msgspec.DecodeError as error:
+        raise CorruptObject(f"{where}: {error}") from error
+    if not isinstance(record, dict) or record.get("v") != RECORD_VERSION:
+        raise UnsupportedFormat(f"{where}: a record of a version that this reader does not know")
+    return record

@@ -1,0 +1,344 @@
+"""What the Log of a shard adds up to: files, memtable, offsets, write ids, cut-offs (LOG L7, L14, L18, L24, L36).
+
+Pure and synchronous. `storage.log.LogCore` (an owner) and `storage.logreader.LogReader` (a store read) feed it
+the objects of the Log in order; `storage.shard` asks it for snapshots and for the content of Checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+
+from storage.checkpoint import (
+    FILES_INLINE_MAX,
+    Part,
+    Section,
+    decode_part,
+    decode_sections,
+    file_from_row,
+    file_row,
+    section_entry,
+)
+from storage.entries import decode_record, decode_rows
+from storage.errors import CorruptObject
+from storage.frames import NO_WRITE_ID, Entry, EntryKind, WriteId
+from storage.schema import PartitionSnapshot, TailBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from storage.frames import Header, LogObject
+    from storage.schema import DataFile, Table
+
+WRITE_IDS_MAX: Final = 100_000
+"""Write ids remembered; when there are more the horizon moves up (LOG L7)."""
+
+PartitionKey = tuple[int, int]
+"""(table id, partition id)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TailEntry:
+    """Rows of one entry above k: ``sequence`` is its object."""
+
+    sequence: int
+    batch: TailBatch
+    time_low: int
+    bytes: int
+
+
+@dataclass(slots=True)
+class PartitionState:
+    """One partition at this position of the Log."""
+
+    start: int = 0
+    next_offset: int = 0
+    changes_from: int = 0
+    bytes: int = 0
+    time_high: int = -(2**63)
+    changed_at: int = 0
+    files: tuple[DataFile, ...] = ()
+    tail: list[TailEntry] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Where the entry of a write id stands."""
+
+    sequence: int
+    first_offset: int
+    written_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cutoff:
+    """A database's recorded retention cut-off (ns) and when it was recorded (ms) (LOG L36)."""
+
+    time_ns: int
+    recorded_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The memtable as it was at ``covered``, and everything else a Checkpoint says of that moment (F17)."""
+
+    covered: int
+    tails: dict[PartitionKey, tuple[TailBatch, ...]]
+    sections: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCheckpoint:
+    """What becomes true when a Checkpoint stands: its new files, and how the list is laid out."""
+
+    covered: int
+    new_files: tuple[DataFile, ...]
+    loose: tuple[DataFile, ...]
+    parts: tuple[Part, ...]
+
+
+class ShardState:
+    """The state of one Log of rows. ``tables`` looks a table up by id at the newest Revision known here."""
+
+    def __init__(
+        self, store_id: bytes, log_id: int, tables: Callable[[int], Table | None], full_bytes: int = 0
+    ) -> None:
+        self.store_id = store_id
+        self.log_id = log_id
+        self.k = 0
+        self.position = 0
+        self.checkpoint_seq = 0
+        self.revision = 0
+        self.horizon = 0
+        self.epoch = 0
+        self.tail_bytes = 0
+        self.objects_above_k = 0
+        self.log_bytes_above_k = 0
+        self.oldest_above_k_ms: int | None = None
+        self.partitions: dict[PartitionKey, PartitionState] = {}
+        self.write_ids: OrderedDict[WriteId, Remembered] = OrderedDict()
+        self.drops: dict[int, int] = {}
+        self.cutoffs: dict[int, Cutoff] = {}
+        self.loose: tuple[DataFile, ...] = ()
+        self.parts: tuple[Part, ...] = ()
+        self.prepared: PreparedCheckpoint | None = None
+        self._tables = tables
+        self._full_bytes = full_bytes
+        self._sizes: OrderedDict[int, tuple[int, int]] = OrderedDict()  # sequence -> (bytes, written at ms)
+
+    # -- LogState: fed by the Log ------------------------------------------------------------------------
+
+    def load(self, checkpoint: LogObject | None) -> Sequence[str]:
+        """Start from a Checkpoint; its parts are read next (LOG L10, F17)."""
+        if checkpoint is None:
+            return ()
+        where = f"log {self.log_id} checkpoint {checkpoint.header.sequence}"
+        sections = decode_sections(checkpoint.entries, where)
+        (meta,) = sections[Section.META]
+        self.k = self.position = meta["covered"]
+        self.horizon, self.revision = meta["horizon"], meta["revision"]
+        self.checkpoint_seq = checkpoint.header.sequence
+        for row in sections[Section.PARTITIONS]:
+            self.partitions[row["table_id"], row["partition"]] = PartitionState(
+                row["start"], row["next"], row["changes_from"], row["bytes"], row["time_high"], self.checkpoint_seq
+            )
+        for row in sections[Section.WRITE_IDS]:
+            key = WriteId(row["kind"], row["writer"], row["epoch"], row["sequence"], row["span"])
+            self.write_ids[key] = Remembered(row["object"], row["first_offset"], row["written_ms"])
+        self.drops = {row["table_id"]: row["revision"] for row in sections[Section.DROPS]}
+        self.cutoffs = {r["database_id"]: Cutoff(r["cutoff"], r["recorded_ms"]) for r in sections[Section.CUTOFFS]}
+        self.loose = tuple(file_from_row(row, where) for row in sections[Section.FILES])
+        self._add_files(self.loose)
+        return [row["path"] for row in sections[Section.PARTS]]
+
+    def load_part(self, path: str, data: bytes) -> None:
+        """Take one part of the file list."""
+        files = decode_part(self.store_id, data, path)
+        self.parts = (*self.parts, Part(path, files))
+        self._add_files(files)
+
+    def covered(self) -> int:
+        return self.k
+
+    def place(self, entries: Sequence[Entry]) -> tuple[Entry, ...]:
+        """Offsets for the next group: they go on where the partition ends, without a gap (LOG L24)."""
+        following: dict[PartitionKey, int] = {}
+        placed = []
+        for entry in entries:
+            if entry.kind != EntryKind.ROWS:
+                placed.append(entry)
+                continue
+            key = (entry.table_id, entry.partition)
+            base = following.get(key)
+            if base is None:
+                base = self.partitions[key].next_offset if key in self.partitions else 0
+            placed.append(dataclasses.replace(entry, base_offset=base))
+            following[key] = base + entry.offset_count
+        return tuple(placed)
+
+    def apply(self, obj: LogObject, payloads: Sequence[object] = ()) -> None:
+        """Apply a data object. ``payloads`` are the batches of our own entries, so that they need no decoding."""
+        sequence = obj.header.sequence
+        where = f"log {self.log_id} object {sequence}"
+        for index, entry in enumerate(obj.entries):
+            payload = payloads[index] if payloads else None
+            if entry.kind == EntryKind.ROWS:
+                self._apply_rows(obj.header, entry, payload, where)
+            elif entry.kind == EntryKind.RETENTION:
+                self._apply_cutoff(entry, where)
+            elif entry.kind == EntryKind.DROP:
+                self._apply_drop(entry, where)
+        self.position = sequence
+        self.objects_above_k += 1
+        self.log_bytes_above_k += obj.size
+        self._sizes[sequence] = (obj.size, obj.header.written_at_ms)
+        if self.oldest_above_k_ms is None:
+            self.oldest_above_k_ms = obj.header.written_at_ms
+
+    def _apply_rows(self, header: Header, entry: Entry, payload: object, where: str) -> None:
+        sequence = header.sequence
+        if entry.write_id != NO_WRITE_ID:  # L7: replay only adds
+            self.write_ids[entry.write_id] = Remembered(sequence, entry.base_offset, header.written_at_ms)
+        table = self._tables(entry.table_id)
+        if table is None:
+            raise CorruptObject(f"{where}: rows of table {entry.table_id}, which the Catalog has never named")
+        rows = payload if isinstance(payload, pa.RecordBatch) else decode_rows(table, entry, where)
+        state = self.partitions.setdefault((entry.table_id, entry.partition), PartitionState())
+        if entry.base_offset != state.next_offset:
+            raise CorruptObject(f"{where}: offset {entry.base_offset} where {state.next_offset} must follow")
+        state.next_offset += entry.offset_count
+        state.time_high = max(state.time_high, entry.time_high)
+        state.changed_at = sequence
+        size = rows.get_total_buffer_size()
+        state.tail.append(TailEntry(sequence, TailBatch(entry.base_offset, rows), entry.time_low, size))
+        self.tail_bytes += size
+
+    def _apply_cutoff(self, entry: Entry, where: str) -> None:
+        record = decode_record(entry, where)
+        database = record["database"]
+        known = self.cutoffs.get(database)
+        if known is None or record["cutoff"] > known.time_ns:  # L36: never decreasing
+            self.cutoffs[database] = Cutoff(record["cutoff"], record["recorded_ms"])
+
+    def _apply_drop(self, entry: Entry, where: str) -> None:
+        record = decode_record(entry, where)
+        self.drops[entry.table_id] = record["revision"]  # L31: idempotent by table id
+        self.revision = max(self.revision, record["revision"])
+
+    def checkpointed(self, sequence: int, covered: int, sections: Sequence[Entry]) -> None:
+        """Our own Checkpoint stands: rows up to ``covered`` leave the memtable as their files appear (L22)."""
+        prepared = self.prepared
+        assert prepared is not None
+        assert prepared.covered == covered
+        self.prepared = None
+        self.k = covered
+        self.checkpoint_seq = sequence  # not `position`: in a paused replay objects below it are still to come
+        self.loose, self.parts = prepared.loose, prepared.parts
+        for state in self.partitions.values():
+            if state.tail and state.tail[0].sequence <= covered:
+                state.changed_at = sequence
+                state.tail = [e for e in state.tail if e.sequence > covered]
+        self._add_files(prepared.new_files)
+        self._forget_covered()
+
+    def _forget_covered(self) -> None:
+        while self._sizes and next(iter(self._sizes)) <= self.k:
+            self._sizes.popitem(last=False)
+        self.objects_above_k = len(self._sizes)
+        self.log_bytes_above_k = sum(size for size, _ in self._sizes.values())
+        self.oldest_above_k_ms = next(iter(self._sizes.values()))[1] if self._sizes else None
+        self.tail_bytes = sum(e.bytes for s in self.partitions.values() for e in s.tail)
+
+    def replay_is_full(self) -> bool:
+        return 0 < self._full_bytes <= self.tail_bytes
+
+    # -- Checkpoints -------------------------------------------------------------------------------------
+
+    def freeze(self) -> Frozen:
+        """Everything a Checkpoint says, at this moment; the memtable goes on growing above it (L18)."""
+        tails = {key: tuple(e.batch for e in s.tail) for key, s in self.partitions.items() if s.tail}
+        partitions = [
+            {
+                "table_id": table, "partition": number, "start": s.start, "next": s.next_offset,
+                "stable": s.next_offset, "changes_from": s.changes_from, "bytes": s.bytes, "time_high": s.time_high,
+            }
+            for (table, number), s in self.partitions.items()
+        ]  # fmt: skip
+        ids = [
+            {**key._asdict(), "object": at.sequence, "first_offset": at.first_offset, "written_ms": at.written_ms}
+            for key, at in self.write_ids.items()
+        ]
+        cutoffs = [
+            {"database_id": database, "cutoff": c.time_ns, "recorded_ms": c.recorded_ms}
+            for database, c in self.cutoffs.items()
+        ]
+        sections = (
+            section_entry(
+                Section.META, [{"covered": self.position, "horizon": self.horizon, "revision": self.revision}]
+            ),
+            section_entry(Section.PARTITIONS, partitions),
+            section_entry(Section.WRITE_IDS, ids),  # L7: with the horizon, taken at one moment
+            section_entry(Section.DROPS, [{"table_id": t, "revision": r} for t, r in self.drops.items()]),
+            section_entry(Section.CUTOFFS, cutoffs),
+        )
+        return Frozen(self.position, tails, sections)
+
+    def prepare(self, frozen: Frozen, new_files: Sequence[DataFile], new_part: Part | None) -> tuple[Entry, ...]:
+        """The sections of the Checkpoint whose files are ``new_files``; ``new_part`` takes all loose files over."""
+        loose = () if new_part is not None else (*self.loose, *new_files)
+        parts = self.parts if new_part is None else (*self.parts, new_part)
+        self.prepared = PreparedCheckpoint(frozen.covered, tuple(new_files), loose, parts)
+        return (
+            *frozen.sections,
+            section_entry(Section.FILES, [file_row(f) for f in loose]),
+            section_entry(Section.PARTS, [{"path": p.path, "files": len(p.files)} for p in parts]),
+        )
+
+    def part_is_due(self, new_files: int) -> bool:
+        """Whether the next Checkpoint should move its loose files into a part (L23)."""
+        return len(self.loose) + new_files > FILES_INLINE_MAX
+
+    def _add_files(self, files: Sequence[DataFile]) -> None:
+        for file in files:
+            state = self.partitions.setdefault((file.table_id, file.partition), PartitionState())
+            state.files = (*state.files, file)
+            state.bytes = sum(f.bytes for f in state.files)
+
+    # -- write ids (L7) ----------------------------------------------------------------------------------
+
+    def advance_horizon(self, forget_before_ms: int) -> None:
+        """Forget ids of objects written before ``forget_before_ms``, and the oldest of a full table."""
+        while self.write_ids:
+            key, at = next(iter(self.write_ids.items()))
+            if at.written_ms >= forget_before_ms and len(self.write_ids) <= WRITE_IDS_MAX:
+                return
+            del self.write_ids[key]
+            self.horizon = max(self.horizon, at.sequence)
+
+    # -- snapshots (L14) ---------------------------------------------------------------------------------
+
+    def snapshot(self, table: Table) -> Iterator[PartitionSnapshot]:
+        """The partitions of ``table`` in this Log, at this position: files and tail, both never, neither never."""
+        for (table_id, number), state in self.partitions.items():
+            if table_id == table.id and table_id not in self.drops:
+                position = (self.log_id, self.epoch, state.changed_at)
+                yield PartitionSnapshot(number, position, state.files, tuple(e.batch for e in state.tail))
+
+    def hides_a_row(self, table_ids: frozenset[int], cutoff_ns: int) -> bool:
+        """Whether a cut-off at ``cutoff_ns`` would hide a row of these tables that is not hidden yet (L36)."""
+        for (table_id, _), state in self.partitions.items():
+            if table_id in table_ids and (
+                any(f.time_low < cutoff_ns for f in state.files) or any(e.time_low < cutoff_ns for e in state.tail)
+            ):
+                return True
+        return False
+
+    def all_files(self) -> Iterator[DataFile]:
+        """Every file that the newest Checkpoint names."""
+        for part in self.parts:
+            yield from part.files
+        yield from self.loose
