@@ -63,6 +63,8 @@ def open_local(root: Path) -> LocalStore:
     try:
         _make_root(root)
         refuse_cached_nfs(root.resolve(), Path("/proc/self/mountinfo").read_text())
+        if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "not writable")
         store = LocalStore(root, os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         store.sweep_temporary()
     except OSError as error:
