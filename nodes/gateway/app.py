@@ -122,7 +122,7 @@ class Gateway:
             return response if isinstance(response.body, bytes) else await _primed(response)
         except ClientGone:
             return None
-        except Exception as error:  # every error becomes an answer; what is no error of ours is logged there
+        except Exception as error:  # noqa: BLE001 - every error becomes an answer; faults are logged there
             response = on_error(request, error)
             if isinstance(error, GatewayError) and error.is_final:
                 response.headers = [*response.headers, CLOSE]
@@ -157,7 +157,7 @@ class Gateway:
         except SendStalled:
             log.info("a client stopped taking its result", path=request.path, request_id=request.request_id)
             request.exchange.abort()
-        except Exception as error:  # the status is out: all that is left is to break the body, and to say why
+        except Exception as error:  # noqa: BLE001 - the status is out: all that is left is to break the body
             log.warning("a result broke off", path=request.path, request_id=request.request_id, error=str(error)[:500])
             request.exchange.break_off()
         finally:
@@ -167,7 +167,7 @@ class Gateway:
 
 async def _primed(response: Response) -> Response:
     """Wait for the first bytes of a stream; short ones become plain bodies."""
-    if isinstance(response.body, bytes):
+    if isinstance(response.body, (bytes, Body)):
         return response
     body = Body(response.body)
     try:

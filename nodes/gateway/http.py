@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from nodes.gateway.budget import WaitingBudget
+    from nodes.gateway.streaming import Body
 
 Header = tuple[bytes, bytes]
 
@@ -252,7 +253,7 @@ class Response:
 
     status: int
     headers: list[Header]
-    body: bytes | AsyncIterator[bytes] = b""
+    body: bytes | AsyncIterator[bytes] | Body = b""
 
 
 def parse_form(text: bytes) -> list[tuple[str, str]]:
