@@ -206,7 +206,8 @@ class LocalStore:
         try:
             try:
                 return self._create_in(folder, name, buffers)
-            except FileNotFoundError:  # the folder or a temporary file was removed under us: nothing stands
+            except (FileNotFoundError, PermissionError):
+                # The folder (EPERM on ext4) or a temporary file was removed under us: nothing stands.
                 self._folders.forget()
                 return self._create_in(folder, name, buffers)
         except OSError as error:

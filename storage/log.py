@@ -10,6 +10,7 @@ What the entries mean is not known here: a `LogState` applies objects and makes 
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
@@ -553,14 +554,18 @@ class LogCore:
         self._pump_collection()
 
     def _next_group(self) -> tuple[Ticket, ...]:
-        """As many waiting entries as one object may hold."""
+        """As many waiting requests as one object may hold; a request is never split (L17)."""
         group: list[Ticket] = []
         size = 0
-        while self._queue and len(group) < GROUP_ENTRIES_MAX:
-            size += encoded_size(self._queue[0].entry)
-            if group and size > OBJECT_BYTES_MAX:
+        while self._queue:
+            request = self._queue[0].request
+            following = list(itertools.takewhile(lambda t: t.request == request, self._queue))  # noqa: B023
+            size += sum(encoded_size(t.entry) for t in following)
+            if group and (size > OBJECT_BYTES_MAX or len(group) + len(following) > GROUP_ENTRIES_MAX):
                 break
-            group.append(self._queue.popleft())
+            group.extend(following)
+            for _ in following:
+                self._queue.popleft()
         return tuple(group)
 
     # -- reads (L13) ------------------------------------------------------------------------------------

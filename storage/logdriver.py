@@ -124,11 +124,13 @@ class LogDriver:
             raise self._refusal()
         futures: list[asyncio.Future[Position]] = []
         tickets = []
+        self._numbers += 1
+        request = self._numbers
         for entry, payload in zip(entries, payloads, strict=True):
             self._numbers += 1
             future: asyncio.Future[Position] = self._loop.create_future()
             self._tickets[self._numbers] = future
-            tickets.append(Ticket(self._numbers, entry, payload))
+            tickets.append(Ticket(self._numbers, entry, payload, request))
             futures.append(future)
         self.core.append(tickets, _now_ms())
         self._pump()

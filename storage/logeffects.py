@@ -157,12 +157,14 @@ Effect = (
 class Ticket:
     """One append that waits for its group commit. ``key`` and ``payload`` are the caller's.
 
-    ``entry`` gets its base offset when its group is sent (`LogState.place`).
+    ``entry`` gets its base offset when its group is sent (`LogState.place`). Tickets of one ``request`` go into
+    one object, so that a write is atomic per shard (L17).
     """
 
     key: int
     entry: Entry
     payload: object = None
+    request: int = 0
 
 
 @dataclass(frozen=True, slots=True)

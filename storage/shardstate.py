@@ -87,8 +87,33 @@ class Frozen:
     """The memtable as it was at ``covered``, and everything else a Checkpoint says of that moment (F17)."""
 
     covered: int
+    horizon: int
+    revision: int
     tails: dict[PartitionKey, tuple[TailBatch, ...]]
-    sections: tuple[Entry, ...]
+    partitions: list[dict[str, int]]
+    write_ids: list[tuple[WriteId, Remembered]]
+    drops: dict[int, int]
+    cutoffs: dict[int, Cutoff]
+
+
+def encode_frozen(frozen: Frozen) -> tuple[Entry, ...]:
+    """The sections that are fixed when the memtable is frozen. Pure, and long for many write ids: off the loop."""
+    ids = [
+        {**key._asdict(), "object": at.sequence, "first_offset": at.first_offset, "written_ms": at.written_ms}
+        for key, at in frozen.write_ids
+    ]
+    cutoffs = [
+        {"database_id": database, "cutoff": c.time_ns, "recorded_ms": c.recorded_ms}
+        for database, c in frozen.cutoffs.items()
+    ]
+    meta = [{"covered": frozen.covered, "horizon": frozen.horizon, "revision": frozen.revision}]
+    return (
+        section_entry(Section.META, meta),
+        section_entry(Section.PARTITIONS, frozen.partitions),
+        section_entry(Section.WRITE_IDS, ids),  # L7: with the horizon, taken at one moment
+        section_entry(Section.DROPS, [{"table_id": t, "revision": r} for t, r in frozen.drops.items()]),
+        section_entry(Section.CUTOFFS, cutoffs),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,32 +293,17 @@ class ShardState:
             }
             for (table, number), s in self.partitions.items()
         ]  # fmt: skip
-        ids = [
-            {**key._asdict(), "object": at.sequence, "first_offset": at.first_offset, "written_ms": at.written_ms}
-            for key, at in self.write_ids.items()
-        ]
-        cutoffs = [
-            {"database_id": database, "cutoff": c.time_ns, "recorded_ms": c.recorded_ms}
-            for database, c in self.cutoffs.items()
-        ]
-        sections = (
-            section_entry(
-                Section.META, [{"covered": self.position, "horizon": self.horizon, "revision": self.revision}]
-            ),
-            section_entry(Section.PARTITIONS, partitions),
-            section_entry(Section.WRITE_IDS, ids),  # L7: with the horizon, taken at one moment
-            section_entry(Section.DROPS, [{"table_id": t, "revision": r} for t, r in self.drops.items()]),
-            section_entry(Section.CUTOFFS, cutoffs),
-        )
-        return Frozen(self.position, tails, sections)
+        return Frozen(
+            self.position, self.horizon, self.revision, tails, partitions, list(self.write_ids.items()),
+            dict(self.drops), dict(self.cutoffs),
+        )  # fmt: skip
 
     def prepare(self, frozen: Frozen, new_files: Sequence[DataFile], new_part: Part | None) -> tuple[Entry, ...]:
-        """The sections of the Checkpoint whose files are ``new_files``; ``new_part`` takes all loose files over."""
+        """The file sections of the Checkpoint whose files are ``new_files``; ``new_part`` takes all loose ones."""
         loose = () if new_part is not None else (*self.loose, *new_files)
         parts = self.parts if new_part is None else (*self.parts, new_part)
         self.prepared = PreparedCheckpoint(frozen.covered, tuple(new_files), loose, parts)
         return (
-            *frozen.sections,
             section_entry(Section.FILES, [file_row(f) for f in loose]),
             section_entry(Section.PARTS, [{"path": p.path, "files": len(p.files)} for p in parts]),
         )

@@ -1,0 +1,362 @@
+"""The Backend of one process: it owns the Catalog and every shard, and runs queries itself.
+
+`nodes.node` enters it; doors see only `nodes.backend.Backend`. It is one node of a cluster with the network
+taken out: the same Logs, write ids, proofs and snapshots, and a plain call where a cluster has gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import uuid
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, Self
+
+import structlog
+
+from engine.engine import Engine, EngineLimits
+from engine.scan import SystemTable
+from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
+from nodes.systemtables import parquet_files
+from storage.budget import MemoryBudget
+from storage.catalog import Catalog
+from storage.catalogstate import CatalogLimits, CatalogSnapshot
+from storage.errors import Fenced, LogDamaged, NoSuchDatabase, ShardClosed, StorageError
+from storage.frames import WriteId
+from storage.keys import route
+from storage.log import Identity
+from storage.objects import S3Options, open_store, prove_store
+from storage.schema import TableSnapshot
+from storage.shard import Append, Shard, ShardLimits
+from storage.store import CATALOG_LOG, open_identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
+    from nodes.settings_model import Budgets, Settings
+    from storage.objects import ObjectStore
+    from storage.schema import PartitionSnapshot, Table
+
+IO_THREADS: Final = 16
+"""Threads for the object store: one create for each Log may be under way, beside reads and checkpoints."""
+WRITE_ID_KIND: Final = 1
+"""Ids of a gateway's writes: remembered down to the horizon (FORMAT F14)."""
+SWEEP_SECONDS: Final = 300.0
+"""How often files that nothing names are looked for (LOG L20)."""
+
+log = structlog.get_logger(__name__)
+
+
+class EmbeddedBackend:
+    """Enter it to open the store, replay and serve; leave it to let everything go."""
+
+    def __init__(self, settings: Settings, budgets: Budgets, fail: Callable[[BaseException], None]) -> None:
+        self._settings = settings
+        self._fail = fail
+        self._budget = MemoryBudget(budgets.memtable_bytes)
+        self._query_bytes = budgets.query_bytes
+        self._writer = uuid.uuid4().bytes
+        self._writes = 0
+        self._shards: dict[int, Shard] = {}
+        self._closed_shards: dict[int, str] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stack = contextlib.AsyncExitStack()
+        self._store: ObjectStore
+        self._catalog: Catalog
+        self._engine: Engine
+        self._store_id: uuid.UUID
+
+    # -- life --------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> None:
+        settings = self._settings
+        executor = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="store")
+        stack.callback(executor.shutdown, wait=True, cancel_futures=True)
+        loop = asyncio.get_running_loop()
+        self._store = await loop.run_in_executor(executor, open_store, settings.store_url, _s3_options(settings))
+        stack.callback(self._store.close)
+        await loop.run_in_executor(executor, prove_store, self._store)  # L33
+        identity = await loop.run_in_executor(executor, open_identity, self._store)
+        self._store_id = identity.id
+        node = uuid.uuid4().bytes
+        limits = CatalogLimits(
+            settings.limits.databases_max, settings.limits.tables_max, settings.limits.columns_max
+        )
+        catalog_identity = Identity(identity.id.bytes, CATALOG_LOG, node)
+        self._catalog = Catalog(self._store, catalog_identity, executor, limits, self._fail)
+        stack.push_async_callback(self._catalog.close)
+        await self._catalog.open(range(1, settings.log.shards + 1))
+        self._watch(stack, self._catalog.driver.closed, "the Catalog")
+        await self._open_shards(stack, identity.id.bytes, node, executor)
+        self._engine = self._new_engine()
+        stack.push_async_callback(self._engine.close)
+        self._start(stack, self._sweep_now_and_then())
+
+    async def _open_shards(
+        self, stack: contextlib.AsyncExitStack, store_id: bytes, node: bytes, executor: ThreadPoolExecutor
+    ) -> None:
+        limits = self._shard_limits()
+        for log_id in self._catalog.current.logs:
+            shard = Shard(
+                self._store, Identity(store_id, log_id, node), self._catalog.table_by_id, self._budget, executor,
+                limits, self._fail,
+            )  # fmt: skip
+            stack.push_async_callback(shard.close)
+            self._shards[log_id] = shard
+        await asyncio.gather(*(self._open_shard(stack, shard) for shard in self._shards.values()))
+
+    async def _open_shard(self, stack: contextlib.AsyncExitStack, shard: Shard) -> None:
+        try:
+            await shard.open()
+        except LogDamaged as error:  # L3: that shard stays closed, others serve
+            self._closed_shards[shard.log_id] = str(error)
+            log.error("a shard stays closed", shard=shard.log_id, reason=str(error))
+            return
+        self._watch(stack, shard.driver.closed, f"shard {shard.log_id}")
+
+    def _shard_limits(self) -> ShardLimits:
+        settings = self._settings.log
+        return ShardLimits(
+            checkpoint_bytes=settings.checkpoint_bytes,
+            checkpoint_seconds=settings.checkpoint_age,
+            checkpoint_objects=settings.checkpoint_objects,
+            log_bytes=settings.checkpoint_bytes,
+            grace_seconds=settings.collect_grace,
+            replay_bytes_max=min(2 * settings.checkpoint_bytes, self._budget.bytes_max // 2),
+        )
+
+    def _new_engine(self) -> Engine:
+        settings = self._settings
+        spill = settings.spill_dir
+        shutil.rmtree(spill, ignore_errors=True)
+        spill.mkdir(parents=True, exist_ok=True)
+        limits = EngineLimits(
+            memory_bytes=self._query_bytes,
+            spill_folder=spill,
+            spill_bytes_max=settings.query.spill_bytes_max,
+            query_seconds=settings.query.timeout,
+            target_partitions=settings.target_partitions,
+            queries_max=settings.query.queries_max,
+        )
+        return Engine(self._store.url, limits, _s3_options(settings))
+
+    def _start(self, stack: contextlib.AsyncExitStack, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
+        stack.push_async_callback(_cancel, task)
+
+    def _watch(self, stack: contextlib.AsyncExitStack, closed: asyncio.Future[StorageError], what: str) -> None:
+        """L12: one process without a cluster ends when it is fenced: someone else runs on this store."""
+
+        def ended(future: asyncio.Future[StorageError]) -> None:
+            if not future.cancelled() and not isinstance(future.result(), ShardClosed):
+                error = future.result()
+                log.error("ownership ended", what=what, reason=str(error))
+                self._fail(error)
+
+        closed.add_done_callback(ended)
+        stack.callback(closed.remove_done_callback, ended)
+
+    async def _sweep_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            for shard in self._open_ones():
+                try:
+                    await shard.sweep()
+                except StorageError as error:
+                    log.info("sweep put off", shard=shard.log_id, reason=str(error))
+
+    def _open_ones(self) -> list[Shard]:
+        return [s for s in self._shards.values() if s.log_id not in self._closed_shards]
+
+    def _shard(self, log_id: int) -> Shard:
+        reason = self._closed_shards.get(log_id)
+        if reason is not None:
+            raise ShardClosed(f"shard {log_id} is closed: {reason}")
+        return self._shards[log_id]
+
+    # -- Backend -----------------------------------------------------------------------------------------
+
+    @property
+    def catalog(self) -> CatalogSnapshot:
+        return self._catalog.current
+
+    @property
+    def store_id(self) -> str:
+        return str(self._store_id)
+
+    async def refresh(self) -> CatalogSnapshot:
+        """The Catalog, proved to be the newest (L29)."""
+        return await self._catalog.prove()
+
+    async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogSnapshot:
+        """Apply changes; durable when it returns (L4)."""
+        return await self._catalog.alter(changes)
+
+    async def write(self, batches: Sequence[Batch], principal: Principal) -> None:
+        """Split by partition and append to each Log, at once and atomic per shard (L8, L17)."""
+        parts: dict[int, list[Append]] = defaultdict(list)
+        for batch in batches:
+            for partition, rows in route(batch.table, batch.rows):
+                self._writes += 1
+                write_id = WriteId(WRITE_ID_KIND, self._writer, 0, self._writes, 1)
+                born = self._shard(partition.log_id).state.position
+                parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born))
+        if len(parts) == 1:
+            ((log_id, appends),) = parts.items()
+            await self._shard(log_id).append(appends)
+        else:
+            await _all(*(self._shard(log_id).append(appends) for log_id, appends in parts.items()))
+        self._relieve()
+
+    def _relieve(self) -> None:
+        """When half of the memory for rows is used, the shard that holds most makes room (L23)."""
+        if self._budget.used > self._budget.bytes_max // 2:
+            max(self._open_ones(), key=lambda shard: shard.state.tail_bytes).request_checkpoint()
+
+    async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
+        """Plan and start one statement over one snapshot of each table (L14)."""
+        catalog = await self._catalog.prove()
+        if catalog.database(request.database) is None:
+            raise NoSuchDatabase(f"database not found: {request.database}")
+        return await self._engine.query(
+            request.text,
+            database=request.database,
+            revision=catalog.revision,
+            tables=catalog.tables(request.database),
+            source=self,
+            params=request.params,
+            timeout_seconds=request.timeout_seconds,
+            system=self._system_tables(catalog, request.database),
+        )
+
+    # -- SnapshotSource ----------------------------------------------------------------------------------
+
+    async def snapshot(self, tables: Sequence[Table]) -> Sequence[TableSnapshot]:
+        """One snapshot per table, each partition proved current (L13, L14)."""
+        shards = {p.log_id: self._shard(p.log_id) for table in tables for p in table.partitions}
+        await self._record_cutoffs(tables, shards)
+        await asyncio.gather(*(shard.prove() for shard in shards.values()))
+        return [self._table_snapshot(table, shards) for table in tables]
+
+    def _table_snapshot(self, table: Table, shards: dict[int, Shard]) -> TableSnapshot:
+        newest = self._catalog.table_by_id(table.id) or table
+        logs = sorted({p.log_id for p in newest.partitions})
+        partitions: list[PartitionSnapshot] = []
+        for log_id in logs:
+            partitions.extend(shards[log_id].snapshot(newest))
+        cutoffs = [c for log_id in logs if (c := shards[log_id].cutoff_ns(newest.database_id)) is not None]
+        return TableSnapshot(newest, tuple(partitions), max(cutoffs, default=None))
+
+    async def _record_cutoffs(self, tables: Sequence[Table], shards: dict[int, Shard]) -> None:
+        catalog = self._catalog.current
+        for table in tables:
+            database = catalog.databases_by_id[table.database_id]
+            if database.retention_ns is not None:
+                ids = frozenset(t.id for t in catalog.tables(database.name))
+                logs = {p.log_id for p in table.partitions}
+                await asyncio.gather(
+                    *(shards[i].record_cutoff(database.id, ids, database.retention_ns) for i in logs)
+                )
+
+    def _system_tables(self, catalog: CatalogSnapshot, database: str) -> list[SystemTable]:
+        def files() -> list[tuple[Table, PartitionSnapshot]]:
+            return [
+                (table, part)
+                for table in catalog.tables(database)
+                for shard in self._open_ones()
+                for part in shard.snapshot(table)
+            ]
+
+        return [SystemTable("parquet_files", lambda: parquet_files(files()))]
+
+    # -- for the node ------------------------------------------------------------------------------------
+
+    async def checkpoint(self) -> None:
+        """Checkpoint every shard and the Catalog."""
+        await asyncio.gather(*(shard.checkpoint() for shard in self._open_ones()))
+        await self._catalog.shutdown()
+
+    def status(self) -> BackendStatus:
+        """What this process holds, without I/O."""
+        catalog = self._catalog.current
+        return BackendStatus(
+            store_id=self.store_id,
+            catalog_revision=catalog.revision,
+            memtable_bytes=self._budget.used,
+            databases=[
+                DatabaseStatus(
+                    name=d.name, retention_ns=d.retention_ns, tables=[self._table_status(t) for t in catalog.tables(d.name)]
+                )
+                for d in catalog.databases()
+            ],
+            logs=[self._catalog_status(), *(self._log_status(shard) for shard in self._shards.values())],
+        )
+
+    def _table_status(self, table: Table) -> TableStatus:
+        parts = [part for shard in self._open_ones() for part in shard.snapshot(table)]
+        files = [file for part in parts for file in part.files]
+        tail = sum(batch.rows.num_rows for part in parts for batch in part.tail)
+        return TableStatus(
+            name=table.name,
+            columns=len(table.columns),
+            partitions=len(table.partitions),
+            files=len(files),
+            file_bytes=sum(f.bytes for f in files),
+            rows=sum(f.rows for f in files) + tail,
+        )
+
+    def _catalog_status(self) -> LogStatus:
+        core, state = self._catalog.driver.core, self._catalog.state
+        return LogStatus(
+            id=CATALOG_LOG, name="catalog", state=core.phase.value, epoch=core.epoch, sequence=core.next_seq - 1,
+            covered=state.k, checkpoint_sequence=core.checkpoint_seq, bytes_above_checkpoint=0,
+            objects_above_checkpoint=state.objects_above_k,
+        )  # fmt: skip
+
+    def _log_status(self, shard: Shard) -> LogStatus:
+        core, state = shard.driver.core, shard.state
+        return LogStatus(
+            id=shard.log_id, name=f"shard {shard.log_id}", state=core.phase.value, epoch=core.epoch,
+            sequence=core.next_seq - 1, covered=state.k, checkpoint_sequence=state.checkpoint_seq,
+            bytes_above_checkpoint=state.log_bytes_above_k, objects_above_checkpoint=state.objects_above_k,
+        )  # fmt: skip
+
+
+async def _all(*work: object) -> None:
+    """Run all to their end, then raise the first error: a part that failed does not abandon the others (L17)."""
+    results = await asyncio.gather(*work, return_exceptions=True)  # type: ignore[call-overload]
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _s3_options(settings: Settings) -> S3Options | None:
+    store = settings.store
+    if not store.url.startswith("s3://"):
+        return None
+    return S3Options(
+        endpoint=store.s3_endpoint or None,
+        region=store.s3_region or None,
+        access_key=store.s3_access_key.reveal() or None,
+        secret_key=store.s3_secret_key.reveal() or None,
+    )
+
+
+__all__ = ["EmbeddedBackend", "Fenced"]

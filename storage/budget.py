@@ -1,0 +1,27 @@
+"""How much memory rows may hold before they are in DataFiles (promise 4, LOG L23)."""
+
+from __future__ import annotations
+
+from storage.errors import MemoryExhausted
+
+
+class MemoryBudget:
+    """Counts bytes of memtables and of writes under way; one for a process, used on its event loop only."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.used = 0
+
+    def reserve(self, size: int) -> None:
+        """Take ``size`` bytes, or raise MemoryExhausted: the client retries when a checkpoint has made room."""
+        if self.used + size > self.bytes_max:
+            raise MemoryExhausted(
+                f"the memory for rows that are not yet in files is used up ({self.used} of {self.bytes_max} bytes); "
+                "a checkpoint is under way, try again"
+            )
+        self.used += size
+
+    def release(self, size: int) -> None:
+        """Give ``size`` bytes back."""
+        self.used -= size
+        assert self.used >= 0, "released more than was reserved"

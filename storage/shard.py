@@ -1,0 +1,402 @@
+"""A shard: one Log of rows and the partitions in it, owned by this process (LOG sections 2-6).
+
+`Shard` puts the pieces together on an event loop: the Log's driver, the state that the Log adds up to, the
+memory budget, checkpoints, collection and the sweep. `nodes.embedded` owns shards; a cluster's ingest node
+will own them the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from storage.checkpoint import Part, encode_part
+from storage.datafile import write_datafile
+from storage.entries import record_entry, rows_entry
+from storage.errors import (
+    LogBacklogFull,
+    MemoryExhausted,
+    NoSuchTable,
+    RequestTooLarge,
+    ShardClosed,
+    StorageError,
+    StoreFull,
+    StoreUnavailable,
+    WriteRefused,
+)
+from storage.frames import ENTRIES_MAX, NO_WRITE_ID, OBJECT_BYTES_MAX, EntryKind, encoded_size
+from storage.logdriver import LogDriver
+from storage.logeffects import CheckpointDraft
+from storage.objects import CreateOutcome
+from storage.shardstate import ShardState, encode_frozen
+from storage.store import data_folder, epoch_of, part_path, parts_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
+
+    import pyarrow as pa
+
+    from storage.budget import MemoryBudget
+    from storage.frames import WriteId
+    from storage.log import Identity
+    from storage.logdriver import Position
+    from storage.objects import ObjectStore
+    from storage.schema import DataFile, PartitionSnapshot, Table
+    from storage.shardstate import Frozen
+
+_T = TypeVar("_T")
+
+RETRY_SECONDS_MAX: Final = 600
+"""The longest time in which a writer repeats a write; older write ids are forgotten (LOG L7)."""
+CUTOFF_EVERY_MS: Final = 60_000
+"""A retention cut-off is recorded at most so often for a database and Log (L36)."""
+CHECKPOINT_PAUSE_SECONDS: Final = 1.0
+"""The pause after a checkpoint that failed, before the next is tried."""
+PART_TRIES_MAX: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLimits:
+    """When a checkpoint starts, and when appends are refused (L23): at twice any of the three."""
+
+    checkpoint_bytes: int = 64 * 1024 * 1024
+    checkpoint_seconds: float = 600.0
+    checkpoint_objects: int = 20_000
+    log_bytes: int = 256 * 1024 * 1024
+    grace_seconds: float = 900.0
+    replay_bytes_max: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """One shard part of a write (LOG L7, L8): everything about it is fixed before the first try."""
+
+    table: Table
+    partition: int
+    rows: pa.RecordBatch
+    write_id: WriteId = NO_WRITE_ID
+    born: int = 0
+
+
+@dataclass(slots=True)
+class ShardCounters:
+    """What happened since the start, for metrics."""
+
+    objects: int = 0
+    rows: int = 0
+    bytes: int = 0
+    checkpoints: int = 0
+    checkpoint_seconds: float = 0.0
+    datafiles: int = 0
+    collected: int = 0
+
+
+class Shard:
+    """One owned Log of rows. `open`, then `append`, `snapshot`, `checkpoint`; `close` at the end."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        identity: Identity,
+        tables: Callable[[int], Table | None],
+        budget: MemoryBudget,
+        executor: Executor,
+        limits: ShardLimits,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.identity = identity
+        self.limits = limits
+        self.counters = ShardCounters()
+        self.state = ShardState(identity.store_id, identity.log_id, tables, limits.replay_bytes_max)
+        self._store = store
+        self._tables = tables
+        self._budget = budget
+        self._executor = executor
+        self._reserved = 0
+        self._on_fatal = on_fatal
+        self._driver: LogDriver | None = None
+        self._in_flight: dict[WriteId, asyncio.Future[Position]] = {}
+        self._checkpointing = asyncio.Lock()
+        self._due = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._unlisted: dict[str, float] = {}
+
+    @property
+    def log_id(self) -> int:
+        return self.identity.log_id
+
+    @property
+    def driver(self) -> LogDriver:
+        """The ownership; raises ShardClosed when this shard is not open here."""
+        if self._driver is None:
+            raise ShardClosed(f"shard {self.log_id} is not open here: try again")
+        return self._driver
+
+    async def open(self, skips: frozenset[int] = frozenset()) -> None:
+        """Take the Log over, replay it, and begin to checkpoint by itself."""
+        inline = self._store.local_path("probe") is not None
+        self._driver = LogDriver(
+            self._store, self.identity, self.state, self._executor, self._on_fatal,
+            check_inline=inline, on_replay_full=self._checkpoint_on_the_way,
+        )  # fmt: skip
+        self.state.epoch = await self._driver.open(skips)
+        self._rebalance()
+        self._tasks = [asyncio.create_task(self._checkpoint_when_due())]
+
+    async def close(self) -> None:
+        """Stop without a checkpoint; the Log has everything. Idempotent."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self._driver is not None:
+            await self._driver.close()
+        self._budget.release(self._reserved)
+        self._reserved = 0
+
+    # -- appends (L4, L7, L23, L30) ----------------------------------------------------------------------
+
+    async def append(self, parts: Sequence[Append]) -> list[int]:
+        """Make the parts durable, atomically or not at all if they fit one group; return their first offsets.
+
+        Raises Fenced or ShardClosed (not written, retryable), OutcomeUnknown (may stand), WriteRefused,
+        NoSuchTable, MemoryExhausted, LogBacklogFull, RequestTooLarge.
+        """
+        driver = self.driver
+        self._check_backlog()
+        known = [self._known(part) for part in parts]
+        fresh = [part for part, at in zip(parts, known, strict=True) if at is None]
+        self._check_first(fresh)
+        futures = iter(self._send(driver, fresh))
+        outcomes = [at if at is not None else next(futures) for at in known]
+        offsets = [at if isinstance(at, int) else (await asyncio.shield(at)).entry.base_offset for at in outcomes]
+        self._mark_due()
+        return offsets
+
+    def _known(self, part: Append) -> int | asyncio.Future[Position] | None:
+        """A repeated write is answered with the first one's outcome (L7)."""
+        if part.write_id == NO_WRITE_ID:
+            return None
+        at = self.state.write_ids.get(part.write_id)
+        return at.first_offset if at is not None else self._in_flight.get(part.write_id)
+
+    def _check_first(self, parts: Sequence[Append]) -> None:
+        """Everything that can be refused is refused before anything is sent (L4)."""
+        for part in parts:
+            if part.write_id != NO_WRITE_ID and part.born < self.state.horizon:
+                raise WriteRefused(
+                    f"shard {self.log_id}: a write born at {part.born} is below the horizon {self.state.horizon}"
+                )
+            if part.table.id in self.state.drops:
+                raise NoSuchTable(f"table {part.table.name!r} (id {part.table.id}) was dropped")
+
+    def _send(self, driver: LogDriver, parts: Sequence[Append]) -> list[asyncio.Future[Position]]:
+        entries = [rows_entry(p.table, p.partition, p.rows, p.write_id) for p in parts]
+        encoded = sum(encoded_size(entry) for entry in entries)
+        if encoded > OBJECT_BYTES_MAX or len(entries) > ENTRIES_MAX:  # F15: one object holds it, or it is refused
+            raise RequestTooLarge(
+                f"a write of {encoded} bytes in {len(entries)} parts for one shard: "
+                f"at most {OBJECT_BYTES_MAX} bytes in {ENTRIES_MAX} parts; send less at once"
+            )
+        size = sum(p.rows.get_total_buffer_size() for p in parts)
+        self._reserve(size)
+        try:
+            futures = driver.append(entries, [p.rows for p in parts])
+        except StorageError:
+            self._release(size)
+            raise
+        self.counters.rows += sum(p.rows.num_rows for p in parts)
+        self.counters.bytes += size
+        for part, future in zip(parts, futures, strict=True):
+            if part.write_id != NO_WRITE_ID:
+                self._in_flight[part.write_id] = future
+                future.add_done_callback(functools.partial(self._landed, part.write_id))
+        return futures
+
+    def _landed(self, write_id: WriteId, _: asyncio.Future[Position]) -> None:
+        self._in_flight.pop(write_id, None)
+
+    def _reserve(self, size: int) -> None:
+        try:
+            self._budget.reserve(size)
+        except MemoryExhausted:
+            self._due.set()
+            raise
+        self._reserved += size
+
+    def _release(self, size: int) -> None:
+        self._budget.release(size)
+        self._reserved -= size
+
+    def _rebalance(self) -> None:
+        """After replay and checkpoints the reservation is what the memtable holds."""
+        change = self.state.tail_bytes - self._reserved
+        if change > 0:
+            self._budget.used += change  # rows that were replayed are there whatever the budget says
+        else:
+            self._budget.release(-change)
+        self._reserved = self.state.tail_bytes
+
+    def _check_backlog(self) -> None:
+        """L23: at twice the bound appends are refused until the checkpoint has caught up."""
+        if (
+            self.state.log_bytes_above_k > 2 * self.limits.log_bytes
+            or self.state.objects_above_k > 2 * self.limits.checkpoint_objects
+        ):
+            self._due.set()
+            raise LogBacklogFull(
+                f"shard {self.log_id}: {self.state.objects_above_k} objects ({self.state.log_bytes_above_k} bytes) "
+                "wait for a checkpoint; one is under way, try again"
+            )
+
+    # -- reads (L13, L14, L36) ---------------------------------------------------------------------------
+
+    async def prove(self) -> None:
+        """Return when nothing newer than this state can have been acknowledged before the call (L13)."""
+        await self.driver.prove()
+
+    def snapshot(self, table: Table) -> list[PartitionSnapshot]:
+        """The partitions of ``table`` here, at one position. Call it right after `prove`, without awaiting."""
+        return list(self.state.snapshot(table))
+
+    async def record_cutoff(self, database_id: int, table_ids: frozenset[int], retention_ns: int) -> None:
+        """L36: record a newer cut-off before it is used, at most once a minute, and only if it hides a row."""
+        known = self.state.cutoffs.get(database_id)
+        now_ms = time.time_ns() // 1_000_000
+        if known is not None and now_ms - known.recorded_ms < CUTOFF_EVERY_MS:
+            return
+        if not self.state.hides_a_row(table_ids, now_ms * 1_000_000 - retention_ns):
+            return
+        clock_ms = await self._in_thread(self._store.clock_ms)
+        cutoff = min(now_ms, clock_ms) * 1_000_000 - retention_ns
+        if known is not None and cutoff <= known.time_ns:
+            return
+        record = {"database": database_id, "cutoff": cutoff, "recorded_ms": now_ms}
+        (future,) = self.driver.append([record_entry(EntryKind.RETENTION, record)], [None])
+        await future
+
+    def cutoff_ns(self, database_id: int) -> int | None:
+        """The recorded cut-off of a database in this Log."""
+        known = self.state.cutoffs.get(database_id)
+        return None if known is None else known.time_ns
+
+    # -- checkpoints (L18, L22, L23) ---------------------------------------------------------------------
+
+    def _mark_due(self) -> None:
+        state, limits = self.state, self.limits
+        if (
+            state.tail_bytes >= limits.checkpoint_bytes
+            or state.objects_above_k >= limits.checkpoint_objects
+            or state.log_bytes_above_k >= limits.log_bytes
+        ):
+            self._due.set()
+
+    def request_checkpoint(self) -> None:
+        """Checkpoint soon, if none is under way: somebody needs the memory."""
+        if not self._checkpointing.locked():
+            self._due.set()
+
+    async def _checkpoint_when_due(self) -> None:
+        """Checkpoint when a bound of L23 is reached. A failure is tried again; appends are refused meanwhile."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), self._seconds_to_age())
+            self._due.clear()
+            try:
+                await self.checkpoint()
+            except (StoreUnavailable, StoreFull):
+                await asyncio.sleep(CHECKPOINT_PAUSE_SECONDS)
+                self._due.set()
+            except StorageError:
+                return  # fenced, damaged or closed: the driver's `closed` tells the owner of this shard
+
+    def _seconds_to_age(self) -> float:
+        oldest = self.state.oldest_above_k_ms
+        if oldest is None:
+            return self.limits.checkpoint_seconds
+        age = time.time() - oldest / 1000
+        return max(0.05, self.limits.checkpoint_seconds - age)
+
+    async def checkpoint(self) -> None:
+        """Write the memtable to DataFiles, commit them, and collect what that made garbage (L18, L19)."""
+        async with self._checkpointing:
+            if self.state.objects_above_k == 0:
+                return  # L23: an idle shard writes nothing
+            await self._checkpoint_now()
+        self.counters.collected += await self.driver.collect()
+
+    async def _checkpoint_on_the_way(self) -> None:
+        """L23: replay holds more than it may; make room before going on."""
+        async with self._checkpointing:
+            await self._checkpoint_now()
+
+    async def _checkpoint_now(self) -> None:
+        begun = time.monotonic()
+        self.state.advance_horizon(time.time_ns() // 1_000_000 - RETRY_SECONDS_MAX * 1000)
+        frozen = self.state.freeze()
+        files = await self._write_files(frozen)
+        part = await self._write_part(files) if self.state.part_is_due(len(files)) else None
+        fixed = await self._in_thread(encode_frozen, frozen)
+        sections = (*fixed, *self.state.prepare(frozen, files, part))
+        await self.driver.checkpoint(CheckpointDraft(frozen.covered, sections))
+        self._rebalance()
+        self.counters.checkpoints += 1
+        self.counters.checkpoint_seconds += time.monotonic() - begun
+        self.counters.datafiles += len(files)
+
+    async def _write_files(self, frozen: Frozen) -> list[DataFile]:
+        files = []
+        epoch = self.driver.core.epoch
+        for (table_id, partition), tail in frozen.tails.items():
+            table = self._tables(table_id)
+            assert table is not None, "rows of a table that the Catalog does not name cannot be in the memtable"
+            file = await self._in_thread(write_datafile, self._store, table, self.log_id, epoch, partition, tail)
+            files.append(file)
+        return files
+
+    async def _write_part(self, files: Sequence[DataFile]) -> Part:
+        """Move the loose files into a part that later Checkpoints only name (L23)."""
+        members = (*self.state.loose, *files)
+        data = encode_part(self.identity.store_id, members)
+        for _ in range(PART_TRIES_MAX):
+            path = part_path(self.log_id, self.driver.core.epoch)
+            if await self._in_thread(self._store.create, path, [data]) is CreateOutcome.CREATED:
+                return Part(path, members)
+        raise StoreUnavailable(f"{self._store.url}: a part's create stayed unknown {PART_TRIES_MAX} times")
+
+    # -- garbage (L19, L20) ------------------------------------------------------------------------------
+
+    async def sweep(self) -> int:
+        """Delete files and parts of our own or a lower epoch that nothing names, a grace after they were first seen.
+
+        Runs under the checkpoint lock: no file of ours is being written while it looks.
+        """
+        async with self._checkpointing:
+            epoch = self.driver.core.epoch
+            found = await self._unnamed(epoch)
+            now = time.monotonic()
+            self._unlisted = {path: self._unlisted.get(path, now) for path in found}
+            ripe = [path for path, since in self._unlisted.items() if now - since >= self.limits.grace_seconds]
+            for path in ripe:
+                await self._in_thread(self._store.delete, path)
+                del self._unlisted[path]
+            return len(ripe)
+
+    async def _unnamed(self, epoch: int) -> list[str]:
+        named = {file.path for file in self.state.all_files()} | {part.path for part in self.state.parts}
+        found = []
+        for folder in (data_folder(self.log_id), parts_folder(self.log_id)):
+            for item in await self._in_thread(self._store.list_all, folder):
+                path = f"{folder}/{item.name}"
+                owner = epoch_of(path)
+                if path not in named and owner is not None and owner <= epoch:
+                    found.append(path)
+        return found
+
+    async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
