@@ -127,6 +127,7 @@ def scripted_server(script: dict[str, list[Answer]]) -> Iterator[ScriptedServer]
             self.send_response(answer.status)
             for name, value in {"Content-Length": str(len(content)), **answer.headers}.items():
                 self.send_header(name, value)
+            self.close_connection |= "Content-Length" in answer.headers  # a body cut short ends the connection
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(content)
@@ -136,7 +137,11 @@ def scripted_server(script: dict[str, list[Answer]]) -> Iterator[ScriptedServer]
         def log_message(self, format: str, *args: object) -> None:
             """Quiet."""
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A client that went away is part of the test."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
