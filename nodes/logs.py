@@ -31,6 +31,7 @@ SECRET_KEY: Final = re.compile(r"(?i)token|password|secret|authorization|cookie|
 SECRET_TEXT: Final = re.compile(
     r"""(?ix) \b(?P<scheme>Bearer|Token|Basic)\s+(?=[\w+/=.-]{8})[^\s'",]+  # an Authorization header's value
     | (?P<parameter>[?&](?:p|u|token)=)[^&\s'"]+                           # InfluxDB 1.x's query parameters
+    | (?P<pair>\w*(?:token|password|secret|access_key)\w*["']?\s?[:=]\s?["']?)[^\s'",;&}]+
     | (?P<influx>apiv3_)[\w=-]+"""
 )
 QUIET: Final[dict[str, int]] = {
@@ -93,7 +94,7 @@ def _clean(text: str) -> str:
 def _hide(match: re.Match[str]) -> str:
     if match["scheme"]:
         return f"{match['scheme']} {HIDDEN}"
-    return f"{match['parameter'] or match['influx']}{HIDDEN}"
+    return f"{match['parameter'] or match['pair'] or match['influx']}{HIDDEN}"
 
 
 def _shared_processors(node_name: str) -> list[Processor]:

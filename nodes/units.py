@@ -86,8 +86,13 @@ def show_duration(seconds: float) -> str:
         if seconds >= factor and seconds % factor == 0:
             return f"{int(seconds // factor)}{unit}"
     if 0 < seconds < 1:
-        return f"{seconds * 1000:g}ms"
-    return f"{seconds:g}s"
+        return f"{_plain(seconds * 1000)}ms"
+    return f"{_plain(seconds)}s"
+
+
+def _plain(number: float) -> str:
+    """Without an exponent and without zeros at the end."""
+    return f"{number:.6f}".rstrip("0").rstrip(".")
 
 
 def _quantity(text: str) -> tuple[str, str]:

@@ -43,4 +43,4 @@ def banner(settings: Settings, url: str) -> str:
   explore  runnel sql --db home --host {url}
   stop     Ctrl-C
 
-"""
+"""  # noqa: S608 - text to read
