@@ -45,7 +45,7 @@ TEMPORARY_AGE_SECONDS_MAX: Final = 3600.0
 """Where locks do not work, a temporary file this old has no writer any more."""
 FOLDERS_OPEN_MAX: Final = 256
 BUFFERS_PER_WRITE_MAX: Final = 512  # writev takes IOV_MAX, 1024 on Linux
-FILE_MODE: Final = 0o640
+FILE_MODE: Final = 0o666  # less the umask: who may read the files at rest is the operator's choice
 
 _IS_FOLDER: Final = -1
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

@@ -417,6 +417,7 @@ class S3Store:
         self.url: str = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
+        self._connected = False
         self._closed = False
         self._errors = _S3Errors()
         self._files, self._loop = _open_s3_files(options)
@@ -488,9 +489,9 @@ class S3Store:
         return None
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
+        if self._connected and not self._closed:
             self._run(self._close())
+        self._closed = True
 
     # -- requests --
 
@@ -541,6 +542,7 @@ class S3Store:
         """One request and its whole answer; past its time it is cancelled, so that it does not land much later."""
         async with asyncio.timeout(REQUEST_SECONDS_MAX):
             client = await self._files.set_session()
+            self._connected = True
             call: Callable[..., Any] = getattr(client, operation)
             answer: dict[str, Any] = await call(Bucket=self._bucket, **arguments)
             if operation == "get_object":
