@@ -64,7 +64,7 @@ class Gateway:
         budget: WaitingBudget,
         access: AccessMetrics,
         on_error: ErrorWriter,
-        preflight: Response,
+        preflight: Callable[[], Response],
         middleware: Sequence[Middleware] = (),
     ) -> None:
         self._router: Router[tuple[Route, Handler]] = Router()
@@ -107,7 +107,7 @@ class Gateway:
         on_error = self._on_error
         try:
             if request.method == "OPTIONS":
-                return self._preflight
+                return self._preflight()
             found = self._router.find(request.path)
             if found is None:
                 raise NotFound

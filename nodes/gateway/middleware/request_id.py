@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from nodes.gateway.http import Response
+
 if TYPE_CHECKING:
     from nodes.gateway.app import Handler, Route
-    from nodes.gateway.http import Request, Response
+    from nodes.gateway.http import Request
 
 
 def request_id(route: Route, handler: Handler) -> Handler:
@@ -22,7 +24,7 @@ def request_id(route: Route, handler: Handler) -> Handler:
     async def traced(request: Request) -> Response:
         structlog.contextvars.bind_contextvars(request_id=request.request_id)
         response = await handler(request)
-        response.headers = [*response.headers, (b"x-request-id", request.request_id.encode("latin-1"))]
-        return response
+        own = (b"x-request-id", request.request_id.encode("latin-1"))
+        return Response(response.status, [*response.headers, own], response.body)
 
     return traced

@@ -1,0 +1,195 @@
+"""Put the gateway together: doors over a Backend, the application over the doors, the server over the application.
+
+`open_gateway` has the shape that `nodes.node.NodeParts.http` asks for. This is the only module that knows all of
+the gateway's parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from nodes.gateway.app import ErrorWriter, Gateway, Handler, Route
+from nodes.gateway.budget import WaitingBudget
+from nodes.gateway.coalesce import Coalescer
+from nodes.gateway.connection import ConnectionLimits
+from nodes.gateway.doors.influx.answers import Answers
+from nodes.gateway.doors.influx.configure import ConfigureDoor
+from nodes.gateway.doors.influx.query import QueryDoor
+from nodes.gateway.doors.influx.status import StatusDoor
+from nodes.gateway.doors.influx.v1 import V1Door
+from nodes.gateway.doors.influx.write import WriteDoor
+from nodes.gateway.http import Limits
+from nodes.gateway.middleware.access import AccessMetrics
+from nodes.gateway.middleware.ready import ready_gate
+from nodes.gateway.middleware.request_id import request_id
+from nodes.gateway.server import HttpServer
+from nodes.metrics import Metrics
+from nodes.status import STATUS_PATH
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from nodes.backend import Backend, QueryResult
+    from nodes.gateway.doors.influx.query import Encoder
+    from nodes.health import Health
+    from nodes.node import NodeContext
+    from nodes.status import StatusProvider
+    from wire.lineprotocol.model import LineParser
+
+WAITING_BYTES_DEFAULT: Final = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayParts:
+    """What the gateway is built over. ``make_parser`` is called once, in the parser's thread, at the first write."""
+
+    backend: Backend
+    health: Health
+    metrics: Metrics
+    make_parser: Callable[[], LineParser]
+    encode: Encoder
+    status: StatusProvider | None = None
+    revision: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLimits:
+    """The gateway's limits (settings ``http.*`` and ``write.*``)."""
+
+    request: Limits = Limits()
+    waiting_bytes_max: int = WAITING_BYTES_DEFAULT
+    coalesce_bytes: int = 1 << 20
+
+
+@contextlib.asynccontextmanager
+async def open_application(parts: GatewayParts, limits: GatewayLimits | None = None) -> AsyncIterator[Gateway]:
+    """The ASGI application with everything behind it; ends the parser's thread when it is left."""
+    limits = limits or GatewayLimits()
+    budget = WaitingBudget(limits.waiting_bytes_max)
+    answers = Answers(parts.backend, parts.metrics)
+    coalescer = Coalescer(parts.backend, parts.make_parser, parts.metrics, coalesce_bytes=limits.coalesce_bytes)
+    gateway = Gateway(
+        influx_routes(parts, answers, coalescer),
+        limits=limits.request,
+        budget=budget,
+        access=AccessMetrics(parts.metrics),
+        on_error=answers.on_error_v3,
+        preflight=answers.preflight,
+        middleware=[ready_gate(parts.health), request_id],
+    )
+    parts.metrics.read_gauge("http_requests_in_flight", "Requests being served.", lambda: gateway.in_flight)
+    parts.metrics.read_gauge(
+        "runnel_waiting_bytes", "Bytes of request bodies held in memory.", lambda: budget.used_bytes
+    )
+    try:
+        yield gateway
+    finally:
+        await coalescer.aclose()
+
+
+@contextlib.asynccontextmanager
+async def open_server(
+    parts: GatewayParts,
+    limits: GatewayLimits | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    connections: ConnectionLimits | None = None,
+    drain_seconds: float = 30.0,
+) -> AsyncIterator[HttpServer]:
+    """The whole gateway, listening."""
+    async with open_application(parts, limits) as app:
+        server = HttpServer(app, host=host, port=port, limits=connections, drain_seconds=drain_seconds)
+        async with server:
+            parts.metrics.read_gauge("http_connections", "Open connections.", lambda: server.connections)
+            yield server
+
+
+@contextlib.asynccontextmanager
+async def open_gateway(context: NodeContext, backend: Backend) -> AsyncIterator[HttpServer]:
+    """The node's HTTP part, from its settings."""
+    http = context.settings.http
+    parts = GatewayParts(
+        backend=backend,
+        health=context.health,
+        metrics=Metrics(),
+        make_parser=_make_parser,
+        encode=_encode,
+        status=context.status,
+        revision=_revision(),
+    )
+    limits = GatewayLimits(
+        request=Limits(http.request_bytes_max, http.body_seconds, http.send_stall_seconds),
+        waiting_bytes_max=context.budgets.waiting_bytes,
+        coalesce_bytes=context.settings.write.coalesce_bytes,
+    )
+    connections = ConnectionLimits(http.connections_max, http.body_seconds, http.keep_alive_seconds)
+    async with open_server(
+        parts,
+        limits,
+        host=http.listen.host,
+        port=http.listen.port,
+        connections=connections,
+        drain_seconds=context.settings.node.drain_seconds,
+    ) as server:
+        yield server
+
+
+def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -> list[Route]:
+    """Every endpoint of the InfluxDB door."""
+    write = WriteDoor(coalescer, answers)
+    queries = QueryDoor(parts.backend, answers, parts.encode)
+    configure = ConfigureDoor(parts.backend, answers, queries)
+    v1 = V1Door(parts.backend, answers)
+    status = StatusDoor(answers, parts.health, parts.metrics, parts.status, parts.revision)
+
+    def route(methods: str, pattern: str, handler: Handler, on_error: ErrorWriter = answers.on_error_v3) -> list[Route]:
+        return [Route(method, pattern, handler, on_error, is_traced=True) for method in methods.split()]
+
+    def free(methods: str, pattern: str, handler: Handler) -> list[Route]:
+        return [Route(method, pattern, handler, answers.on_error_v3, needs_backend=False) for method in methods.split()]
+
+    return [
+        Route("POST", "/api/v3/write_lp", write.v3, answers.on_error_v3),
+        Route("POST", "/api/v2/write", write.v2, answers.on_error_v2),
+        Route("POST", "/write", write.v1, answers.on_error_v1),
+        *route("GET POST", "/api/v3/query_sql", queries.sql),
+        *route("GET POST", "/api/v3/query_influxql", queries.influxql),
+        *route("GET POST", "/query", v1.query, answers.on_error_v1),
+        *route("GET", "/api/v3/configure/database", configure.list_databases),
+        *route("POST", "/api/v3/configure/database", configure.create_database),
+        *route("PUT", "/api/v3/configure/database", configure.update_database),
+        *route("DELETE", "/api/v3/configure/database", configure.delete_database),
+        *route("POST", "/api/v3/configure/database/retention_period", configure.set_retention),
+        *route("DELETE", "/api/v3/configure/database/retention_period", configure.clear_retention),
+        *route("POST", "/api/v3/configure/table", configure.create_table),
+        *route("DELETE", "/api/v3/configure/table", configure.delete_table),
+        *free("GET POST", "/ping", status.ping),
+        *free("GET", "/health", status.health),
+        *free("GET", "/api/v1/health", status.health),
+        *free("GET", "/health/ready", status.health),
+        *free("GET", "/health/live", status.live),
+        *free("GET", "/health/startup", status.startup),
+        *free("GET", "/metrics", status.metrics),
+        *free("GET", STATUS_PATH, status.status),
+    ]
+
+
+def _make_parser() -> LineParser:
+    from wire.lineprotocol import create_parser
+
+    return create_parser()
+
+
+def _encode(format: str, result: QueryResult) -> AsyncIterator[bytes]:
+    from engine.formats import ResultFormat, encode
+
+    return encode(ResultFormat(format), result)
+
+
+def _revision() -> str:
+    from nodes.node import version
+
+    return version()
