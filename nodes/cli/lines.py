@@ -93,12 +93,14 @@ def halves(body: Body) -> tuple[Body, Body] | None:
 
 
 def _read(stream: IO[bytes], path: str) -> bytes:
+    """The next piece. Raises OSError with the file's name, for broken gzip too."""
+    from isal import igzip_lib
+
+    broken: Any = igzip_lib.IsalError  # its stub says that it is a value
     try:
         return stream.read(READ_BYTES)
-    except EOFError as error:
-        raise OSError(f"{path}: the gzip stream ends too early") from error
-    except OSError as error:
-        raise OSError(f"{path}: {error}") from error
+    except (OSError, EOFError, broken) as error:
+        raise OSError(f"{path}: cannot be read: {error}") from error
 
 
 def _cut(cutter: re.Pattern[bytes], buffer: bytes) -> int:

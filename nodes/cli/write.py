@@ -26,6 +26,8 @@ RETRY_SECONDS_MAX: Final = 300.0
 BROKEN_SECONDS_MAX: Final = 30.0
 """How long one body is tried again after the connection broke, once the server has answered before."""
 BROKEN_PAUSE_SECONDS: Final = 0.5
+ERRORS_IN_ANSWER_MAX: Final = 1024
+"""The server names this many bad lines of one request; with fewer the list is whole."""
 ERRORS_KEPT_MAX: Final = 10_000
 ERRORS_SHOWN_MAX: Final = 100
 ORIGINAL_SHOWN_CHARACTERS: Final = 60
@@ -128,19 +130,25 @@ async def write_bodies(
 
 
 async def _send(client: Client, options: WriteOptions, body: Body, outcome: Outcome) -> None:
-    """Write one body, in halves if it is too large for the server."""
+    """Write one body; in halves if it is too large for the server, or has more bad lines than an answer names.
+
+    Lines that are sent again on the way are the same points, so they change nothing.
+    """
     try:
         errors = await _try(client, options, body, outcome)
     except BodyRefused as error:
-        parts = halves(body)
-        if parts is None:
-            _reject_all(body, str(error), outcome)
-            return
+        errors, refusal = [], str(error)
+    except ServerRefused as error:
+        _reject_all(body, str(error), outcome)
+        return
+    else:
+        refusal = ""
+    if (refusal or len(errors) >= ERRORS_IN_ANSWER_MAX) and (parts := halves(body)) is not None:
         for part in parts:
             await _send(client, options, part, outcome)
         return
-    except ServerRefused as error:
-        _reject_all(body, str(error), outcome)
+    if refusal:
+        _reject_all(body, refusal, outcome)
         return
     _count(body, outcome)
     for item in errors:
