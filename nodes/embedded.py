@@ -19,21 +19,22 @@ import structlog
 from engine.engine import Engine, EngineLimits
 from engine.scan import SystemTable
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
+from nodes.storeoptions import s3_options
 from nodes.systemtables import parquet_files
 from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits, CatalogSnapshot
-from storage.errors import Fenced, LogDamaged, NoSuchDatabase, ShardClosed, StorageError
+from storage.errors import LogDamaged, NoSuchDatabase, ShardClosed, StorageError
 from storage.frames import WriteId
 from storage.keys import route
 from storage.log import Identity
-from storage.objects import S3Options, open_store, prove_store
+from storage.objects import open_store, prove_store
 from storage.schema import TableSnapshot
 from storage.shard import Append, Shard, ShardLimits
 from storage.store import CATALOG_LOG, open_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.settings_model import Budgets, Settings
@@ -62,7 +63,6 @@ class EmbeddedBackend:
         self._writes = 0
         self._shards: dict[int, Shard] = {}
         self._closed_shards: dict[int, str] = {}
-        self._tasks: list[asyncio.Task[None]] = []
         self._stack = contextlib.AsyncExitStack()
         self._store: ObjectStore
         self._catalog: Catalog
@@ -85,15 +85,13 @@ class EmbeddedBackend:
         executor = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="store")
         stack.callback(executor.shutdown, wait=True, cancel_futures=True)
         loop = asyncio.get_running_loop()
-        self._store = await loop.run_in_executor(executor, open_store, settings.store_url, _s3_options(settings))
+        self._store = await loop.run_in_executor(executor, open_store, settings.store_url, s3_options(settings))
         stack.callback(self._store.close)
         await loop.run_in_executor(executor, prove_store, self._store)  # L33
         identity = await loop.run_in_executor(executor, open_identity, self._store)
         self._store_id = identity.id
         node = uuid.uuid4().bytes
-        limits = CatalogLimits(
-            settings.limits.databases_max, settings.limits.tables_max, settings.limits.columns_max
-        )
+        limits = CatalogLimits(settings.limits.databases_max, settings.limits.tables_max, settings.limits.columns_max)
         catalog_identity = Identity(identity.id.bytes, CATALOG_LOG, node)
         self._catalog = Catalog(self._store, catalog_identity, executor, limits, self._fail)
         stack.push_async_callback(self._catalog.close)
@@ -150,10 +148,10 @@ class EmbeddedBackend:
             target_partitions=settings.target_partitions,
             queries_max=settings.query.queries_max,
         )
-        return Engine(self._store.url, limits, _s3_options(settings))
+        return Engine(self._store.url, limits, s3_options(settings))
 
-    def _start(self, stack: contextlib.AsyncExitStack, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
+    def _start(self, stack: contextlib.AsyncExitStack, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         stack.push_async_callback(_cancel, task)
 
     def _watch(self, stack: contextlib.AsyncExitStack, closed: asyncio.Future[StorageError], what: str) -> None:
@@ -266,9 +264,7 @@ class EmbeddedBackend:
             if database.retention_ns is not None:
                 ids = frozenset(t.id for t in catalog.tables(database.name))
                 logs = {p.log_id for p in table.partitions}
-                await asyncio.gather(
-                    *(shards[i].record_cutoff(database.id, ids, database.retention_ns) for i in logs)
-                )
+                await asyncio.gather(*(shards[i].record_cutoff(database.id, ids, database.retention_ns) for i in logs))
 
     def _system_tables(self, catalog: CatalogSnapshot, database: str) -> list[SystemTable]:
         def files() -> list[tuple[Table, PartitionSnapshot]]:
@@ -297,7 +293,9 @@ class EmbeddedBackend:
             memtable_bytes=self._budget.used,
             databases=[
                 DatabaseStatus(
-                    name=d.name, retention_ns=d.retention_ns, tables=[self._table_status(t) for t in catalog.tables(d.name)]
+                    name=d.name,
+                    retention_ns=d.retention_ns,
+                    tables=[self._table_status(t) for t in catalog.tables(d.name)],
                 )
                 for d in catalog.databases()
             ],
@@ -334,9 +332,9 @@ class EmbeddedBackend:
         )  # fmt: skip
 
 
-async def _all(*work: object) -> None:
+async def _all(*work: Awaitable[object]) -> None:
     """Run all to their end, then raise the first error: a part that failed does not abandon the others (L17)."""
-    results = await asyncio.gather(*work, return_exceptions=True)  # type: ignore[call-overload]
+    results = await asyncio.gather(*work, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
@@ -345,18 +343,3 @@ async def _all(*work: object) -> None:
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-def _s3_options(settings: Settings) -> S3Options | None:
-    store = settings.store
-    if not store.url.startswith("s3://"):
-        return None
-    return S3Options(
-        endpoint=store.s3_endpoint or None,
-        region=store.s3_region or None,
-        access_key=store.s3_access_key.reveal() or None,
-        secret_key=store.s3_secret_key.reveal() or None,
-    )
-
-
-__all__ = ["EmbeddedBackend", "Fenced"]
