@@ -67,6 +67,17 @@ INFLUX: Final[dict[str, HttpAnswer]] = {
     "limit_exceeded": HttpAnswer(422, Shape.JSON),
     # engine
     "engine": _BROKEN,
+    "invalid_statement": _BAD,
+    "not_read_only": _BAD,
+    "not_supported": HttpAnswer(405),
+    "unknown_table": _BAD,
+    "ambiguous_name": _BAD,
+    "invalid_parameter": _BAD,
+    "query_timeout": HttpAnswer(504),
+    "query_memory_exhausted": HttpAnswer(503, Shape.TEXT, RETRY_SECONDS),
+    "query_cancelled": HttpAnswer(503, Shape.TEXT, RETRY_SECONDS),
+    "query_failed": _BROKEN,
+    "too_many_queries": HttpAnswer(503, Shape.TEXT, RETRY_SECONDS),
     # wire
     "wire": _BAD,
     "invalid_precision": _BAD,

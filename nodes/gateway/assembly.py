@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from wire.lineprotocol.model import LineParser
 
 WAITING_BYTES_DEFAULT: Final = 256 * 2**20
+REQUEST_LIMITS_DEFAULT: Final = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class GatewayParts:
 class GatewayLimits:
     """The gateway's limits (settings ``http.*`` and ``write.*``)."""
 
-    request: Limits = Limits()
+    request: Limits = REQUEST_LIMITS_DEFAULT
     waiting_bytes_max: int = WAITING_BYTES_DEFAULT
     coalesce_bytes: int = 1 << 20
 

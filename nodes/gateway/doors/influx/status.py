@@ -26,13 +26,10 @@ RETRY_AFTER: Final[Header] = (b"retry-after", b"1")
 
 
 def version_headers() -> list[Header]:
-    """How InfluxDB says its version, with a time-ordered request id."""
-    request_id = str(_uuid7()).encode("ascii")
+    """How InfluxDB says its version."""
     return [
-        (b"request-id", request_id),
         (b"x-influxdb-build", INFLUX_BUILD.encode("ascii")),
         (b"x-influxdb-version", INFLUX_VERSION.encode("ascii")),
-        (b"x-request-id", request_id),
     ]
 
 
@@ -55,7 +52,9 @@ class StatusDoor:
 
     async def ping(self, _request: Request) -> Response:
         """GET, HEAD and POST /ping."""
-        headers = self._answers.success(JSON_TYPE, *version_headers())
+        request_id = str(_uuid7()).encode("ascii")  # ordered by time, as 1.x's were
+        ids = [(b"request-id", request_id), (b"x-request-id", request_id)]
+        headers = self._answers.success(JSON_TYPE, *version_headers(), *ids)
         return Response(200, headers, msgspec.json.encode(self._ping))
 
     async def health(self, _request: Request) -> Response:

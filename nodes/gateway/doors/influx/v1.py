@@ -69,7 +69,8 @@ class V1Door:
         body = msgspec.json.encode({"results": results})
         if found.get("pretty") == "true":
             body = msgspec.json.format(body, indent=4)
-        return Response(200, self._answers.success(JSON_TYPE, *version_headers()), body + b"\n")
+        request_id = (b"request-id", request.request_id.encode("latin-1"))
+        return Response(200, self._answers.success(JSON_TYPE, *version_headers(), request_id), body + b"\n")
 
     async def _run(self, number: int, statement: Statement) -> dict[str, Any]:
         if isinstance(statement, ShowDatabases):
