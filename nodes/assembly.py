@@ -5,11 +5,15 @@ The one place that knows both `nodes.gateway` and `nodes.embedded`; imported onl
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import importlib
 from typing import TYPE_CHECKING
 
 from nodes.node import NodeParts
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
     from nodes.node import NodeBackend, NodeContext
@@ -22,8 +26,12 @@ def embedded_parts() -> NodeParts:
     return NodeParts(http=open_gateway, backend=_backend)
 
 
-def _backend(context: NodeContext) -> AbstractAsyncContextManager[NodeBackend]:
-    """The engine and its libraries are imported here, when the port already answers health checks."""
-    from nodes.embedded import EmbeddedBackend
-
-    return EmbeddedBackend(context.settings, context.budgets, context.fail)
+@contextlib.asynccontextmanager
+async def _backend(context: NodeContext) -> AsyncIterator[NodeBackend]:
+    """The engine and its libraries are imported here, in a thread: the port already answers health checks."""
+    embedded = await asyncio.to_thread(importlib.import_module, "nodes.embedded")
+    backend: AbstractAsyncContextManager[NodeBackend] = embedded.EmbeddedBackend(
+        context.settings, context.budgets, context.fail
+    )
+    async with backend as opened:
+        yield opened
