@@ -51,6 +51,6 @@ def create_parser(limits: ParserLimits = _DEFAULT_LIMITS) -> LineParser:
         from wire.lineprotocol.reference import ReferenceParser
 
         return ReferenceParser(limits)
-    from wire.lineprotocol.reference import ReferenceParser
+    from wire.lineprotocol.parser import KernelParser
 
-    return ReferenceParser(limits)
+    return KernelParser(limits)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from wire.lineprotocol import messages
 from wire.lineprotocol.errors import LineRefused
+from wire.lineprotocol.messages import Kind
+from wire.lineprotocol.model import RESERVED_PREFIX, TIME_COLUMN
 
 if TYPE_CHECKING:
     from wire.lineprotocol.model import ParserLimits
@@ -254,6 +256,22 @@ def read_series_key(key: bytes, limits: ParserLimits) -> Series:
     if at != len(key):
         raise LineRefused(messages.no_space(key[at:]))
     return measurement, tags
+
+
+def refused_series(name: str, tags: list[tuple[str, str]]) -> str | None:
+    """What is wrong with a series whatever the schema says; None if nothing is."""
+    if name.startswith(RESERVED_PREFIX):
+        return messages.reserved(name)
+    seen: set[str] = set()
+    for key, _ in tags:
+        if key.startswith(RESERVED_PREFIX):
+            return messages.reserved(key)
+        if key == TIME_COLUMN:
+            return messages.conflict(key, Kind.TIME, Kind.TAG)
+        if key in seen:
+            return messages.duplicate_tag(key)
+        seen.add(key)
+    return None
 
 
 def explain(line: bytes, limits: ParserLimits) -> str | None:

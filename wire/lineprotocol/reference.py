@@ -180,7 +180,7 @@ class ReferenceParser:
         except LineRefused as refused:
             return grammar.explain(text, self._limits) or str(refused)
         if scanned.fault is not None:
-            return grammar.explain(text, self._limits) or messages.trailing(body[scanned.fault : end])
+            return grammar.explain(text, self._limits) or messages.trailing(text)
         values = [grammar.value_of(body, start, stop) for _, start, stop in scanned.fields]
         fields = [(name, kind, value) for name, (kind, value) in zip(names, values, strict=True)]
         return _Line(table, tags, fields, None if scanned.timestamp is None else int(scanned.timestamp))
@@ -189,7 +189,7 @@ class ReferenceParser:
         """Make the line a row of its table, or say what is wrong with it and change nothing."""
         if isinstance(found, str):
             return found
-        wrong = _wrong_tags(found)
+        wrong = grammar.refused_series(found.table, found.tags)
         if wrong:
             return wrong
         table = call.table(found.table)
@@ -236,22 +236,6 @@ class ReferenceParser:
         if cells <= self._limits.cells_max:
             return None
         return LineError(int(shares.argmax()), 1, messages.too_sparse(cells, self._limits.cells_max), "")
-
-
-def _wrong_tags(line: _Line) -> str | None:
-    """What is wrong with the series key whatever the schema says."""
-    if line.table.startswith(RESERVED_PREFIX):
-        return messages.reserved(line.table)
-    seen: set[str] = set()
-    for name, _ in line.tags:
-        if name.startswith(RESERVED_PREFIX):
-            return messages.reserved(name)
-        if name == TIME_COLUMN:
-            return messages.conflict(name, Kind.TIME, Kind.TAG)
-        if name in seen:
-            return messages.duplicate_tag(name)
-        seen.add(name)
-    return None
 
 
 def _to_ns(timestamp: int | None, precision: Precision, now_ns: int) -> int:
