@@ -2,7 +2,8 @@
 
 Pure: bytes in, values out. `storage.log` builds and reads objects through this module; nothing else in
 the project knows the layout. All integers are little-endian; reserved bytes are written as zero and an
-object in which one is not zero is refused.
+object in which one is not zero is refused. Every byte is under a checksum, compared with zero, or fixed by
+the layout, so that no flipped bit and no cut passes (LOG L3).
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ OBJECT_BYTES_MAX: Final = 64 * 1024 * 1024
 ENTRIES_MAX: Final = 65_536
 """Entries of one object: bounds what a reader must hold for a directory."""
 SKIPPABLE_FROM: Final = 128
-"""Entry kinds from here up may be skipped by a reader that does not know them (FORMAT F6)."""
+"""Entry kinds and frame types from here up may be skipped by a reader that does not know them (FORMAT F6)."""
 
 HEADER: Final = struct.Struct("<8sHBBHH16sQQQ16s16sQQQIIQ32sII")
 ENTRY: Final = struct.Struct("<BBHIQIIQIIqqB3sI16sQ16sQQ")
 FRAME: Final = struct.Struct("<BBHIQQII")
+_FRAME_CRC_AT: Final = FRAME.size - 4
 ALIGNMENT: Final = 16
 """Frames begin on this boundary, so that Arrow buffers inside them can be used in place."""
 ZERO16: Final = bytes(16)
@@ -193,7 +195,8 @@ def _add_frame(layout: _Layout, frame: Frame) -> None:
     for part in stored:
         crc = crc32c(part, crc)
     length = sum(len(p) for p in stored)
-    layout.add(FRAME.pack(frame.type, frame.codec, 0, 0, length, raw, crc, 0))
+    head = FRAME.pack(frame.type, frame.codec, 0, 0, length, raw, crc, 0)[:_FRAME_CRC_AT]
+    layout.add(head + crc32c(head).to_bytes(4, "little"))
     for part in stored:
         layout.add(part)
     layout.align()
@@ -244,15 +247,21 @@ def _refuse(condition: bool, where: str, what: str) -> None:
 
 
 def decode_header(data: bytes | memoryview, where: str) -> Header:
-    """Decode the fixed part alone. Its checksum covers the directory too, so only `decode_object` checks it."""
+    """Decode the fixed part. Its checksum covers the directory too and is verified if ``data`` reaches that far."""
     _refuse(len(data) < HEADER.size, where, f"{len(data)} bytes are shorter than a header")
     (
         magic, version, kind, pad0, min_reader, pad1, store_id, log_id, sequence, epoch, node, nonce,
-        checkpoint_seq, placement_epoch, placement_number, opens, directory_length, written_at, zeros, pad2, _crc,
+        checkpoint_seq, placement_epoch, placement_number, opens, directory_length, written_at, zeros, pad2, crc,
     ) = HEADER.unpack_from(data)  # fmt: skip
     _refuse(magic != MAGIC, where, "not an object of a Log (bad magic)")
+    _refuse(not 1 <= min_reader <= version, where, f"format {version} with least reader {min_reader}")
     if min_reader > FORMAT_VERSION:
         raise UnsupportedFormat(f"{where}: needs a reader of format {min_reader}, this one reads {FORMAT_VERSION}")
+    end = HEADER.size + directory_length
+    if len(data) >= end:
+        view = memoryview(data)
+        actual = crc32c(view[HEADER.size : end], crc32c(view[: HEADER.size - 4]))
+        _refuse(actual != crc, where, "header checksum differs")
     if pad0 or pad1 or pad2 or zeros != _ZERO32:
         raise UnsupportedFormat(f"{where}: a reserved header field is not zero")
     _refuse(kind not in ObjectKind._value2member_map_, where, f"unknown object kind {kind}")
@@ -262,44 +271,73 @@ def decode_header(data: bytes | memoryview, where: str) -> Header:
     )  # fmt: skip
 
 
-def _decode_frame(view: memoryview, position: int, end: int, where: str) -> tuple[Frame, int]:
-    """One frame and where the next begins; its checksum is verified (LOG L3)."""
+def _check_padding(view: memoryview, start: int, where: str) -> int:
+    """Where the next frame begins; what lies between must be there and be zero."""
+    following = start + -start % ALIGNMENT
+    _refuse(bytes(view[start:following]) != bytes(following - start), where, f"torn, or padding at byte {start}")
+    return following
+
+
+def _decompress(codec: int, payload: memoryview, raw: int, where: str) -> memoryview:
+    if codec == Codec.NONE:
+        _refuse(raw != len(payload), where, "a plain frame of two lengths")
+        return payload
+    _refuse(raw > OBJECT_BYTES_MAX, where, f"a frame claims to hold {raw} bytes")
+    try:
+        plain = pa.Codec(Codec(codec).name.lower()).decompress(payload, decompressed_size=raw)
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptObject(f"{where}: a frame cannot be decompressed: {error}") from error
+    return memoryview(plain)
+
+
+def _decode_frame(view: memoryview, position: int, end: int, known: bool, where: str) -> tuple[Frame | None, int]:
+    """One frame and where the next begins; its checksums are verified (LOG L3). None: of a type to be skipped.
+
+    Frames of an entry that is not ``known`` are verified and skipped.
+    """
     _refuse(position + FRAME.size > end, where, "a frame header lies outside its entry")
-    kind, codec, pad0, key_id, stored, raw, crc, pad1 = FRAME.unpack_from(view, position)
-    if pad0 or pad1 or key_id:
-        raise UnsupportedFormat(f"{where}: a reserved frame field is not zero")
+    kind, codec, pad, key_id, stored, raw, crc, head_crc = FRAME.unpack_from(view, position)
+    actual = crc32c(view[position : position + _FRAME_CRC_AT])
+    _refuse(actual != head_crc, where, f"frame header checksum differs at byte {position}")
     start = position + FRAME.size
     _refuse(start + stored > end, where, "a frame lies outside its entry")
     payload = view[start : start + stored]
     _refuse(crc32c(payload) != crc, where, f"frame checksum differs at byte {position}")
-    _refuse(kind not in FrameType._value2member_map_, where, f"unknown frame type {kind}")
-    _refuse(codec not in Codec._value2member_map_, where, f"unknown codec {codec}")
-    if codec != Codec.NONE:
-        _refuse(raw > OBJECT_BYTES_MAX, where, f"a frame claims to hold {raw} bytes")
-        payload = memoryview(pa.Codec(Codec(codec).name.lower()).decompress(payload, decompressed_size=raw))
-    following = start + stored
-    return Frame(FrameType(kind), payload, Codec.NONE), following + -following % ALIGNMENT
+    following = _check_padding(view, start + stored, where)
+    if not known or kind >= SKIPPABLE_FROM:
+        return None, following
+    if pad or key_id:
+        raise UnsupportedFormat(f"{where}: a reserved frame field is not zero")
+    if kind not in FrameType._value2member_map_ or codec not in Codec._value2member_map_:
+        raise UnsupportedFormat(f"{where}: frame type {kind} with codec {codec} is not known here")
+    return Frame(FrameType(kind), _decompress(codec, payload, raw, where)), following
 
 
-def _decode_entry(view: memoryview, index: int, where: str) -> Entry:
+def _decode_entry(view: memoryview, index: int, begin: int, where: str) -> tuple[Entry, int]:
+    """One entry, whose frames begin at ``begin``, and where the frames of the next do."""
     (
         kind, flags, frame_count, partition, table_id, schema_version, offset_count, base_offset, row_count,
         id_count, time_low, time_high, id_kind, pad, id_epoch, writer, id_sequence, transaction, position, length,
     ) = ENTRY.unpack_from(view, HEADER.size + index * ENTRY.size)  # fmt: skip
-    if flags or pad != _ZERO3 or transaction != ZERO16 or kind in RESERVED_ENTRY_KINDS:
-        raise UnsupportedFormat(f"{where}: entry {index} uses a reserved field or kind")
-    if kind not in EntryKind._value2member_map_ and kind < SKIPPABLE_FROM:
-        raise UnsupportedFormat(f"{where}: unknown entry kind {kind}")
+    known = kind in EntryKind._value2member_map_
+    write_id = WriteId(id_kind, writer, id_epoch, id_sequence, id_count)
+    if kind in RESERVED_ENTRY_KINDS or (not known and kind < SKIPPABLE_FROM):
+        raise UnsupportedFormat(f"{where}: entry kind {kind} is reserved or unknown")
+    reserved = flags or pad != _ZERO3 or transaction != ZERO16 or (not id_kind and write_id != NO_WRITE_ID)
+    if known and reserved:
+        raise UnsupportedFormat(f"{where}: entry {index} uses a reserved field")
     end = position + length
-    _refuse(end > len(view), where, f"entry {index} lies outside the object")
+    _refuse(position != begin or end > len(view), where, f"torn: entry {index} lies outside the object")
     frames = []
-    for _ in range(frame_count if kind < SKIPPABLE_FROM else 0):
-        frame, position = _decode_frame(view, position, end, where)
-        frames.append(frame)
+    for _ in range(frame_count):
+        frame, position = _decode_frame(view, position, end, known, where)
+        if frame is not None:
+            frames.append(frame)
+    _refuse(position != end, where, f"entry {index} holds more than its frames")
     return Entry(
         kind, tuple(frames), table_id, partition, schema_version, base_offset, offset_count, row_count,
-        time_low, time_high, WriteId(id_kind, writer, id_epoch, id_sequence, id_count), flags,
-    )  # fmt: skip
+        time_low, time_high, write_id, flags,
+    ), end  # fmt: skip
 
 
 def decode_object(data: bytes, where: str) -> LogObject:
@@ -308,9 +346,10 @@ def decode_object(data: bytes, where: str) -> LogObject:
     header = decode_header(view, where)
     end = HEADER.size + header.directory_length
     _refuse(end > len(view) or header.directory_length % ENTRY.size != 0, where, "torn: the directory is cut")
-    expected = int.from_bytes(view[HEADER.size - 4 : HEADER.size], "little")
-    actual = crc32c(view[HEADER.size : end], crc32c(view[: HEADER.size - 4]))
-    _refuse(actual != expected, where, "header checksum differs")
-    count = header.directory_length // ENTRY.size
-    entries = tuple(_decode_entry(view, i, where) for i in range(count))
-    return LogObject(header, entries, len(data))
+    entries = []
+    position = _check_padding(view, end, where)
+    for index in range(header.directory_length // ENTRY.size):
+        entry, position = _decode_entry(view, index, position, where)
+        entries.append(entry)
+    _refuse(position != len(view), where, "bytes follow the last frame")
+    return LogObject(header, tuple(entries), len(data))
