@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.errors import CorruptObject, UnsupportedFormat
+from storage.errors import CorruptObject, SchemaConflict, UnsupportedFormat
 from storage.frames import NO_WRITE_ID, Entry, EntryKind, Frame, FrameType, WriteId
 from storage.schema import TIME_COLUMN, Role
 
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 IPC_FROM_ROWS: Final = 512
 """Batches with at least so many rows are written as `ipc` with dictionaries, smaller ones as `rows` (F8)."""
 RECORD_VERSION: Final = 1
+RECORD_KEYS: Final[Mapping[EntryKind, frozenset[str]]] = {
+    EntryKind.RETENTION: frozenset({"v", "database", "cutoff", "recorded_ms"}),
+    EntryKind.DROP: frozenset({"v", "revision"}),
+    EntryKind.SKIP: frozenset({"v", "sequence", "skipped_at_ms"}),
+    EntryKind.RECORD: frozenset({"v", "revision", "effects"}),
+}
+"""The keys of each record, all of them and no others (docs/format.md)."""
 _COUNT: Final = struct.Struct("<II")
 
 
@@ -34,8 +41,17 @@ def _plain(array: pa.Array) -> pa.Array:
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
+def _has(table: Table, field: pa.Field) -> bool:
+    """Whether ``field`` is a column of the table under one of the two types that replay can read back."""
+    column = table.by_storage_name.get(field.name)
+    return column is not None and field.type in (column.arrow_type, column.plain_type)
+
+
 def encode_rows(table: Table, rows: pa.RecordBatch) -> Frame:
-    """The frame for ``rows`` (fields named by storage names)."""
+    """The frame for ``rows`` (fields named by storage names). Raises SchemaConflict for what is not of ``table``."""
+    for field in rows.schema:
+        if not _has(table, field):  # L4: what replay could not read is refused before it is sent
+            raise SchemaConflict(f"table {table.name!r} has no column {field.name!r} of type {field.type}")
     if rows.num_rows >= IPC_FROM_ROWS:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, rows.schema) as writer:
@@ -56,16 +72,27 @@ def _decode_plain(table: Table, payload: memoryview, where: str) -> pa.RecordBat
     start = _COUNT.size + 4 * count
     start += -start % 16
     try:
-        columns = [table.by_id[int(i)] for i in ids]
+        columns = [table.by_id[i] for i in ids.tolist()]
     except KeyError as error:
         raise CorruptObject(f"{where}: table {table.id} has no column {error}") from None
     schema = pa.schema([(c.storage_name, c.plain_type) for c in columns])
     batch = pa.ipc.read_record_batch(pa.py_buffer(payload[start:]), schema)
+    batch.validate()
     arrays = [
         array.dictionary_encode() if column.role is Role.TAG else array
         for column, array in zip(columns, batch.columns, strict=True)
     ]
     return pa.RecordBatch.from_arrays(arrays, names=schema.names)
+
+
+def _decode_stream(table: Table, payload: memoryview, where: str) -> pa.RecordBatch:
+    reader = pa.ipc.open_stream(pa.py_buffer(payload))
+    for field in reader.schema:
+        if not _has(table, field):
+            raise CorruptObject(f"{where}: table {table.id} has no column {field.name!r} of type {field.type}")
+    batch = reader.read_next_batch()
+    batch.validate()
+    return batch
 
 
 def decode_rows(table: Table, entry: Entry, where: str) -> pa.RecordBatch:
@@ -76,10 +103,10 @@ def decode_rows(table: Table, entry: Entry, where: str) -> pa.RecordBatch:
             if frame.type is FrameType.ROWS:
                 batch = _decode_plain(table, payload, where)
             elif frame.type is FrameType.IPC:
-                batch = pa.ipc.open_stream(pa.py_buffer(payload)).read_next_batch()
+                batch = _decode_stream(table, payload, where)
             else:
                 continue
-        except (pa.ArrowInvalid, struct.error, StopIteration, ValueError) as error:
+        except (pa.ArrowException, OSError, struct.error, StopIteration, ValueError) as error:
             raise CorruptObject(f"{where}: rows cannot be decoded: {error}") from error
         if batch.num_rows != entry.row_count:
             raise CorruptObject(f"{where}: {batch.num_rows} rows where the directory says {entry.row_count}")
@@ -111,7 +138,7 @@ def record_entry(kind: EntryKind, record: Mapping[str, Any], **directory: Any) -
 
 
 def decode_record(entry: Entry, where: str) -> dict[str, Any]:
-    """The map of a record entry."""
+    """The map of a record entry: exactly the keys of its kind (`RECORD_KEYS`)."""
     if not entry.frames or entry.frames[0].type is not FrameType.RECORD:
         raise CorruptObject(f"{where}: a record entry has no record frame")
     try:
@@ -120,4 +147,6 @@ def decode_record(entry: Entry, where: str) -> dict[str, Any]:
         raise CorruptObject(f"{where}: {error}") from error
     if not isinstance(record, dict) or record.get("v") != RECORD_VERSION:
         raise UnsupportedFormat(f"{where}: a record of a version that this reader does not know")
+    if record.keys() != RECORD_KEYS[EntryKind(entry.kind)]:
+        raise UnsupportedFormat(f"{where}: a record with the keys {', '.join(map(str, record))}")
     return record
