@@ -207,7 +207,8 @@ def _report(files: Sequence[str], options: WriteOptions, outcome: Outcome) -> No
 
 def _sentence(item: Rejected) -> str:
     where = f"{item.file}:{item.line}" if item.lines == 1 else f"{item.file}:{item.line}-{item.line + item.lines - 1}"
-    original = item.original[:ORIGINAL_SHOWN_CHARACTERS]
+    shown = item.original.strip()[:ORIGINAL_SHOWN_CHARACTERS]
+    original = "".join(character if character.isprintable() else " " for character in shown)
     return f"{where}: {item.message}" + (f" in: {original}" if original else "")
 
 
