@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
+from engine.errors import EngineError
 from nodes.gateway.faults import GatewayError
 from storage.errors import StorageError
 from wire.errors import WireError
@@ -124,8 +125,13 @@ UNKNOWN: Final = _BROKEN
 
 
 def influx_answer(error: BaseException) -> HttpAnswer | None:
-    """The row for an error; None for one that nobody raised on purpose."""
-    code = getattr(error, "code", None)
-    if isinstance(error, (StorageError, WireError, GatewayError)) or isinstance(code, str):
-        return INFLUX.get(str(code))
-    return None
+    """The row for an error; None for one that nobody raised on purpose.
+
+    A class may share its parent's code and deny that retrying helps: that is a fault to look at, not a wait.
+    """
+    if not isinstance(error, (StorageError, EngineError, WireError, GatewayError)):
+        return None
+    answer = INFLUX.get(error.code)
+    if answer is not None and answer.retry_after_seconds is not None and not error.retriable:
+        return HttpAnswer(500, answer.shape)
+    return answer

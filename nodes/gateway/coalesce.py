@@ -224,10 +224,11 @@ class Coalescer:
             while writer.ready:
                 groups = writer.take()
                 await self._write(groups)
+                groups = []
                 writer.end_turn()
         finally:
             for group in (*groups, *writer.take()):
-                _fail(group.bodies, asyncio.CancelledError())  # no effect on those that are answered
+                _fail(group.bodies, asyncio.CancelledError())
             writer.is_busy = False
             writer.end_turn()
             self._forget(database, writer)
