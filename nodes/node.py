@@ -93,11 +93,12 @@ class NodeParts:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A node that serves, as those who run beside it see it."""
+    """A node that serves, as those who run beside it see it. ``stop`` asks it for a clean stop."""
 
     settings: Settings
     host: str
     port: int
+    stop: Callable[[], None]
 
     @property
     def url(self) -> str:
@@ -190,7 +191,7 @@ class Node:
         self._slot.fill(backend)
         self.health.move(Phase.READY)
         log.info("ready", open_seconds=round(time.monotonic() - started, 3), **self._listen)
-        await self._serve(Ready(self.settings, *http.address), beside)
+        await self._serve(Ready(self.settings, *http.address, self.stop), beside)
         await self._drain(http, backend)
 
     async def _listen_http(self, stack: contextlib.AsyncExitStack, context: NodeContext) -> HttpServer:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -48,7 +46,7 @@ def demo(flags: Mapping[str, object], *, live: bool, once: bool) -> ExitCode:
             await load_sample(client, data, console)
             show_paste(ready.url, console)
             if once:
-                os.kill(os.getpid(), signal.SIGTERM)
+                ready.stop()
             elif live:
                 await write_live(client, str(settings.data_dir))
 
