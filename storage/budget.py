@@ -21,7 +21,7 @@ class MemoryBudget:
             )
         self.used += size
 
-    def release(self, size: int) -> None:
-        """Give ``size`` bytes back."""
-        self.used -= size
+    def adjust(self, change: int) -> None:
+        """Take or give back ``change`` bytes without asking: for what is held already."""
+        self.used += change
         assert self.used >= 0, "released more than was reserved"

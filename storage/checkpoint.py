@@ -16,7 +16,7 @@ import pyarrow as pa
 from crc32c import crc32c
 
 from storage.errors import CorruptObject, UnsupportedFormat
-from storage.frames import Entry, EntryKind, Frame, FrameType
+from storage.frames import FORMAT_VERSION, Entry, EntryKind, Frame, FrameType, decode_frame, encode_frame
 from storage.schema import DataFile
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 FILES_INLINE_MAX: Final = 256
 """Files that a Checkpoint lists itself; beyond it they move into a part (LOG L23)."""
 PART_MAGIC: Final = b"RUNNELPT"
-_PART: Final = struct.Struct("<8sHHI16sQ")
+PART: Final = struct.Struct("<8sHHHH16sQQ12sI")
+"""A part's header: one frame as in a Log's object follows."""
+_PART_CRC_AT: Final = PART.size - 4
+_ZERO12: Final = bytes(12)
 
 
 class Section(enum.IntEnum):
@@ -71,7 +74,9 @@ SCHEMAS: Final[Mapping[Section, pa.Schema]] = {
     ),
     Section.DROPS: pa.schema([("table_id", pa.uint64()), ("revision", pa.uint64())]),
     Section.CUTOFFS: pa.schema([("database_id", pa.uint64()), ("cutoff", pa.int64()), ("recorded_ms", pa.int64())]),
-    Section.PARTS: pa.schema([("path", pa.string()), ("files", pa.int64())]),
+    Section.PARTS: pa.schema(
+        [("section", pa.uint8()), ("owner_id", pa.uint64()), ("path", pa.string()), ("rows", pa.int64())]
+    ),
     Section.CATALOG: pa.schema([("revision", pa.uint64()), ("database_id", pa.uint64()), ("state", pa.binary())]),
 }  # fmt: skip
 
@@ -93,28 +98,47 @@ def _ipc(table: pa.Table) -> memoryview:
 
 def section_entry(section: Section, rows: Sequence[Mapping[str, Any]]) -> Entry:
     """One section as an entry of a Checkpoint object."""
-    table = pa.Table.from_pylist(list(rows), schema=SCHEMAS[section])
-    return Entry(EntryKind.SECTION, (Frame(FrameType.IPC, _ipc(table)),), table_id=int(section), row_count=len(rows))
+    return section_from_table(section, pa.Table.from_pylist(list(rows), schema=SCHEMAS[section]))
+
+
+def section_from_table(section: Section, table: pa.Table) -> Entry:
+    """The same from columns, for sections that are long."""
+    assert table.schema == SCHEMAS[section]
+    frame = Frame(FrameType.IPC, _ipc(table))
+    return Entry(EntryKind.SECTION, (frame,), table_id=int(section), row_count=table.num_rows)
 
 
 def decode_sections(entries: Iterable[Entry], where: str) -> dict[Section, list[dict[str, Any]]]:
-    """All sections of a Checkpoint object. An unknown or reserved section is refused (FORMAT, first lines)."""
-    sections: dict[Section, list[dict[str, Any]]] = {s: [] for s in SCHEMAS}
+    """All sections of a Checkpoint object; one that is absent is empty, META always has its one row.
+
+    Raises CorruptObject, and UnsupportedFormat for an unknown or reserved section or column.
+    """
+    found: dict[Section, list[dict[str, Any]]] = {}
     for entry in entries:
         if entry.kind != EntryKind.SECTION:
             raise CorruptObject(f"{where}: a Checkpoint holds an entry that is no section")
         if entry.table_id not in Section._value2member_map_ or Section(entry.table_id) in RESERVED_SECTIONS:
             raise UnsupportedFormat(f"{where}: section {entry.table_id} is reserved or unknown")
-        sections[Section(entry.table_id)] = _read_table(entry.frames[0].parts()[0], where)
-    return sections
+        section = Section(entry.table_id)
+        if section in found or len(entry.frames) != 1 or entry.frames[0].type is not FrameType.IPC:
+            raise CorruptObject(f"{where}: section {section.name} is there twice, or is no table")
+        found[section] = _read_table(section, entry.frames[0].parts()[0], entry.row_count, where)
+    if len(found.get(Section.META, ())) != 1:
+        raise CorruptObject(f"{where}: a Checkpoint without its META section")
+    return {s: found.get(s, []) for s in SCHEMAS}
 
 
-def _read_table(payload: bytes | memoryview, where: str) -> list[dict[str, Any]]:
+def _read_table(section: Section, payload: bytes | memoryview, rows: int, where: str) -> list[dict[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = pa.ipc.open_stream(pa.py_buffer(payload)).read_all().to_pylist()
-    except pa.ArrowInvalid as error:
-        raise CorruptObject(f"{where}: {error}") from error
-    return rows
+        table = pa.ipc.open_stream(pa.py_buffer(payload)).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptObject(f"{where}: section {section.name}: {error}") from error
+    if table.schema != SCHEMAS[section]:
+        raise UnsupportedFormat(f"{where}: section {section.name} has columns that this version does not know")
+    if table.num_rows != rows:
+        raise CorruptObject(f"{where}: section {section.name}: {table.num_rows} rows where {rows} were written")
+    found: list[dict[str, Any]] = table.to_pylist()
+    return found
 
 
 def file_row(file: DataFile) -> dict[str, Any]:
@@ -123,26 +147,36 @@ def file_row(file: DataFile) -> dict[str, Any]:
 
 
 def file_from_row(row: Mapping[str, Any], where: str) -> DataFile:
-    """The reverse of `file_row`; kinds `segment` and `bundle` are reserved and refused."""
-    if row["kind"] != "parquet" or row["byte_start"] or row["key_id"]:
+    """The reverse of `file_row`. Reserved and refused: kinds `segment` and `bundle`, keys, borrowed files."""
+    if row["kind"] != "parquet" or row["byte_start"] or row["key_id"] or row["borrowed"]:
         raise UnsupportedFormat(f"{where}: a file entry of kind {row['kind']!r} with reserved fields")
     fields = {k: v for k, v in row.items() if k != "byte_start"}
     return DataFile(**fields)
 
 
-def encode_part(store_id: bytes, files: Sequence[DataFile]) -> bytes:
+def encode_part(store_id: bytes, log_id: int, files: Sequence[DataFile]) -> bytes:
     """A part of the file list as an object of its own."""
-    body = bytes(_ipc(pa.Table.from_pylist([file_row(f) for f in files], schema=_FILE_SCHEMA)))
-    return _PART.pack(PART_MAGIC, 1, 0, crc32c(body), store_id, len(body)) + body
+    body = _ipc(pa.Table.from_pylist([file_row(f) for f in files], schema=_FILE_SCHEMA))
+    head = PART.pack(
+        PART_MAGIC, FORMAT_VERSION, 1, Section.FILES, 0, store_id, log_id, len(files), _ZERO12, 0
+    )[:_PART_CRC_AT]  # fmt: skip
+    frame = encode_frame(Frame(FrameType.IPC, body))
+    return b"".join([head, crc32c(head).to_bytes(4, "little"), *frame])
 
 
-def decode_part(store_id: bytes, data: bytes, where: str) -> tuple[DataFile, ...]:
+def decode_part(store_id: bytes, log_id: int, data: bytes, where: str) -> tuple[DataFile, ...]:
     """The files of a part, verified."""
-    if len(data) < _PART.size:
+    view = memoryview(data)
+    if len(data) < PART.size:
         raise CorruptObject(f"{where}: torn part")
-    magic, version, zero, crc, owner, length = _PART.unpack_from(data)
-    if magic != PART_MAGIC or length != len(data) - _PART.size or crc32c(memoryview(data)[_PART.size :]) != crc:
+    magic, version, min_reader, section, pad, owner, log, rows, zeros, crc = PART.unpack_from(data)
+    if magic != PART_MAGIC or crc32c(view[:_PART_CRC_AT]) != crc or not 1 <= min_reader <= version:
         raise CorruptObject(f"{where}: not a part of a Checkpoint, or torn")
-    if version != 1 or zero or owner != store_id:
-        raise UnsupportedFormat(f"{where}: a part of another store or version")
-    return tuple(file_from_row(row, where) for row in _read_table(memoryview(data)[_PART.size :], where))
+    if min_reader > FORMAT_VERSION or section != Section.FILES or pad or zeros != _ZERO12:
+        raise UnsupportedFormat(f"{where}: a part of a newer version, or with reserved fields")
+    if (owner, log) != (store_id, log_id):
+        raise CorruptObject(f"{where}: belongs to another store or Log")
+    frame, end = decode_frame(view, PART.size, len(data), True, where)
+    if frame is None or frame.type is not FrameType.IPC or end != len(data):
+        raise CorruptObject(f"{where}: a part is one table and nothing else")
+    return tuple(file_from_row(row, where) for row in _read_table(Section.FILES, frame.parts()[0], rows, where))

@@ -202,6 +202,13 @@ def _add_frame(layout: _Layout, frame: Frame) -> None:
     layout.align()
 
 
+def encode_frame(frame: Frame) -> list[Buffer]:
+    """One frame by itself, padded to `ALIGNMENT`; it must stand on such a boundary."""
+    layout = _Layout(0)
+    _add_frame(layout, frame)
+    return layout.buffers
+
+
 def _pack_entry(entry: Entry, position: int, length: int) -> bytes:
     w = entry.write_id
     return ENTRY.pack(
@@ -290,7 +297,7 @@ def _decompress(codec: int, payload: memoryview, raw: int, where: str) -> memory
     return memoryview(plain)
 
 
-def _decode_frame(view: memoryview, position: int, end: int, known: bool, where: str) -> tuple[Frame | None, int]:
+def decode_frame(view: memoryview, position: int, end: int, known: bool, where: str) -> tuple[Frame | None, int]:
     """One frame and where the next begins; its checksums are verified (LOG L3). None: of a type to be skipped.
 
     Frames of an entry that is not ``known`` are verified and skipped.
@@ -330,7 +337,7 @@ def _decode_entry(view: memoryview, index: int, begin: int, where: str) -> tuple
     _refuse(position != begin or end > len(view), where, f"torn: entry {index} lies outside the object")
     frames = []
     for _ in range(frame_count):
-        frame, position = _decode_frame(view, position, end, known, where)
+        frame, position = decode_frame(view, position, end, known, where)
         if frame is not None:
             frames.append(frame)
     _refuse(position != end, where, f"entry {index} holds more than its frames")

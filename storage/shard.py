@@ -18,13 +18,14 @@ from storage.checkpoint import Part, encode_part
 from storage.datafile import write_datafile
 from storage.entries import record_entry, rows_entry
 from storage.errors import (
+    FsyncFailed,
     LogBacklogFull,
     MemoryExhausted,
     NoSuchTable,
+    OutcomeUnknown,
     RequestTooLarge,
     ShardClosed,
     StorageError,
-    StoreFull,
     StoreUnavailable,
     WriteRefused,
 )
@@ -36,7 +37,7 @@ from storage.shardstate import ShardState, encode_frozen
 from storage.store import data_folder, epoch_of, part_path, parts_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from concurrent.futures import Executor
 
     import pyarrow as pa
@@ -118,12 +119,15 @@ class Shard:
         self._budget = budget
         self._executor = executor
         self._reserved = 0
+        self._in_transit = 0
         self._on_fatal = on_fatal
         self._driver: LogDriver | None = None
         self._in_flight: dict[WriteId, asyncio.Future[Position]] = {}
         self._checkpointing = asyncio.Lock()
+        self._recording: dict[int, asyncio.Lock] = {}
         self._due = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._unlisted: dict[str, float] = {}
 
     @property
@@ -145,38 +149,56 @@ class Shard:
             check_inline=inline, on_replay_full=self._checkpoint_on_the_way,
         )  # fmt: skip
         self.state.epoch = await self._driver.open(skips)
-        self._rebalance()
-        self._tasks = [asyncio.create_task(self._checkpoint_when_due())]
+        self._settle_budget()
+        self._spawn(self._checkpoint_when_due())
 
     async def close(self) -> None:
         """Stop without a checkpoint; the Log has everything. Idempotent."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        self._closed = True
         if self._driver is not None:
-            await self._driver.close()
-        self._budget.release(self._reserved)
-        self._reserved = 0
+            await self._driver.close()  # first: from now on no Checkpoint of ours can be said to stand
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._settle_budget()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     # -- appends (L4, L7, L23, L30) ----------------------------------------------------------------------
 
     async def append(self, parts: Sequence[Append]) -> list[int]:
-        """Make the parts durable, atomically or not at all if they fit one group; return their first offsets.
+        """Make the parts durable, in one object or not at all; return their first offsets.
 
-        Raises Fenced or ShardClosed (not written, retryable), OutcomeUnknown (may stand), WriteRefused,
-        NoSuchTable, MemoryExhausted, LogBacklogFull, RequestTooLarge.
+        Parts whose write ids are known get the first try's outcome. A caller that is cancelled changes nothing:
+        the parts go on, and their ids stay known. Raises OutcomeUnknown (may stand), Fenced or ShardClosed,
+        WriteRefused, NoSuchTable, MemoryExhausted, LogBacklogFull, RequestTooLarge, SchemaConflict, StoreFull.
         """
         driver = self.driver
-        self._check_backlog()
-        known = [self._known(part) for part in parts]
-        fresh = [part for part, at in zip(parts, known, strict=True) if at is None]
-        self._check_first(fresh)
-        futures = iter(self._send(driver, fresh))
-        outcomes = [at if at is not None else next(futures) for at in known]
-        offsets = [at if isinstance(at, int) else (await asyncio.shield(at)).entry.base_offset for at in outcomes]
+        fresh = self._fresh(parts)
+        if fresh:
+            self._check_backlog()
+            self._check_first(fresh)
+        sent = self._send(driver, fresh) if fresh else []
+        anonymous = iter([at for part, at in zip(fresh, sent, strict=True) if part.write_id == NO_WRITE_ID])
+        outcomes = [next(anonymous) if p.write_id == NO_WRITE_ID else self._known(p) for p in parts]
+        offsets = await _offsets(outcomes)
         self._mark_due()
         return offsets
+
+    def _fresh(self, parts: Sequence[Append]) -> list[Append]:
+        """The parts that were never sent; one that is named twice is sent once (L7)."""
+        fresh: list[Append] = []
+        named: set[WriteId] = set()
+        for part in parts:
+            if part.write_id == NO_WRITE_ID or (part.write_id not in named and self._known(part) is None):
+                fresh.append(part)
+                named.add(part.write_id)
+        return fresh
 
     def _known(self, part: Append) -> int | asyncio.Future[Position] | None:
         """A repeated write is answered with the first one's outcome (L7)."""
@@ -204,12 +226,13 @@ class Shard:
                 f"at most {OBJECT_BYTES_MAX} bytes in {ENTRIES_MAX} parts; send less at once"
             )
         size = sum(p.rows.get_total_buffer_size() for p in parts)
-        self._reserve(size)
+        self._reserve(size + encoded)  # under way they are held twice
         try:
             futures = driver.append(entries, [p.rows for p in parts])
         except StorageError:
-            self._release(size)
+            self._arrived(size + encoded)
             raise
+        futures[-1].add_done_callback(lambda _: self._arrived(size + encoded))  # one object: one outcome for all
         self.counters.rows += sum(p.rows.num_rows for p in parts)
         self.counters.bytes += size
         for part, future in zip(parts, futures, strict=True):
@@ -228,31 +251,37 @@ class Shard:
             self._due.set()
             raise
         self._reserved += size
+        self._in_transit += size
 
-    def _release(self, size: int) -> None:
-        self._budget.release(size)
-        self._reserved -= size
+    def _arrived(self, size: int) -> None:
+        """A write has landed in the memtable, or failed: either way it is under way no more."""
+        self._in_transit -= size
+        self._settle_budget()
 
-    def _rebalance(self) -> None:
-        """After replay and checkpoints the reservation is what the memtable holds."""
-        change = self.state.tail_bytes - self._reserved
-        if change > 0:
-            self._budget.used += change  # rows that were replayed are there whatever the budget says
-        else:
-            self._budget.release(-change)
-        self._reserved = self.state.tail_bytes
+    def _settle_budget(self) -> None:
+        """Hold exactly what the memtable has and what is under way: replayed rows are there, room or no room."""
+        held = 0 if self._closed else self.state.tail_bytes + self._in_transit
+        self._budget.adjust(held - self._reserved)
+        self._reserved = held
 
     def _check_backlog(self) -> None:
-        """L23: at twice the bound appends are refused until the checkpoint has caught up."""
+        """L23: at twice a bound appends are refused until the checkpoint has caught up."""
+        state, limits = self.state, self.limits
         if (
-            self.state.log_bytes_above_k > 2 * self.limits.log_bytes
-            or self.state.objects_above_k > 2 * self.limits.checkpoint_objects
+            state.log_bytes_above_k > 2 * limits.log_bytes
+            or state.objects_above_k > 2 * limits.checkpoint_objects
+            or self._age_seconds() > 2 * limits.checkpoint_seconds
         ):
             self._due.set()
             raise LogBacklogFull(
-                f"shard {self.log_id}: {self.state.objects_above_k} objects ({self.state.log_bytes_above_k} bytes) "
-                "wait for a checkpoint; one is under way, try again"
+                f"shard {self.log_id}: {state.objects_above_k} objects ({state.log_bytes_above_k} bytes, the oldest "
+                f"{self._age_seconds():.0f} s old) wait for a checkpoint; one is under way, try again"
             )
+
+    def _age_seconds(self) -> float:
+        """Of the oldest object above k; 0 when there is none, or when a clock went back."""
+        oldest = self.state.oldest_above_k_ms
+        return 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
 
     # -- reads (L13, L14, L36) ---------------------------------------------------------------------------
 
@@ -266,19 +295,21 @@ class Shard:
 
     async def record_cutoff(self, database_id: int, table_ids: frozenset[int], retention_ns: int) -> None:
         """L36: record a newer cut-off before it is used, at most once a minute, and only if it hides a row."""
-        known = self.state.cutoffs.get(database_id)
-        now_ms = time.time_ns() // 1_000_000
-        if known is not None and now_ms - known.recorded_ms < CUTOFF_EVERY_MS:
-            return
-        if not self.state.hides_a_row(table_ids, now_ms * 1_000_000 - retention_ns):
-            return
-        clock_ms = await self._in_thread(self._store.clock_ms)
-        cutoff = min(now_ms, clock_ms) * 1_000_000 - retention_ns
-        if known is not None and cutoff <= known.time_ns:
-            return
-        record = {"database": database_id, "cutoff": cutoff, "recorded_ms": now_ms}
-        (future,) = self.driver.append([record_entry(EntryKind.RETENTION, record)], [None])
-        await future
+        async with self._recording.setdefault(database_id, asyncio.Lock()):  # readers at once share one record
+            known = self.state.cutoffs.get(database_id)
+            now_ms = time.time_ns() // 1_000_000
+            if known is not None and now_ms - known.recorded_ms < CUTOFF_EVERY_MS:
+                return
+            hidden = None if known is None else known.time_ns
+            if not self.state.hides_a_row(table_ids, now_ms * 1_000_000 - retention_ns, hidden):
+                return
+            clock_ms = await self._in_thread(self._store.clock_ms)
+            cutoff = min(now_ms, clock_ms) * 1_000_000 - retention_ns
+            if (hidden is not None and cutoff <= hidden) or not self.state.hides_a_row(table_ids, cutoff, hidden):
+                return
+            record = {"database": database_id, "cutoff": cutoff, "recorded_ms": now_ms}
+            (future,) = self.driver.append([record_entry(EntryKind.RETENTION, record)], [None])
+            await asyncio.shield(future)
 
     def cutoff_ns(self, database_id: int) -> int | None:
         """The recorded cut-off of a database in this Log."""
@@ -309,26 +340,34 @@ class Shard:
             self._due.clear()
             try:
                 await self.checkpoint()
-            except (StoreUnavailable, StoreFull):
+            except FsyncFailed:
+                return  # the process ends
+            except StorageError:
+                if self._driver is None or self._driver.closed.done():
+                    return  # fenced, damaged or closed: the driver's `closed` tells the owner of this shard
                 await asyncio.sleep(CHECKPOINT_PAUSE_SECONDS)
                 self._due.set()
-            except StorageError:
-                return  # fenced, damaged or closed: the driver's `closed` tells the owner of this shard
+            except Exception as error:  # noqa: BLE001  a defect: without checkpoints this shard would fill up unseen
+                self._on_fatal(error)
+                return
 
     def _seconds_to_age(self) -> float:
-        oldest = self.state.oldest_above_k_ms
-        if oldest is None:
-            return self.limits.checkpoint_seconds
-        age = time.time() - oldest / 1000
-        return max(0.05, self.limits.checkpoint_seconds - age)
+        return max(0.05, self.limits.checkpoint_seconds - self._age_seconds())
 
     async def checkpoint(self) -> None:
-        """Write the memtable to DataFiles, commit them, and collect what that made garbage (L18, L19)."""
+        """Write the memtable to DataFiles, commit them, and collect what that made garbage (L18, L19).
+
+        Runs to its end even if the caller is cancelled: the Checkpoint may stand, and the state must know.
+        """
+        await asyncio.shield(self._spawn(self._checkpoint_and_collect()))
+
+    async def _checkpoint_and_collect(self) -> None:
         async with self._checkpointing:
             if self.state.objects_above_k == 0:
                 return  # L23: an idle shard writes nothing
             await self._checkpoint_now()
-        self.counters.collected += await self.driver.collect()
+        collected = await self.driver.collect()
+        self.counters.collected += collected
 
     async def _checkpoint_on_the_way(self) -> None:
         """L23: replay holds more than it may; make room before going on."""
@@ -341,10 +380,13 @@ class Shard:
         frozen = self.state.freeze()
         files = await self._write_files(frozen)
         part = await self._write_part(files) if self.state.part_is_due(len(files)) else None
-        fixed = await self._in_thread(encode_frozen, frozen)
+        fixed = await self._in_thread(encode_frozen, frozen, files)
         sections = (*fixed, *self.state.prepare(frozen, files, part))
-        await self.driver.checkpoint(CheckpointDraft(frozen.covered, sections))
-        self._rebalance()
+        try:
+            await self.driver.checkpoint(CheckpointDraft(frozen.covered, sections))
+        finally:
+            self.state.prepared = None  # it did not stand; the files are orphans (L20), the next one writes its own
+        self._settle_budget()
         self.counters.checkpoints += 1
         self.counters.checkpoint_seconds += time.monotonic() - begun
         self.counters.datafiles += len(files)
@@ -362,7 +404,7 @@ class Shard:
     async def _write_part(self, files: Sequence[DataFile]) -> Part:
         """Move the loose files into a part that later Checkpoints only name (L23)."""
         members = (*self.state.loose, *files)
-        data = encode_part(self.identity.store_id, members)
+        data = encode_part(self.identity.store_id, self.log_id, members)
         for _ in range(PART_TRIES_MAX):
             path = part_path(self.log_id, self.driver.core.epoch)
             if await self._in_thread(self._store.create, path, [data]) is CreateOutcome.CREATED:
@@ -377,7 +419,10 @@ class Shard:
         Runs under the checkpoint lock: no file of ours is being written while it looks.
         """
         async with self._checkpointing:
-            epoch = self.driver.core.epoch
+            core = self.driver.core
+            if not core.is_owner:  # L19: only the owner collects
+                raise ShardClosed(f"shard {self.log_id} is not open here: try again")
+            epoch = core.epoch
             found = await self._unnamed(epoch)
             now = time.monotonic()
             self._unlisted = {path: self._unlisted.get(path, now) for path in found}
@@ -399,4 +444,23 @@ class Shard:
         return found
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        except FsyncFailed as error:  # L34: what the disk holds is unknown; the process ends
+            self._on_fatal(error)
+            raise
+
+
+async def _offsets(outcomes: Sequence[int | asyncio.Future[Position] | None]) -> list[int]:
+    """All first offsets, or the error that says most: what may stand must not be called failed (L6)."""
+    offsets: list[int] = []
+    errors: list[StorageError] = []
+    for at in outcomes:
+        assert at is not None, "what is sent is known at once"
+        try:
+            offsets.append(at if isinstance(at, int) else (await asyncio.shield(at)).entry.base_offset)
+        except StorageError as error:
+            errors.append(error)
+    if errors:
+        raise next((e for e in errors if isinstance(e, OutcomeUnknown)), errors[0])
+    return offsets

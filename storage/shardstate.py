@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
 from storage.checkpoint import (
     FILES_INLINE_MAX,
+    SCHEMAS,
     Part,
     Section,
     decode_part,
@@ -22,10 +23,11 @@ from storage.checkpoint import (
     file_from_row,
     file_row,
     section_entry,
+    section_from_table,
 )
 from storage.entries import decode_record, decode_rows
-from storage.errors import CorruptObject
-from storage.frames import NO_WRITE_ID, Entry, EntryKind, WriteId
+from storage.errors import CorruptObject, UnsupportedFormat
+from storage.frames import NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind, WriteId
 from storage.schema import PartitionSnapshot, TailBatch
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class TailEntry:
     sequence: int
     batch: TailBatch
     time_low: int
+    time_high: int
     bytes: int
 
 
@@ -91,16 +94,29 @@ class Frozen:
     revision: int
     tails: dict[PartitionKey, tuple[TailBatch, ...]]
     partitions: list[dict[str, int]]
-    write_ids: list[tuple[WriteId, Remembered]]
+    write_ids: tuple[list[WriteId], list[Remembered]]
     drops: dict[int, int]
     cutoffs: dict[int, Cutoff]
 
 
-def encode_frozen(frozen: Frozen) -> tuple[Entry, ...]:
+def _write_id_table(write_ids: tuple[list[WriteId], list[Remembered]]) -> pa.Table:
+    """Column by column: a hundred thousand ids as rows would take most of a second."""
+    schema = SCHEMAS[Section.WRITE_IDS]
+    if not write_ids[0]:
+        return schema.empty_table()
+    places = ((at.sequence, at.first_offset, at.written_ms) for at in write_ids[1])
+    columns = (*zip(*write_ids[0], strict=True), *zip(*places, strict=True))
+    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+
+
+def encode_frozen(frozen: Frozen, new_files: Sequence[DataFile]) -> tuple[Entry, ...]:
     """The sections that are fixed when the memtable is frozen. Pure, and long for many write ids: off the loop."""
-    ids = [
-        {**key._asdict(), "object": at.sequence, "first_offset": at.first_offset, "written_ms": at.written_ms}
-        for key, at in frozen.write_ids
+    added: dict[PartitionKey, int] = {}
+    for file in new_files:
+        key = (file.table_id, file.partition)
+        added[key] = added.get(key, 0) + file.bytes
+    partitions = [
+        {**row, "bytes": row["bytes"] + added.get((row["table_id"], row["partition"]), 0)} for row in frozen.partitions
     ]
     cutoffs = [
         {"database_id": database, "cutoff": c.time_ns, "recorded_ms": c.recorded_ms}
@@ -109,8 +125,8 @@ def encode_frozen(frozen: Frozen) -> tuple[Entry, ...]:
     meta = [{"covered": frozen.covered, "horizon": frozen.horizon, "revision": frozen.revision}]
     return (
         section_entry(Section.META, meta),
-        section_entry(Section.PARTITIONS, frozen.partitions),
-        section_entry(Section.WRITE_IDS, ids),  # L7: with the horizon, taken at one moment
+        section_entry(Section.PARTITIONS, partitions),
+        section_from_table(Section.WRITE_IDS, _write_id_table(frozen.write_ids)),  # L7: with the horizon
         section_entry(Section.DROPS, [{"table_id": t, "revision": r} for t, r in frozen.drops.items()]),
         section_entry(Section.CUTOFFS, cutoffs),
     )
@@ -154,6 +170,7 @@ class ShardState:
         self._tables = tables
         self._full_bytes = full_bytes
         self._sizes: OrderedDict[int, tuple[int, int]] = OrderedDict()  # sequence -> (bytes, written at ms)
+        self._part_rows: dict[str, int] = {}
 
     # -- LogState: fed by the Log ------------------------------------------------------------------------
 
@@ -178,12 +195,18 @@ class ShardState:
         self.cutoffs = {r["database_id"]: Cutoff(r["cutoff"], r["recorded_ms"]) for r in sections[Section.CUTOFFS]}
         self.loose = tuple(file_from_row(row, where) for row in sections[Section.FILES])
         self._add_files(self.loose)
-        return [row["path"] for row in sections[Section.PARTS]]
+        if any(row["section"] != Section.FILES or row["owner_id"] for row in sections[Section.PARTS]):
+            raise UnsupportedFormat(f"{where}: a part of something else than the file list")
+        self._part_rows = {row["path"]: row["rows"] for row in sections[Section.PARTS]}
+        return list(self._part_rows)
 
     def load_part(self, path: str, data: bytes) -> None:
         """Take one part of the file list."""
-        files = decode_part(self.store_id, data, path)
-        self.parts = (*self.parts, Part(path, files))
+        files = decode_part(self.store_id, self.log_id, data, path)
+        if len(files) != self._part_rows[path]:
+            raise CorruptObject(f"{path}: {len(files)} files where the Checkpoint says {self._part_rows[path]}")
+        order = list(self._part_rows)
+        self.parts = tuple(sorted((*self.parts, Part(path, files)), key=lambda part: order.index(part.path)))
         self._add_files(files)
 
     def covered(self) -> int:
@@ -198,60 +221,84 @@ class ShardState:
                 placed.append(entry)
                 continue
             key = (entry.table_id, entry.partition)
-            base = following.get(key)
-            if base is None:
-                base = self.partitions[key].next_offset if key in self.partitions else 0
+            base = following[key] if key in following else self._next_offset(key)
             placed.append(dataclasses.replace(entry, base_offset=base))
             following[key] = base + entry.offset_count
         return tuple(placed)
 
     def apply(self, obj: LogObject, payloads: Sequence[object] = ()) -> None:
-        """Apply a data object. ``payloads`` are the batches of our own entries, so that they need no decoding."""
-        sequence = obj.header.sequence
-        where = f"log {self.log_id} object {sequence}"
-        for index, entry in enumerate(obj.entries):
-            payload = payloads[index] if payloads else None
-            if entry.kind == EntryKind.ROWS:
-                self._apply_rows(obj.header, entry, payload, where)
+        """Apply a data object. ``payloads`` are the batches of our own entries, so that they need no decoding.
+
+        Raises CorruptObject or UnsupportedFormat before anything has changed (L3: never half-applied).
+        """
+        where = f"log {self.log_id} object {obj.header.sequence}"
+        given = payloads or (None,) * len(obj.entries)
+        content = [self._read(entry, payload, where) for entry, payload in zip(obj.entries, given, strict=True)]
+        self._check_offsets(obj, where)
+        for entry, value in zip(obj.entries, content, strict=True):
+            if isinstance(value, pa.RecordBatch):
+                self._apply_rows(obj.header, entry, value)
             elif entry.kind == EntryKind.RETENTION:
-                self._apply_cutoff(entry, where)
+                self._apply_cutoff(value)
             elif entry.kind == EntryKind.DROP:
-                self._apply_drop(entry, where)
-        self.position = sequence
+                self._apply_drop(entry.table_id, value)
+        self.position = obj.header.sequence
         self.objects_above_k += 1
         self.log_bytes_above_k += obj.size
-        self._sizes[sequence] = (obj.size, obj.header.written_at_ms)
+        self._sizes[self.position] = (obj.size, obj.header.written_at_ms)
         if self.oldest_above_k_ms is None:
             self.oldest_above_k_ms = obj.header.written_at_ms
 
-    def _apply_rows(self, header: Header, entry: Entry, payload: object, where: str) -> None:
-        sequence = header.sequence
+    def _read(self, entry: Entry, payload: object, where: str) -> Any:
+        """What an entry says: rows, or a record; None for a kind that may be skipped (F6)."""
+        if entry.kind == EntryKind.ROWS:
+            table = self._tables(entry.table_id)
+            if table is None:
+                raise CorruptObject(f"{where}: rows of table {entry.table_id}, which the Catalog has never named")
+            return payload if isinstance(payload, pa.RecordBatch) else decode_rows(table, entry, where)
+        if entry.kind in (EntryKind.RETENTION, EntryKind.DROP, EntryKind.SKIP):
+            return decode_record(entry, where)
+        if entry.kind < SKIPPABLE_FROM:
+            raise UnsupportedFormat(f"{where}: an entry of kind {entry.kind} does not belong into a shard's Log")
+        return None
+
+    def _check_offsets(self, obj: LogObject, where: str) -> None:
+        """L24: without a gap, save where an object between was given up (`runnel store skip`, L3)."""
+        following: dict[PartitionKey, int] = {}
+        adjacent = obj.header.sequence == self.position + 1
+        for entry in obj.entries:
+            if entry.kind != EntryKind.ROWS:
+                continue
+            key = (entry.table_id, entry.partition)
+            known = key in following
+            expected = following[key] if known else self._next_offset(key)
+            if entry.base_offset < expected or (entry.base_offset > expected and (known or adjacent)):
+                raise CorruptObject(f"{where}: offset {entry.base_offset} where {expected} must follow")
+            following[key] = entry.base_offset + entry.offset_count
+
+    def _next_offset(self, key: PartitionKey) -> int:
+        return self.partitions[key].next_offset if key in self.partitions else 0
+
+    def _apply_rows(self, header: Header, entry: Entry, rows: pa.RecordBatch) -> None:
         if entry.write_id != NO_WRITE_ID:  # L7: replay only adds
-            self.write_ids[entry.write_id] = Remembered(sequence, entry.base_offset, header.written_at_ms)
-        table = self._tables(entry.table_id)
-        if table is None:
-            raise CorruptObject(f"{where}: rows of table {entry.table_id}, which the Catalog has never named")
-        rows = payload if isinstance(payload, pa.RecordBatch) else decode_rows(table, entry, where)
+            self.write_ids[entry.write_id] = Remembered(header.sequence, entry.base_offset, header.written_at_ms)
         state = self.partitions.setdefault((entry.table_id, entry.partition), PartitionState())
-        if entry.base_offset != state.next_offset:
-            raise CorruptObject(f"{where}: offset {entry.base_offset} where {state.next_offset} must follow")
-        state.next_offset += entry.offset_count
+        state.next_offset = entry.base_offset + entry.offset_count
         state.time_high = max(state.time_high, entry.time_high)
-        state.changed_at = sequence
+        state.changed_at = header.sequence
         size = rows.get_total_buffer_size()
-        state.tail.append(TailEntry(sequence, TailBatch(entry.base_offset, rows), entry.time_low, size))
+        batch = TailBatch(entry.base_offset, rows)
+        state.tail.append(TailEntry(header.sequence, batch, entry.time_low, entry.time_high, size))
         self.tail_bytes += size
 
-    def _apply_cutoff(self, entry: Entry, where: str) -> None:
-        record = decode_record(entry, where)
+    def _apply_cutoff(self, record: dict[str, Any]) -> None:
         database = record["database"]
         known = self.cutoffs.get(database)
         if known is None or record["cutoff"] > known.time_ns:  # L36: never decreasing
             self.cutoffs[database] = Cutoff(record["cutoff"], record["recorded_ms"])
 
-    def _apply_drop(self, entry: Entry, where: str) -> None:
-        record = decode_record(entry, where)
-        self.drops[entry.table_id] = record["revision"]  # L31: idempotent by table id
+    def _apply_drop(self, table_id: int, record: dict[str, Any]) -> None:
+        self.drops[table_id] = max(self.drops.get(table_id, 0), record["revision"])  # L31: idempotent by table id
         self.revision = max(self.revision, record["revision"])
 
     def checkpointed(self, sequence: int, covered: int, sections: Sequence[Entry]) -> None:
@@ -294,8 +341,8 @@ class ShardState:
             for (table, number), s in self.partitions.items()
         ]  # fmt: skip
         return Frozen(
-            self.position, self.horizon, self.revision, tails, partitions, list(self.write_ids.items()),
-            dict(self.drops), dict(self.cutoffs),
+            self.position, self.horizon, self.revision, tails, partitions,
+            (list(self.write_ids), list(self.write_ids.values())), dict(self.drops), dict(self.cutoffs),
         )  # fmt: skip
 
     def prepare(self, frozen: Frozen, new_files: Sequence[DataFile], new_part: Part | None) -> tuple[Entry, ...]:
@@ -305,7 +352,7 @@ class ShardState:
         self.prepared = PreparedCheckpoint(frozen.covered, tuple(new_files), loose, parts)
         return (
             section_entry(Section.FILES, [file_row(f) for f in loose]),
-            section_entry(Section.PARTS, [{"path": p.path, "files": len(p.files)} for p in parts]),
+            section_entry(Section.PARTS, [_part_row(part) for part in parts]),
         )
 
     def part_is_due(self, new_files: int) -> bool:
@@ -313,9 +360,13 @@ class ShardState:
         return len(self.loose) + new_files > FILES_INLINE_MAX
 
     def _add_files(self, files: Sequence[DataFile]) -> None:
+        """Layers in ascending order (L25), whatever the order in which parts were read."""
+        added: dict[PartitionKey, list[DataFile]] = {}
         for file in files:
-            state = self.partitions.setdefault((file.table_id, file.partition), PartitionState())
-            state.files = (*state.files, file)
+            added.setdefault((file.table_id, file.partition), []).append(file)
+        for key, new in added.items():
+            state = self.partitions.setdefault(key, PartitionState())
+            state.files = tuple(sorted((*state.files, *new), key=lambda f: (f.order_low, f.order_high, f.path)))
             state.bytes = sum(f.bytes for f in state.files)
 
     # -- write ids (L7) ----------------------------------------------------------------------------------
@@ -338,11 +389,16 @@ class ShardState:
                 position = (self.log_id, self.epoch, state.changed_at)
                 yield PartitionSnapshot(number, position, state.files, tuple(e.batch for e in state.tail))
 
-    def hides_a_row(self, table_ids: frozenset[int], cutoff_ns: int) -> bool:
-        """Whether a cut-off at ``cutoff_ns`` would hide a row of these tables that is not hidden yet (L36)."""
+    def hides_a_row(self, table_ids: frozenset[int], cutoff_ns: int, hidden_below_ns: int | None = None) -> bool:
+        """Whether a cut-off at ``cutoff_ns`` may hide a row of these tables that an earlier one does not (L36).
+
+        Files are judged by their range of time: one that reaches over ``hidden_below_ns`` may have such a row.
+        """
+        low = -(2**63) if hidden_below_ns is None else hidden_below_ns
         for (table_id, _), state in self.partitions.items():
             if table_id in table_ids and (
-                any(f.time_low < cutoff_ns for f in state.files) or any(e.time_low < cutoff_ns for e in state.tail)
+                any(f.time_low < cutoff_ns and f.time_high >= low for f in state.files)
+                or any(e.time_low < cutoff_ns and e.time_high >= low for e in state.tail)
             ):
                 return True
         return False
@@ -352,3 +408,7 @@ class ShardState:
         for part in self.parts:
             yield from part.files
         yield from self.loose
+
+
+def _part_row(part: Part) -> dict[str, Any]:
+    return {"section": int(Section.FILES), "owner_id": 0, "path": part.path, "rows": len(part.files)}
