@@ -1,0 +1,203 @@
+"""The engine: read-only SQL over snapshots, as streams of Arrow batches, within limits.
+
+`nodes` drives it: one `Engine` for a process, `query` for each statement. Planning runs in the engine's threads,
+execution in DataFusion's; the event loop only waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from engine.errors import QueryCancelled, QueryTimeout, TooManyQueries
+from engine.files import FileRoot
+from engine.planner import Planner, PlannerLimits, PlanRequest, bind, mentioned_tables
+from engine.stream import QueryStream
+from storage.errors import SnapshotTooOld
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from engine.planner import Started
+    from engine.scan import SnapshotSource, SystemTable
+    from storage.objects import S3Options
+    from storage.schema import Table, TableSnapshot
+
+PLANS_MAX: Final = 3
+"""A snapshot whose files went away is taken again so often, as long as no row was handed out (LOG L16)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What queries may use. ``memory_bytes`` is one fair pool for all; above it they spill, at most
+    ``spill_bytes_max`` (0: never). Over ``queries_max`` statements wait, over ``waiting_max`` they are refused."""
+
+    memory_bytes: int
+    spill_folder: Path | None = None
+    spill_bytes_max: int = 10 * 2**30
+    query_seconds: float = 300.0
+    target_partitions: int = 2
+    queries_max: int = 16
+    waiting_max: int = 512
+    batch_rows: int = 8_192
+    tails_bytes_max: int = 256 * 2**20
+
+
+class Engine:
+    """Runs statements. Nothing is opened or imported before the first query."""
+
+    def __init__(self, store_url: str, limits: EngineLimits, s3: S3Options | None = None) -> None:
+        self._limits = limits
+        self._root = FileRoot(store_url, s3)
+        planner_limits = PlannerLimits(
+            memory_bytes=limits.memory_bytes,
+            spill_folder=limits.spill_folder,
+            spill_bytes_max=limits.spill_bytes_max,
+            target_partitions=limits.target_partitions,
+            batch_rows=limits.batch_rows,
+            tails_bytes_max=limits.tails_bytes_max,
+        )
+        self._planner = Planner(self._root, planner_limits, s3)
+        self._places = asyncio.Semaphore(limits.queries_max)
+        self._waiting = 0
+        self._streams: set[QueryStream] = set()
+        self._threads: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    async def query(
+        self,
+        statement: str,
+        *,
+        database: str,
+        revision: int,
+        tables: Sequence[Table],
+        source: SnapshotSource,
+        params: Mapping[str, object] | None = None,
+        timeout_seconds: float | None = None,
+        system: Sequence[SystemTable] = (),
+    ) -> QueryStream:
+        """Plan one statement and run it up to its first batch.
+
+        `tables` are the database's at `revision`; only those that the statement mentions are asked of `source`.
+        The time limit is the lower of `timeout_seconds` and the engine's, and holds until the last batch. Raises
+        EngineError, or StorageError from `source`, and SnapshotTooOld if files vanish faster than plans are made.
+        """
+        params = params or {}
+        bind(params)
+        mentioned_tables(statement, ())
+        limit = min(timeout_seconds or self._limits.query_seconds, self._limits.query_seconds)
+        deadline = asyncio.get_running_loop().time() + limit
+        for _ in range(PLANS_MAX - 1):
+            try:
+                return await self._attempt(statement, tables, source, params, system, deadline)
+            except SnapshotTooOld:
+                continue
+        return await self._attempt(statement, tables, source, params, system, deadline)
+
+    async def close(self) -> None:
+        """Cancel what runs and refuse what comes. Idempotent; a plan that is being made is not waited for."""
+        self._closed = True
+        for stream in list(self._streams):
+            stream.stop(QueryCancelled("the engine is closing"))
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        self._root.close()
+
+    async def _enter(self, deadline: float) -> None:
+        """Wait for a place among the running queries."""
+        if self._closed:
+            raise QueryCancelled("the engine is closed")
+        if self._places.locked() and self._waiting >= self._limits.waiting_max:
+            raise TooManyQueries(f"{self._limits.queries_max} queries run and {self._waiting} wait: try again later")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise TooManyQueries("no place among the running queries within the time limit") from error
+        finally:
+            self._waiting -= 1
+
+    async def _attempt(
+        self,
+        statement: str,
+        tables: Sequence[Table],
+        source: SnapshotSource,
+        params: Mapping[str, object],
+        system: Sequence[SystemTable],
+        deadline: float,
+    ) -> QueryStream:
+        await self._enter(deadline)
+        place = _Place(self._places)
+        try:
+            snapshots = await self._snapshots(statement, tables, source, deadline)
+            return await self._start(PlanRequest(statement, params, tables, snapshots, system), deadline, place)
+        except BaseException:
+            place.leave()
+            raise
+
+    async def _snapshots(
+        self, statement: str, tables: Sequence[Table], source: SnapshotSource, deadline: float
+    ) -> Sequence[TableSnapshot]:
+        mentioned = mentioned_tables(statement, tables)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await source.snapshot(mentioned) if mentioned else ()
+        except TimeoutError as error:
+            raise QueryTimeout("the time limit passed before the snapshot was there") from error
+
+    async def _start(self, request: PlanRequest, deadline: float, place: _Place) -> QueryStream:
+        started = await self._plan(request, deadline, place)
+        stream = QueryStream(started.schema, started.stream, deadline, lambda: self._finished(stream, place))
+        self._streams.add(stream)
+        if self._closed:
+            stream.stop(QueryCancelled("the engine is closing"))
+        await stream.fetch_first()
+        return stream
+
+    async def _plan(self, request: PlanRequest, deadline: float, place: _Place) -> Started:
+        """Plan in a thread. A plan that outlives the time limit keeps its place until it is done."""
+        loop = asyncio.get_running_loop()
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._limits.queries_max, thread_name_prefix="plan")
+        planning = loop.run_in_executor(self._threads, self._planner.start, request)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.shield(planning)
+        except TimeoutError as error:
+            place.leave_after(planning)
+            raise QueryTimeout("the time limit passed while the statement was being planned") from error
+        except asyncio.CancelledError:
+            place.leave_after(planning)
+            raise
+
+    def _finished(self, stream: QueryStream, place: _Place) -> None:
+        self._streams.discard(stream)
+        place.leave()
+
+
+class _Place:
+    """One place among the running queries; given back once."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places: asyncio.Semaphore | None = places
+
+    def leave(self) -> None:
+        places, self._places = self._places, None
+        if places is not None:
+            places.release()
+
+    def leave_after(self, planning: asyncio.Future[Started]) -> None:
+        """Give the place back when the thread is done, whatever it says."""
+        places, self._places = self._places, None
+
+        def done(future: asyncio.Future[Started]) -> None:
+            if not future.cancelled():
+                future.exception()
+            if places is not None:
+                places.release()
+
+        planning.add_done_callback(done)

@@ -1,0 +1,95 @@
+"""Explicit file lists: a table over exactly the DataFiles that a snapshot names, without listing anything.
+
+DataFusion's Python API takes one path or folder for a table; the plan behind it takes a list. So the plan of
+a table with one invented path is encoded once per schema, and its paths are replaced.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from engine import dfplan_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import pyarrow as pa
+    from datafusion import DataFrame, SessionContext
+
+    from storage.objects import ObjectStore, S3Options
+
+_TEMPLATE_PATH: Final = "/template.parquet"
+SCAN_NAME: Final = "files"
+TEMPLATES_MAX: Final = 1_024
+"""Encoded plans kept, one for each table schema: some hundred bytes for each column."""
+
+
+class FileRoot:
+    """Where the store's objects are, for DataFusion (`url`) and for looking whether they still exist."""
+
+    def __init__(self, store_url: str, options: S3Options | None) -> None:
+        scheme, separator, rest = store_url.partition("://")
+        self.bucket: str | None = None
+        self._options = options
+        self._store_url = store_url
+        self._store: ObjectStore | None = None
+        if not separator or scheme == "file":
+            self._folder = Path(urllib.parse.unquote(rest) if separator else store_url).absolute()
+            self.url = "file://" + urllib.parse.quote(str(self._folder))
+        else:
+            self.bucket = rest.partition("/")[0]
+            self.url = store_url.rstrip("/")
+
+    def missing(self, paths: Iterable[str]) -> list[str]:
+        """Those of `paths` that do not exist (any more). Blocking."""
+        if self.bucket is None:
+            return [path for path in paths if not (self._folder / path).is_file()]
+        store = self._open_store()
+        return [path for path in paths if not store.exists(path)]
+
+    def close(self) -> None:
+        """Let the connection to the object store go. Idempotent."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def _open_store(self) -> ObjectStore:
+        if self._store is None:
+            from storage.objects import open_store
+
+            self._store = open_store(self._store_url, self._options)
+        return self._store
+
+
+class FileTables:
+    """Makes DataFrames over lists of files; keeps one encoded plan per schema."""
+
+    def __init__(self, context: SessionContext, root_url: str) -> None:
+        self._context = context
+        self._root_url = root_url
+        self._templates: dict[pa.Schema, bytes] = {}
+
+    def table(self, schema: pa.Schema, paths: Sequence[str], scan_name: str = SCAN_NAME) -> DataFrame:
+        """A table over the files at `paths` (relative to the store); what a file lacks of `schema` is NULL.
+
+        `scan_name` is what plans call the scan and qualify its columns with.
+        """
+        from datafusion import LogicalPlan
+
+        plan = dfplan_pb2.LogicalPlanNode.FromString(self._template(schema))
+        plan.listing_scan.table_name.bare.table = scan_name
+        plan.listing_scan.paths[:] = [f"{self._root_url}/{path}" for path in paths]
+        decoded = LogicalPlan.from_bytes(self._context, plan.SerializeToString())
+        return self._context.create_dataframe_from_logical_plan(decoded)
+
+    def _template(self, schema: pa.Schema) -> bytes:
+        template = self._templates.get(schema)
+        if template is None:
+            frame = self._context.read_parquet(self._root_url + _TEMPLATE_PATH, schema=schema)
+            template = frame.logical_plan().to_bytes(self._context)
+            if len(self._templates) >= TEMPLATES_MAX:
+                self._templates.clear()
+            self._templates[schema] = template
+        return template

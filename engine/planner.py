@@ -1,0 +1,317 @@
+"""From statement and snapshots to a running DataFusion stream; blocking, called in the engine's threads.
+
+Names are resolved under a lock, against schemas that hold exactly this query's snapshots, so a query sees one
+snapshot of each table and no other database. Physical planning and execution go on outside the lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+
+from engine import names
+from engine.errors import InvalidParameter, InvalidStatement, UnknownTable
+from engine.files import FileRoot, FileTables
+from engine.session import CATALOG, SCHEMA, SYSTEM_SCHEMA, new_context, planning_error, read_statement, register_s3
+from engine.tails import TailCache
+from engine.views import Views, probe_name
+from engine.viewsql import shown
+from storage.errors import SnapshotTooOld
+from storage.schema import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from datafusion import DataFrame, Expr, SessionContext
+    from datafusion.record_batch import RecordBatchStream
+
+    from engine.scan import SystemTable
+    from engine.views import Tails
+    from storage.objects import S3Options
+    from storage.schema import Column, Table, TableSnapshot
+
+DESCRIBING: Final = frozenset({"show", "describe", "desc", "information_schema"})
+DESCRIBE_BYTES: Final = 64 * 2**20
+"""Memory pool of a statement about the schema: it has its own context, which no other query can change."""
+CONDITIONS: Final = frozenset({"where", "join", "having", "on", "using"})
+STATEMENT_CHARS_MAX: Final = 2**20
+OPERATORS_MAX: Final = 2_000
+"""DataFusion walks expressions by recursion and ends the process when a stack overflows (at about 10,000)."""
+SCAN_LINE: Final = "TableScan: "
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """One statement with everything that it reads. ``snapshots`` are of the tables that it mentions."""
+
+    statement: str
+    params: Mapping[str, object]
+    tables: Sequence[Table]
+    snapshots: Sequence[TableSnapshot]
+    system: Sequence[SystemTable]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A query that runs as its stream is read."""
+
+    schema: pa.Schema
+    stream: RecordBatchStream
+
+
+@dataclass(frozen=True)
+class PlannerLimits:
+    """What queries may use together."""
+
+    memory_bytes: int
+    spill_folder: Path | None
+    spill_bytes_max: int
+    target_partitions: int
+    batch_rows: int
+    tails_bytes_max: int
+
+
+def mentioned_tables(statement: str, tables: Sequence[Table]) -> list[Table]:
+    """The tables whose rows a statement may read. Raises InvalidStatement for one too long or too deep."""
+    if len(statement) > STATEMENT_CHARS_MAX:
+        raise InvalidStatement(f"the statement is longer than {STATEMENT_CHARS_MAX} characters")
+    if names.operators(statement) > OPERATORS_MAX:
+        raise InvalidStatement(f"the statement has more than {OPERATORS_MAX} operators; use IN (...) for long lists")
+    if names.first_word(statement) in DESCRIBING:
+        return []
+    found = set(names.mentioned(statement, [table.name for table in tables]))
+    return [table for table in tables if table.name in found]
+
+
+def bind(params: Mapping[str, object]) -> dict[str, pa.Scalar]:
+    """Values for ``$name``. Raises InvalidParameter."""
+    bound = {}
+    for name, value in params.items():
+        if value is not None and not isinstance(value, (bool, int, float, str)):
+            raise InvalidParameter(f"parameter {name!r}: use a number, a string, true, false or null")
+        try:
+            bound[name.removeprefix("$")] = pa.scalar(value)
+        except (OverflowError, pa.ArrowInvalid, UnicodeEncodeError) as error:
+            raise InvalidParameter(f"parameter {name!r}: {error}") from error
+    return bound
+
+
+class Planner:
+    """Owns the DataFusion context of an engine. Thread safe."""
+
+    def __init__(self, root: FileRoot, limits: PlannerLimits, s3: S3Options | None) -> None:
+        self._root = root
+        self._limits = limits
+        self._s3 = s3
+        self._tails = TailCache(limits.tails_bytes_max)
+        self._lock = threading.Lock()
+        self._context: SessionContext | None = None
+        self._views: Views | None = None
+
+    def start(self, request: PlanRequest) -> Started:
+        """Plan and start a statement. Raises EngineError, SnapshotTooOld, UnsupportedFormat."""
+        params = bind(request.params)
+        tails = {s.table.id: self._fold(s) for s in request.snapshots}
+        system = _system_tables(request)
+        if names.words(request.statement) & DESCRIBING:
+            context, views = self._new_context(min(DESCRIBE_BYTES, self._limits.memory_bytes), None)
+            frame = _Naming(context, views, request, tails, system, params, describes=True).frame()
+        else:
+            with self._lock:
+                context, views = self._shared()
+                frame = _Naming(context, views, request, tails, system, params).frame()
+        started = _execute(frame)
+        self._check_files(request.snapshots)
+        return started
+
+    def _fold(self, snapshot: TableSnapshot) -> Tails:
+        return {p.partition: self._tails.layers(snapshot.table, p) for p in snapshot.partitions}
+
+    def _shared(self) -> tuple[SessionContext, Views]:
+        if self._context is None or self._views is None:
+            self._context, self._views = self._new_context(self._limits.memory_bytes, self._limits.spill_folder)
+        return self._context, self._views
+
+    def _new_context(self, memory_bytes: int, spill_folder: Path | None) -> tuple[SessionContext, Views]:
+        limits = self._limits
+        context = new_context(
+            memory_bytes, spill_folder, limits.target_partitions, limits.batch_rows, limits.spill_bytes_max
+        )
+        if self._root.bucket is not None and self._s3 is not None:
+            register_s3(context, self._root.bucket, self._s3)
+        return context, Views(context, FileTables(context, self._root.url))
+
+    def _check_files(self, snapshots: Sequence[TableSnapshot]) -> None:
+        """LOG L16: DataFusion reads a file that is not there when it plans as an empty one, so look after it.
+
+        Names are never used again: a file that exists now existed while the plan was made.
+        """
+        paths = [f.path for s in snapshots for p in s.partitions for f in p.files]
+        missing = self._root.missing(paths)
+        if missing:
+            raise SnapshotTooOld(f"{len(missing)} files of the snapshot are gone, among them {missing[0]}")
+
+
+class _Naming:
+    """Gives one statement's names their meaning and plans it."""
+
+    def __init__(
+        self,
+        context: SessionContext,
+        views: Views,
+        request: PlanRequest,
+        tails: dict[int, Tails],
+        system: Mapping[str, pa.Table],
+        params: Mapping[str, pa.Scalar],
+        describes: bool = False,
+    ) -> None:
+        self._context = context
+        self._views = views
+        self._request = request
+        self._tails = tails
+        self._system = system
+        self._params = params
+        self._describes = describes
+
+    def frame(self) -> DataFrame:
+        """The planned statement."""
+        views = {s.table.name: self._views.view(s, self._tails[s.table.id]) for s in self._request.snapshots}
+        providers: dict[str, Any] = {name: view.provider for name, view in views.items()}
+        self._register(providers)
+        frame, statement = self._plan()
+        merging = [s for s in self._request.snapshots if views[s.table.name].merges]
+        if not merging or not names.words(statement) & CONDITIONS:
+            return frame
+        narrowed = self._narrow(statement, providers, merging)
+        if not narrowed:
+            return frame
+        self._register(providers | narrowed)
+        return self._read(statement)
+
+    def _plan(self) -> tuple[DataFrame, str]:
+        """Plan as written; if that fails, once more with names that differ in case only put right."""
+        statement = self._request.statement
+        try:
+            return self._read(statement), statement
+        except (InvalidStatement, UnknownTable) as error:
+            if str(error).startswith("SQL error"):
+                raise
+            rewritten = names.rewrite(statement, self._known_names())
+            if rewritten == statement:
+                raise
+        return self._read(rewritten), rewritten
+
+    def _read(self, statement: str) -> DataFrame:
+        return read_statement(self._context, statement, self._params)
+
+    def _known_names(self) -> list[str]:
+        tables = [s.table for s in self._request.snapshots] if not self._describes else list(self._request.tables)
+        found = [table.name for table in self._request.tables]
+        found += [column.name for table in tables for column in table.columns]
+        return [*found, *self._system]
+
+    def _register(self, providers: Mapping[str, Any]) -> None:
+        from datafusion.catalog import Schema
+
+        user, system = Schema.memory_schema(), Schema.memory_schema()
+        for name, provider in providers.items():
+            user.register_table(name, provider)
+        if self._describes:
+            for table in self._request.tables:
+                if table.name not in providers:
+                    user.register_table(table.name, self._described(table))
+        for name, rows in self._system.items():
+            system.register_table(name, self._context.read_batches(_batches(rows)).into_view())
+        catalog = self._context.catalog(CATALOG)
+        catalog.register_schema(SCHEMA, user)
+        catalog.register_schema(SYSTEM_SCHEMA, system)
+
+    def _described(self, table: Table) -> Any:
+        """A table without rows, with the types that InfluxDB 3 shows."""
+        columns = shown(table)
+        schema = pa.schema([(c.name, _described_type(c)) for c in columns])
+        return self._context.read_batch(_empty_batch(schema)).into_view()
+
+    def _narrow(self, statement: str, providers: dict[str, Any], merging: Sequence[TableSnapshot]) -> dict[str, Any]:
+        """Views with the statement's conditions on keys inside their merges: DataFusion does not push them there.
+
+        The conditions are what the optimizer pushes into a plain table of the same name. A table that stands in
+        the statement twice keeps its whole view.
+        """
+        probes = {s.table.name: self._views.probe(s.table) for s in merging}
+        self._register(providers | probes)
+        plain = self._read(statement)
+        counts = _scan_counts(plain)
+        conditions = _scan_conditions(plain)
+        narrowed = {}
+        for snapshot in merging:
+            table = snapshot.table
+            found = conditions.get(probe_name(table), [])
+            if counts.get(probe_name(table)) != 1 or len(found) != 1:
+                continue
+            pushed = self._views.usable(table, found[0])
+            if pushed.conditions:
+                narrowed[table.name] = self._views.narrowed(snapshot, self._tails[table.id], pushed).provider
+        return narrowed
+
+
+def _scan_counts(frame: DataFrame) -> dict[str, int]:
+    """How often each table is scanned in the plan as written, subqueries included."""
+    counts: dict[str, int] = {}
+    for line in frame.logical_plan().display_indent().splitlines():
+        text = line.strip()
+        if text.startswith(SCAN_LINE):
+            name = text.removeprefix(SCAN_LINE)
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _scan_conditions(frame: DataFrame) -> dict[str, list[list[Expr]]]:
+    """For each scan in the optimized plan, outside of expressions, what is pushed into it."""
+    from datafusion.expr import TableScan
+
+    found: dict[str, list[list[Expr]]] = {}
+    try:
+        pending = [frame.optimized_logical_plan()]
+    except Exception:  # noqa: BLE001 - DataFusion raises bare Exception; the real plan will report it
+        return {}
+    while pending:
+        node = pending.pop()
+        pending.extend(node.inputs())
+        if node.display().startswith(SCAN_LINE):
+            scan = node.to_variant()
+            if isinstance(scan, TableScan):
+                found.setdefault(scan.table_name(), []).append(list(scan.filters()))
+    return found
+
+
+def _execute(frame: DataFrame) -> Started:
+    """Plan physically and start."""
+    try:
+        return Started(frame.schema(), frame.execute_stream())
+    except Exception as error:
+        raise planning_error(error) from error
+
+
+def _system_tables(request: PlanRequest) -> dict[str, pa.Table]:
+    """The system tables that the statement may mean."""
+    wanted = set(names.mentioned(request.statement, [table.name for table in request.system]))
+    if names.words(request.statement) & DESCRIBING:
+        wanted = {table.name for table in request.system}
+    return {table.name: table.build() for table in request.system if table.name in wanted}
+
+
+def _described_type(column: Column) -> pa.DataType:
+    return column.arrow_type if column.role is Role.TAG else column.plain_type
+
+
+def _batches(rows: pa.Table) -> list[pa.RecordBatch]:
+    return rows.combine_chunks().to_batches() or [_empty_batch(rows.schema)]
+
+
+def _empty_batch(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)

@@ -1,0 +1,136 @@
+"""The one place that knows DataFusion: how it is set up, how plans reach it, how its errors read.
+
+`engine.engine` opens a `Session` for the first query; nothing here imports DataFusion before that, so an idle
+process does not carry it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.errors import (
+    EngineError,
+    InvalidStatement,
+    NotReadOnly,
+    NotSupported,
+    QueryFailed,
+    QueryMemoryExhausted,
+    UnknownTable,
+)
+from storage.errors import SnapshotTooOld, StorageError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from datafusion import DataFrame, SessionContext
+
+    from storage.objects import S3Options
+
+CATALOG: Final = "public"
+SCHEMA: Final = "iox"
+SYSTEM_SCHEMA: Final = "system"
+LAYERS_SCHEMA: Final = "_runnel_layers"
+METADATA_CACHE: Final = "128M"
+"""Parquet footers and page indexes kept, so that a repeated query reads none."""
+THREADS_SPARE: Final = 4
+"""DataFusion's threads above the cores: a join that cannot be cancelled must not starve the other queries."""
+STACK_BYTES: Final = 16 * 2**20
+"""Stack of DataFusion's threads: plans are trees that its code walks by recursion."""
+
+_TABLE_MISSING: Final = re.compile(r"table '([^']*)' not found")
+_READ_ONLY: Final = re.compile(r"(DDL|DML|Statement) not supported")
+_FILE_MISSING: Final = re.compile(r"Object at location .* not found|No such file or directory|NoSuchKey")
+_STORE_DOWN: Final = re.compile(r"Object Store error|Generic \w+ error")
+_PREFIX: Final = re.compile(r"^DataFusion error: ")
+
+
+def new_context(
+    memory_bytes: int, spill_folder: Path | None, target_partitions: int, batch_rows: int, spill_bytes_max: int
+) -> SessionContext:
+    """A DataFusion context with its own memory pool and caches, and the names that InfluxDB 3 has."""
+    os.environ.setdefault("TOKIO_WORKER_THREADS", str((os.cpu_count() or 1) + THREADS_SPARE))
+    os.environ.setdefault("RUST_MIN_STACK", str(STACK_BYTES))
+    from datafusion import RuntimeEnvBuilder, SessionConfig, SessionContext
+
+    options = {
+        "datafusion.sql_parser.enable_ident_normalization": "false",
+        "datafusion.execution.parquet.pushdown_filters": "true",
+        "datafusion.execution.collect_statistics": "true",
+        "datafusion.catalog.information_schema": "true",
+    }
+    config = (
+        SessionConfig(options)
+        .with_default_catalog_and_schema(CATALOG, SCHEMA)
+        .with_target_partitions(target_partitions)
+        .with_batch_size(batch_rows)
+    )
+    runtime = RuntimeEnvBuilder()
+    if spill_folder is None or spill_bytes_max == 0:
+        runtime = runtime.with_disk_manager_disabled()
+    else:
+        runtime = runtime.with_disk_manager_specified(spill_folder)
+    context = SessionContext(config, runtime.with_fair_spill_pool(memory_bytes))
+    _set_runtime(context, "metadata_cache_limit", METADATA_CACHE)
+    if spill_bytes_max:
+        _set_runtime(context, "max_temp_directory_size", f"{max(1, spill_bytes_max >> 20)}M")
+    return context
+
+
+def _set_runtime(context: SessionContext, name: str, value: str) -> None:
+    context.sql(f"SET datafusion.runtime.{name} = '{value}'").collect()
+
+
+def register_s3(context: SessionContext, bucket: str, options: S3Options) -> None:
+    """Make ``s3://bucket`` readable."""
+    from datafusion.object_store import AmazonS3
+
+    store = AmazonS3(
+        bucket_name=bucket,
+        region=options.region or "us-east-1",
+        access_key_id=options.access_key,
+        secret_access_key=options.secret_key,
+        session_token=options.session_token,
+        endpoint=options.endpoint,
+        allow_http=options.allow_http,
+    )
+    context.register_object_store("s3://", store, bucket)
+
+
+def read_statement(context: SessionContext, statement: str, params: Mapping[str, Any] | None = None) -> DataFrame:
+    """Plan one reading statement; whatever would change something is refused. Raises EngineError."""
+    from datafusion import SQLOptions
+
+    options = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
+    try:
+        return context.sql_with_options(statement, options, param_values=dict(params) if params else None)
+    except Exception as error:
+        raise planning_error(error) from error
+
+
+def planning_error(error: Exception) -> EngineError | StorageError:
+    """The error of ours that an error of DataFusion's planner means."""
+    text = _PREFIX.sub("", str(error))
+    missing = _TABLE_MISSING.search(text)
+    if missing:
+        return UnknownTable(text.replace(missing.group(1), missing.group(1).removeprefix(f"{CATALOG}.{SCHEMA}.")))
+    if _READ_ONLY.search(text):
+        return NotReadOnly(f"only reading statements are served here: {text}")
+    if text.startswith("This feature is not implemented"):
+        return NotSupported(text)
+    failed = running_error(error)
+    return InvalidStatement(text) if isinstance(failed, QueryFailed) else failed
+
+
+def running_error(error: Exception) -> EngineError | StorageError:
+    """The error of ours that an error of DataFusion's execution means."""
+    text = _PREFIX.sub("", str(error))
+    if "Resources exhausted" in text or "Not enough memory" in text:
+        return QueryMemoryExhausted(f"the query needs more memory than queries may use here: {text}")
+    if _FILE_MISSING.search(text):
+        return SnapshotTooOld(f"a file of the snapshot is gone: {text}")
+    if _STORE_DOWN.search(text):
+        return StoreUnavailable(f"the object store did not answer a query: {text}")
+    return QueryFailed(text)

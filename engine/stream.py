@@ -1,0 +1,109 @@
+"""A running query, as the doors read it. Dropping DataFusion's stream is what cancels a query.
+
+What DataFusion 55 really stops: scans, filters, aggregates, sorts, windows and generated series at once. A join
+(hash, nested loop, cross) that finds no row to hand on never looks up and keeps its thread busy; others go on, as
+there are more threads than cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+from engine.errors import EngineError, QueryCancelled, QueryFailed, QueryTimeout
+from engine.session import running_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pyarrow as pa
+    from datafusion.record_batch import RecordBatch, RecordBatchStream
+
+    from storage.errors import StorageError
+
+
+class QueryStream:
+    """An async iterator over a query's batches, once. ``schema`` is known before the first.
+
+    Raises QueryTimeout when the time limit passes, also while the reader dawdles; QueryMemoryExhausted,
+    QueryFailed or a StorageError when the query fails. Its place is given back when it ends in any way.
+    """
+
+    def __init__(
+        self, schema: pa.Schema, stream: RecordBatchStream, deadline: float, finished: Callable[[], None]
+    ) -> None:
+        self.schema = schema
+        self._stream: RecordBatchStream | None = stream
+        self._finished: Callable[[], None] | None = finished
+        self._first: pa.RecordBatch | None = None
+        self._failure: EngineError | StorageError | None = None
+        self._pending: asyncio.Future[RecordBatch] | None = None
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(deadline, self.stop, QueryTimeout("the query ran longer than its time limit"))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> pa.RecordBatch:
+        first, self._first = self._first, None
+        if first is not None:
+            return first
+        if self._failure is not None:
+            raise self._failure
+        if self._stream is None:
+            raise StopAsyncIteration
+        return await self._next(self._stream)
+
+    async def aclose(self) -> None:
+        """Cancel what is left of the query. Idempotent."""
+        self.stop(QueryCancelled("the result was closed"))
+
+    async def fetch_first(self) -> None:
+        """Run up to the first batch, so that what fails at once fails before anything is sent."""
+        try:
+            self._first = await anext(self)
+        except StopAsyncIteration:
+            return
+
+    def stop(self, reason: EngineError | StorageError) -> None:
+        """Drop the query; whoever reads on gets `reason`. Idempotent."""
+        if self._finished is None:
+            return
+        self._failure = reason
+        self._first = None
+        pending = self._pending
+        self._end()
+        if pending is not None:
+            pending.cancel()
+
+    async def _next(self, stream: RecordBatchStream) -> pa.RecordBatch:
+        self._pending = asyncio.ensure_future(stream.__anext__())
+        try:
+            batch = await self._pending
+        except StopAsyncIteration:
+            self._end()
+            raise
+        except asyncio.CancelledError:
+            if self._failure is not None:
+                raise self._failure from None
+            self.stop(QueryCancelled("the reader was cancelled"))
+            raise
+        except Exception as error:
+            self._failure = running_error(error)
+            self._end()
+            raise self._failure from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # a Rust panic is none of the above
+                raise
+            self._failure = QueryFailed(f"the query engine failed: {error}")
+            self._end()
+            raise self._failure from error
+        self._pending = None
+        return batch.to_pyarrow()
+
+    def _end(self) -> None:
+        self._timer.cancel()
+        self._stream = self._pending = None
+        finished, self._finished = self._finished, None
+        if finished is not None:
+            finished()

@@ -1,0 +1,256 @@
+"""A table's snapshot as one DataFusion view: files where they stand alone, merged layers where they overlap.
+
+`engine.planner` drives it from its planning thread; a `Views` is not thread safe. Built views are kept until
+the snapshot changes, so a repeated query plans against the same object.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+
+from engine import viewsql
+from engine.layers import Span, split
+from engine.session import CATALOG, LAYERS_SCHEMA
+from storage.errors import UnsupportedFormat
+from storage.schema import OFFSET_COLUMN, TIME_COLUMN, Op, TypeKind
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from datafusion import DataFrame, Expr, SessionContext
+    from datafusion.catalog import Table as Provider
+
+    from engine.files import FileTables
+    from engine.layers import Alone, Merge, Range
+    from storage.schema import DataFile, Table, TableSnapshot
+
+VIEWS_KEPT: Final = 256
+JOINS_MAX: Final = 6
+"""A merge of more layers than this is grouped by key instead of joined one by one."""
+SLICE_ROWS: Final = 16_384
+"""Rows of a slice of a tail: several threads can work on it."""
+ORDER_MAX: Final = 2**63 - 1
+"""A tail is newer than every file."""
+
+Tails = dict[int, tuple[pa.RecordBatch, ...]]
+"""Folded tail layers by partition, older first."""
+Key = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Conditions on key columns that hold for every row a query can use, named as `qualifier`.column."""
+
+    qualifier: str
+    conditions: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """A table to register, and whether it merges layers (then conditions are worth pushing into them)."""
+
+    provider: Provider
+    merges: bool
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer: a file or a folded tail batch."""
+
+    span: Span
+    source: DataFile | pa.RecordBatch
+
+
+def file_schema(table: Table) -> pa.Schema:
+    """How DataFiles are read: string views are what DataFusion groups, joins and compares fastest."""
+    fields = [(c.storage_name, pa.string_view() if c.kind is TypeKind.STRING else c.plain_type) for c in table.columns]
+    return pa.schema([*fields, (OFFSET_COLUMN, pa.int64())])
+
+
+def probe_name(table: Table) -> str:
+    """What plans call the scan of a table's probe."""
+    return f"_runnel_probe_{table.id}"
+
+
+class Views:
+    """Builds and keeps views of snapshots."""
+
+    def __init__(self, context: SessionContext, files: FileTables) -> None:
+        self._context = context
+        self._files = files
+        self._kept: OrderedDict[int, tuple[Key, View]] = OrderedDict()
+
+    def view(self, snapshot: TableSnapshot, tails: Tails) -> View:
+        """The table as users see it at this snapshot. Raises UnsupportedFormat for ops other than patch."""
+        table = snapshot.table
+        if table.default_op is not Op.PATCH:
+            raise UnsupportedFormat(f"table {table.name!r}: op {table.default_op} cannot be read by this version")
+        key = _key(snapshot)
+        kept = self._kept.get(table.id)
+        if kept is not None and kept[0] == key:
+            self._kept.move_to_end(table.id)
+            return kept[1]
+        view = _Builder(self._context, self._files, snapshot, tails, None).build()
+        self._kept[table.id] = (key, view)
+        if len(self._kept) > VIEWS_KEPT:
+            self._kept.popitem(last=False)
+        return view
+
+    def narrowed(self, snapshot: TableSnapshot, tails: Tails, pushed: Pushed) -> View:
+        """The same rows without those that no condition of `pushed` lets through, for one query."""
+        return _Builder(self._context, self._files, snapshot, tails, pushed).build()
+
+    def probe(self, table: Table) -> Provider:
+        """A table that takes every condition a query has, to learn them from an optimized plan; it is never run."""
+        fields = {c.name: file_schema(table).field(c.storage_name).type for c in viewsql.shown(table)}
+        return self._files.table(pa.schema(list(fields.items())), ["probe.parquet"], probe_name(table)).into_view()
+
+    def usable(self, table: Table, conditions: Sequence[Expr]) -> Pushed:
+        """Those of `conditions` that touch key columns only. A condition on a field sees merged rows only."""
+        items = ", ".join(f"arrow_cast(NULL, '{viewsql.SQL_TYPES[c.kind]}') AS {viewsql.quote(c.name)}"
+                          for c in viewsql.keys(table))  # fmt: skip
+        empty = self._context.sql(f"SELECT {items}").alias(probe_name(table))
+        return Pushed(probe_name(table), tuple(c for c in conditions if _resolves(empty, c)))
+
+
+def _resolves(frame: DataFrame, condition: Expr) -> bool:
+    try:
+        frame.filter(condition)
+    except Exception:  # noqa: BLE001 - DataFusion raises bare Exception
+        return False
+    return True
+
+
+def _key(snapshot: TableSnapshot) -> Key:
+    parts = tuple((part.partition, part.position) for part in snapshot.partitions)
+    return (snapshot.table.version, snapshot.table.name, snapshot.cutoff_ns, parts)
+
+
+class _Builder:
+    """Builds one view: registers layers, writes SQL over them, plans it."""
+
+    def __init__(
+        self,
+        context: SessionContext,
+        files: FileTables,
+        snapshot: TableSnapshot,
+        tails: Tails,
+        pushed: Pushed | None,
+    ) -> None:
+        from datafusion.catalog import Schema
+
+        self._context = context
+        self._files = files
+        self._table = snapshot.table
+        self._snapshot = snapshot
+        self._tails = tails
+        self._pushed = pushed
+        self._schema = Schema.memory_schema()
+        self._registered = 0
+        self._parts: list[str] = []
+        self._whole: list[str] = []
+        self._merges = 0
+
+    def build(self) -> View:
+        """Plan the view; afterwards the layers have no names any more, so no statement can reach them."""
+        from datafusion.catalog import Schema
+
+        catalog = self._context.catalog(CATALOG)
+        catalog.register_schema(LAYERS_SCHEMA, self._schema)
+        try:
+            for part in self._snapshot.partitions:
+                self._add_partition(self._layers(part.files, self._tails.get(part.partition, ())))
+            frame = self._context.sql(viewsql.union_all(self._finished_parts()))
+            return View(frame.into_view(), self._merges > 0)
+        finally:
+            catalog.register_schema(LAYERS_SCHEMA, Schema.memory_schema())
+
+    def _layers(self, files: Sequence[DataFile], tail: Sequence[pa.RecordBatch]) -> list[_Layer]:
+        layers = [_Layer(Span(f.time_low, f.time_high, (f.order_high, f.order_low)), f) for f in files]
+        for place, batch in enumerate(tail):
+            layers.append(_Layer(_tail_span(self._table, batch, place), batch))
+        cutoff = self._snapshot.cutoff_ns
+        return [layer for layer in layers if cutoff is None or layer.span.high >= cutoff]
+
+    def _add_partition(self, layers: Sequence[_Layer]) -> None:
+        alone, merges = split([layer.span for layer in layers])
+        for piece in alone:
+            self._add_alone(layers[piece.index], piece)
+        for merge in merges:
+            self._add_merge(layers, merge)
+
+    def _add_alone(self, layer: _Layer, piece: Alone) -> None:
+        ranges = self._visible(piece.ranges or ((layer.span.low, layer.span.high),))
+        is_whole = not piece.ranges and ranges == [(layer.span.low, layer.span.high)]
+        if is_whole and not isinstance(layer.source, pa.RecordBatch):
+            self._whole.append(layer.source.path)
+        elif ranges:
+            name, present = self._register(layer.source)
+            self._parts.append(viewsql.select_layer(self._table, name, present, [] if is_whole else ranges))
+
+    def _add_merge(self, layers: Sequence[_Layer], merge: Merge) -> None:
+        ranges = self._visible([(merge.low, merge.high)])
+        if not ranges:
+            return
+        self._merges += 1
+        by_group = len(merge.indexes) > JOINS_MAX
+        frames = [self._merge_frame(layers[i], ranges, by_group) for i in merge.indexes]
+        merged = viewsql.group_layers if by_group else viewsql.join_layers
+        self._parts.append(merged(self._table, frames))
+
+    def _merge_frame(self, layer: _Layer, ranges: Sequence[Range], with_offset: bool) -> str:
+        name, present = self._register(layer.source)
+        frame = self._context.sql(viewsql.select_layer(self._table, name, present, ranges, with_offset))
+        if self._pushed is not None:
+            frame = frame.alias(self._pushed.qualifier)
+            for condition in self._pushed.conditions:
+                frame = frame.filter(condition)
+        return self._name(frame)
+
+    def _finished_parts(self) -> list[str]:
+        """The parts, of which there is at least one: files that stand alone are one scan."""
+        if self._whole:
+            schema = file_schema(self._table)
+            name = self._name(self._files.table(schema, self._whole))
+            self._parts.insert(0, viewsql.select_layer(self._table, name, schema.names, []))
+        if not self._parts:
+            empty = self._context.read_batch(_empty(file_schema(self._table)))
+            name = self._name(empty)
+            self._parts.append(viewsql.select_layer(self._table, name, file_schema(self._table).names, []))
+        return self._parts
+
+    def _register(self, source: DataFile | pa.RecordBatch) -> tuple[str, Collection[str]]:
+        if isinstance(source, pa.RecordBatch):
+            return self._name(self._context.read_batches(_slices(source))), source.schema.names
+        schema = file_schema(self._table)
+        return self._name(self._files.table(schema, [source.path])), schema.names
+
+    def _name(self, frame: DataFrame) -> str:
+        name = f"l{self._registered}"
+        self._registered += 1
+        self._schema.register_table(name, frame.into_view())
+        return f"{LAYERS_SCHEMA}.{name}"
+
+    def _visible(self, ranges: Sequence[Range]) -> list[Range]:
+        """The ranges without what is below the cut-off."""
+        cutoff = self._snapshot.cutoff_ns
+        if cutoff is None:
+            return list(ranges)
+        return [(max(low, cutoff), high) for low, high in ranges if high >= cutoff]
+
+
+def _tail_span(table: Table, batch: pa.RecordBatch, place: int) -> Span:
+    times: Any = batch.column(table.by_name[TIME_COLUMN].storage_name).view(pa.int64()).to_numpy()
+    return Span(int(times.min()), int(times.max()), (ORDER_MAX, place))
+
+
+def _slices(batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    return [batch.slice(at, SLICE_ROWS) for at in range(0, batch.num_rows, SLICE_ROWS)]
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
