@@ -60,7 +60,7 @@ async def load_sample(client: Client, data: Path, console: Console) -> None:
         for shape in sample.SHAPES:
             table = await asyncio.to_thread(sample.read, shape, data)
             rows = table.rows.num_rows
-            if await count(client, shape.name) != rows:
+            if await _count_before(client, shape.name) != rows:
                 await _load_table(client, table, progress)
             found = await count(client, shape.name)
             if found != rows:
@@ -90,12 +90,16 @@ def _bodies(name: str, encoded: Any) -> Iterator[Body]:
 
 
 async def count(client: Client, table: str) -> int:
-    """Rows of a table; 0 if it, or the database, is not there."""
+    """Rows of a table. Raises ServerRefused if it, or the database, is not there."""
+    rows = await client.rows(paste.DATABASE, f"SELECT count(*) AS n FROM {table}")  # noqa: S608 - our own names
+    return int(rows[0]["n"])
+
+
+async def _count_before(client: Client, table: str) -> int:
     try:
-        rows = await client.rows(paste.DATABASE, f"SELECT count(*) AS n FROM {table}")  # noqa: S608 - our own names
+        return await count(client, table)
     except ServerRefused:
         return 0
-    return int(rows[0]["n"])
 
 
 async def write_live(client: Client, path: str) -> None:

@@ -28,18 +28,27 @@ _FIELDS: Final = rb"[^=\n]*+(?:=(?:" + _STRING + rb'|(?!"))[^=\n]*+)*+'
 _LINE: Final = rb"(?:" + _COMMENT + rb"|" + _KEY + _FIELDS + rb"\n)"
 LINE: Final = re.compile(rb"(?:" + _LINE + rb"|[^\n]*+\n)")
 """One line; one with an unbalanced quote ends at its first newline."""
+_COUNTED: Final = re.compile(rb"(" + _COMMENT + rb"|[ \t\r]*+\n)|" + _LINE + rb"|[^\n]*+\n")
+"""As LINE, with comments and blank lines in a group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Whole lines of one file. ``first_line`` is the file's number of the first (from 1); ``position`` is how many
-    bytes of the file, as it lies, had been read."""
+    """Whole lines of one file. ``first_line`` is the file's number of the first (from 1), ``lines`` how many numbers
+    they take; ``position`` is how many bytes of the file, as it lies, had been read."""
 
     file: str
     first_line: int
     lines: int
     data: bytes
     position: int
+
+    @property
+    def points(self) -> int:
+        """Lines that should become rows: without comments and blank lines, a string's newlines not counted."""
+        if b'"' not in self.data and b"#" not in self.data and b"\n\n" not in self.data:
+            return self.lines
+        return _COUNTED.findall(self.data).count(b"")
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ class WriteOptions:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rejected:
-    """``lines`` lines that were not written, from ``line`` of ``file`` on, and why."""
+    """Lines that were not written: ``lines`` numbers of ``file`` from ``line`` on, and why."""
 
     file: str
     line: int
@@ -57,7 +57,7 @@ class Rejected:
 
 @dataclass(slots=True)
 class Outcome:
-    """What happened so far. ``lines`` counts physical lines, so comments and blank lines too."""
+    """What happened so far. ``lines`` counts those that should become rows: no comments, no blank lines."""
 
     lines: int = 0
     bytes: int = 0
@@ -67,9 +67,9 @@ class Outcome:
     has_answered: bool = False
     seconds: float = 0.0
 
-    def reject(self, rejected: Rejected) -> None:
-        """Count it, and keep it if there is room."""
-        self.rejected_lines += rejected.lines
+    def reject(self, rejected: Rejected, points: int = 1) -> None:
+        """Count its ``points``, and keep it if there is room."""
+        self.rejected_lines += points
         if len(self.rejected) < ERRORS_KEPT_MAX:
             self.rejected.append(rejected)
 
@@ -180,14 +180,14 @@ async def _try(client: Client, options: WriteOptions, body: Body, outcome: Outco
 
 
 def _count(body: Body, outcome: Outcome) -> None:
-    outcome.lines += body.lines
+    outcome.lines += body.points
     outcome.bytes += len(body.data)
 
 
 def _reject_all(body: Body, message: str, outcome: Outcome) -> None:
     outcome.has_answered = True
     _count(body, outcome)
-    outcome.reject(Rejected(body.file, body.first_line, body.lines, message))
+    outcome.reject(Rejected(body.file, body.first_line, body.lines, message), body.points)
 
 
 def _report(files: Sequence[str], options: WriteOptions, outcome: Outcome) -> None:

@@ -66,7 +66,9 @@ def test_bad_lines_are_named_by_the_real_server(tmp_path: Path) -> None:
         url = ready_url(node)
         code, out, err = run("nodes", "write", str(lines), "--db", "d", "--precision", "s", "--json", "--host", url)
         assert (code, err) == (1, "")
-        assert [error["line"] for error in json.loads(out)["errors"]] == [3, 6]
+        document = json.loads(out)
+        assert [error["line"] for error in document["errors"]] == [3, 6]
+        assert (document["lines"], document["written"], document["rejected"]) == (5, 3, 2)
 
 
 def test_a_second_start_on_the_folder(tmp_path: Path) -> None:

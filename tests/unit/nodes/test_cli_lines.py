@@ -136,3 +136,16 @@ def test_halves() -> None:
     assert first.data + second.data == body.data
     assert (first.first_line, first.lines, second.first_line, second.lines) == (10, 3, 13, 2)
     assert halves(Body("f", 1, 2, b'm v="a\nb"\n', 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [
+        (b"m v=1\nm v=2\n", 2),
+        (b'# one "\n\n  \nm v="a\nb"\n\t# two\nm v=2\r\n\r\n', 2),
+        (b'm v="open\nm v=1\n', 2),
+        (b"m,t=a#b v=1\n", 1),
+    ],
+)
+def test_points_are_lines_that_should_become_rows(data: bytes, count: int) -> None:
+    assert Body("f", 1, data.count(b"\n"), data, 0).points == count
