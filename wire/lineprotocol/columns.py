@@ -25,7 +25,6 @@ DICTIONARY_VALUES_MIN: Final = 1024
 DICTIONARY_VALUES_PER_ROW: Final = 4
 """A larger one goes along whole if it has at most so many values a row."""
 
-_INT32: Final = pa.int32()
 _STRING: Final = pa.string()
 _BOOL: Final = pa.bool_()
 _TAG: Final = pa.dictionary(pa.int32(), pa.string())

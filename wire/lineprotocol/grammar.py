@@ -41,9 +41,9 @@ _SPACES: Final = re.compile(rb" *+")
 _LINE_END: Final = re.compile(rb"\r?(?:\n|\Z)")
 _BLANKS: Final = re.compile(rb"(?:[ \t\n]|\r(?=\n|\Z))*+")
 
-_UNESCAPE_MEASUREMENT: Final = re.compile(rb"\\([, \\])")
-_UNESCAPE_NAME: Final = re.compile(rb"\\([,= \\])")
-_UNESCAPE_STRING: Final = re.compile(rb'\\(["\\])')
+_MEASUREMENT_ESCAPES: Final = b", "
+_NAME_ESCAPES: Final = b",= "
+_STRING_ESCAPES: Final = b'"'
 
 Value = int | float | bool | str
 Series = tuple[str, list[tuple[str, str]]]
@@ -112,7 +112,9 @@ def scan_value(body: bytes, at: int, string_bytes_max: int) -> int:
         string = _STRING.match(body, at)
         if not string:
             return -1 - at
-        good = len(_unescape_string(string[1])) <= string_bytes_max
+        good = len(string[1]) <= string_bytes_max or (
+            len(string[1]) <= 2 * string_bytes_max and len(_unescape(string[1], _STRING_ESCAPES)) <= string_bytes_max
+        )
         return string.end() if good else -1 - string.end()
     number = _NUMBER.match(body, at)
     if number:
@@ -190,7 +192,7 @@ def value_of(body: bytes, start: int, end: int) -> tuple[int, Value]:
     """(FieldType code, value) of the good value in ``body[start:end]``."""
     raw = body[start:end]
     if raw[:1] == b'"':
-        return 4, _unescape_string(raw[1:-1]).decode()
+        return 4, _unescape(raw[1:-1], _STRING_ESCAPES).decode()
     number = _NUMBER.match(raw)
     if not number:
         return 3, raw[:1] in b"tT"
@@ -208,7 +210,7 @@ def read_name(raw: bytes, limits: ParserLimits) -> str:
         LineRefused: it ends with a backslash, or is longer than `ParserLimits.name_bytes_max`.
         UnicodeDecodeError: it is not UTF-8.
     """
-    return _checked(raw, _UNESCAPE_NAME, limits.name_bytes_max)
+    return _checked(raw, _NAME_ESCAPES, limits.name_bytes_max)
 
 
 def read_series(text: bytes, limits: ParserLimits) -> tuple[str, list[tuple[str, str]], int]:
@@ -221,7 +223,7 @@ def read_series(text: bytes, limits: ParserLimits) -> tuple[str, list[tuple[str,
     at = _end(_MEASUREMENT, text, 0)
     if at == 0:
         raise LineRefused(messages.NO_MEASUREMENT)
-    measurement = _checked(text[:at], _UNESCAPE_MEASUREMENT, limits.name_bytes_max)
+    measurement = _checked(text[:at], _MEASUREMENT_ESCAPES, limits.name_bytes_max)
     tags: list[tuple[str, str]] = []
     tags_at = at + 1
     while text[at : at + 1] == b",":
@@ -229,14 +231,14 @@ def read_series(text: bytes, limits: ParserLimits) -> tuple[str, list[tuple[str,
         at = _end(_TAG_KEY, text, key_at)
         if at == key_at:
             raise LineRefused(messages.no_tag_key(text[at:]))
-        key = _checked(text[key_at:at], _UNESCAPE_NAME, limits.name_bytes_max)
+        key = _checked(text[key_at:at], _NAME_ESCAPES, limits.name_bytes_max)
         if text[at : at + 1] != b"=":
             raise LineRefused(messages.no_equals_sign(text[tags_at:]))
         value_at = at + 1
         at = _end(_TAG_VALUE, text, value_at)
         if at == value_at:
             raise LineRefused(messages.no_tag_value(text[at:]))
-        tags.append((key, _checked(text[value_at:at], _UNESCAPE_NAME, limits.string_bytes_max)))
+        tags.append((key, _checked(text[value_at:at], _NAME_ESCAPES, limits.string_bytes_max)))
     return measurement, tags, at
 
 
@@ -341,8 +343,10 @@ def _explain_field(line: bytes, at: int, limits: ParserLimits) -> int | None:
     raise LineRefused(say(raw[:-1]))
 
 
-def _checked(raw: bytes, escapes: re.Pattern[bytes], bytes_max: int) -> str:
-    name = escapes.sub(rb"\1", raw) if b"\\" in raw else raw
+def _checked(raw: bytes, escapes: bytes, bytes_max: int) -> str:
+    if len(raw) > 2 * bytes_max:
+        raise LineRefused(messages.too_large(bytes_max))
+    name = _unescape(raw, escapes)
     if name.endswith(b"\\"):
         raise LineRefused(messages.ENDS_WITH_BACKSLASH)
     if len(name) > bytes_max:
@@ -350,8 +354,17 @@ def _checked(raw: bytes, escapes: re.Pattern[bytes], bytes_max: int) -> str:
     return name.decode()
 
 
-def _unescape_string(raw: bytes) -> bytes:
-    return _UNESCAPE_STRING.sub(rb"\1", raw) if b"\\" in raw else raw
+def _unescape(raw: bytes, escapes: bytes) -> bytes:
+    """Drop the backslash before a backslash and before each byte of ``escapes``; any other stays."""
+    if b"\\" not in raw:
+        return raw
+    # Between pairs of backslashes none stands before another, so the rest can be replaced in any order.
+    parts = raw.split(b"\\\\")
+    for byte in escapes:
+        escape = bytes((0x5C, byte))
+        if escape in raw:
+            parts = [part.replace(escape, escape[1:]) for part in parts]
+    return b"\\".join(parts)
 
 
 def _end(pattern: re.Pattern[bytes], text: bytes, at: int) -> int:

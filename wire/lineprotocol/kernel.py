@@ -269,11 +269,12 @@ def _find_name(
 ) -> tuple[int, int, bool]:
     """(offset of the equals sign, name id, newline) of the field key at ``at``.
 
-    The id is -1 at a fault; -2, with the status set, if there was no room.
+    ``successor`` predicts it by the last name (-1: not at all). The id is -1 at a fault, and -2, with the
+    status set, if there was no room.
     """
     guess = successor[previous]
-    length = names.lengths[guess]
-    fits = length > 0 and at + length < end and buffer[at + length] == 61
+    length = names.lengths[max(guess, 0)]
+    fits = guess >= 0 and at + length < end and buffer[at + length] == 61
     if fits and same(buffer, at, names.arena, names.offsets[guess], length):
         return at + length, signed(guess), False
     name_end, name_hash, newline = _scan_name(buffer, at, end, U64(names.meta[SEED]))

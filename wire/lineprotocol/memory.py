@@ -36,6 +36,8 @@ TAG_VALUE_BYTES: Final = 200
 COLUMN_BYTES: Final = 300
 TABLE_BYTES: Final = 2000
 
+_INT32: Final = pa.int32()
+_STRING: Final = pa.string()
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
@@ -46,11 +48,19 @@ def enlarged(array: npt.NDArray[_Scalar], size: int, fill: int = 0) -> npt.NDArr
     return new
 
 
+def _strings(values: list[bytes]) -> pa.Array:
+    """An array of these strings. (`pa.array` would import pandas, if it is there, to look for its types.)"""
+    offsets = np.zeros(len(values) + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, values), np.int32, len(values)), out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(_STRING, len(values), buffers)
+
+
 class TagCodes:
     """One tag of one table: its values by code, and the code of each series of the table (-1: has none)."""
 
     def __init__(self) -> None:
-        self.values: list[str] = []
+        self.values: list[bytes] = []
         self.codes: dict[str, int] = {}
         self.by_series: Int32s = np.full(64, -1, np.int32)
         self.series = 0
@@ -69,8 +79,9 @@ class TagCodes:
         cost = TAG_OF_SERIES_BYTES
         if code is None:
             code = self.codes[value] = len(self.values)
-            self.values.append(value)
-            cost += TAG_VALUE_BYTES + 3 * len(value)
+            encoded = value.encode()
+            self.values.append(encoded)
+            cost += TAG_VALUE_BYTES + 3 * len(encoded)
         self.by_series[series] = code
         return cost
 
@@ -83,14 +94,14 @@ class TagCodes:
     def dictionary(self) -> pa.Array:
         """All values by code."""
         if self._arrow is None or len(self._arrow) != len(self.values):
-            self._arrow = pa.array(self.values, pa.string())
+            self._arrow = _strings(self.values)
         return self._arrow
 
     def pick(self, used: Int32s) -> pa.Array:
         """The values of some codes, without building the whole dictionary for them."""
         if self._arrow is not None and len(self._arrow) == len(self.values):
-            return self._arrow.take(pa.array(used))
-        return pa.array([self.values[code] for code in used.tolist()], pa.string())
+            return self._arrow.take(pa.Array.from_buffers(_INT32, used.size, [None, pa.py_buffer(used)]))
+        return _strings([self.values[code] for code in used.tolist()])
 
     def compaction(self) -> tuple[Int32s, npt.NDArray[np.int64], int]:
         """(places, stamps, a fresh stamp) for `planner.compact`."""
@@ -138,7 +149,7 @@ class Memory:
         """Series that no schema can make good; None where the grammar explains it."""
         self._series_known = 0
         self.names_map = bytemap.create(NAMES_FIRST, NAMES_FIRST * 16)
-        self.successor: Int32s = np.zeros(NAMES_FIRST + 1, np.int32)
+        self.successor: Int32s = np.full(NAMES_FIRST + 1, -1, np.int32)
         self._names: dict[int, str | None] = {}
         self.tables: list[Table] = []
         self._by_name: dict[str, Table] = {}
@@ -169,7 +180,7 @@ class Memory:
     def grow_names(self, key_bytes: int) -> None:
         """Make room for a raw field name."""
         self.names_map = bytemap.grown(self.names_map, key_bytes + bytemap.ARENA_SLACK)
-        self.successor = enlarged(self.successor, self.names_map.offsets.size + 1)
+        self.successor = enlarged(self.successor, self.names_map.offsets.size + 1, -1)
 
     def grow_columns(self, count: int) -> None:
         """Make room for ``count`` more columns."""
