@@ -24,7 +24,7 @@ from nodes.systemtables import parquet_files
 from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits, CatalogSnapshot
-from storage.errors import LogDamaged, NoSuchDatabase, ShardClosed, StorageError
+from storage.errors import LogBacklogFull, LogDamaged, MemoryExhausted, NoSuchDatabase, ShardClosed, StorageError
 from storage.frames import WriteId
 from storage.keys import route
 from storage.log import Identity
@@ -45,6 +45,11 @@ IO_THREADS: Final = 16
 """Threads for the object store: one create for each Log may be under way, beside reads and checkpoints."""
 WRITE_ID_KIND: Final = 1
 """Ids of a gateway's writes: remembered down to the horizon (FORMAT F14)."""
+ROOM_SECONDS_MAX: Final = 5.0
+"""How long a write waits for a checkpoint to make room, before 503."""
+ROOM_POLL_SECONDS: Final = 0.02
+LOG_BYTES_FACTOR: Final = 4
+"""A Log may grow to so many times `log.checkpoint_bytes` before appends wait: bulk loads outrun a checkpoint."""
 SWEEP_SECONDS: Final = 300.0
 """How often files that nothing names are looked for (LOG L20)."""
 
@@ -130,7 +135,7 @@ class EmbeddedBackend:
             checkpoint_bytes=settings.checkpoint_bytes,
             checkpoint_seconds=settings.checkpoint_age,
             checkpoint_objects=settings.checkpoint_objects,
-            log_bytes=settings.checkpoint_bytes,
+            log_bytes=LOG_BYTES_FACTOR * settings.checkpoint_bytes,
             grace_seconds=settings.collect_grace,
             replay_bytes_max=min(2 * settings.checkpoint_bytes, self._budget.bytes_max // 2),
         )
@@ -213,10 +218,28 @@ class EmbeddedBackend:
                 parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born))
         if len(parts) == 1:
             ((log_id, appends),) = parts.items()
-            await self._shard(log_id).append(appends)
+            await self._append(self._shard(log_id), appends)
         else:
-            await _all(*(self._shard(log_id).append(appends) for log_id, appends in parts.items()))
+            await _all(*(self._append(self._shard(log_id), appends) for log_id, appends in parts.items()))
         self._relieve()
+
+    async def _append(self, shard: Shard, appends: Sequence[Append]) -> None:
+        """Append; while a checkpoint makes room, wait a bounded time before the client is told to come back (L23).
+
+        Nothing was sent when room was missing, so trying again is the first try (L7).
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + ROOM_SECONDS_MAX
+        while True:
+            try:
+                await shard.append(appends)
+            except (LogBacklogFull, MemoryExhausted):
+                if loop.time() >= deadline:
+                    raise
+                self._relieve()
+                await asyncio.sleep(ROOM_POLL_SECONDS)
+            else:
+                return
 
     def _relieve(self) -> None:
         """When half of the memory for rows is used, the shard that holds most makes room (L23)."""

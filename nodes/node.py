@@ -29,13 +29,14 @@ from nodes.lean import keep_pandas_out
 from nodes.lockfile import LockFile
 from nodes.slot import BackendSlot
 from nodes.status import BackendStatus, MemoryStatus, NodeStatus
+from storage.errors import ShardClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from nodes.settings_model import Budgets, Settings
-    from nodes.status import StatusProvider
+    from nodes.status import NodeControl
 
 T = TypeVar("T")
 
@@ -79,7 +80,7 @@ class NodeContext:
     settings: Settings
     budgets: Budgets
     health: Health
-    status: StatusProvider
+    control: NodeControl
     fail: Callable[[BaseException], None]
 
 
@@ -161,6 +162,12 @@ class Node:
             memory=self._memory(backend),
             logs=backend.logs,
         )
+
+    async def checkpoint(self) -> None:
+        """Checkpoint everything now, because an operator asked."""
+        if self._backend is None:
+            raise ShardClosed("this node is not serving now; try again")
+        await self._backend.checkpoint()
 
     async def run(self, beside: Sequence[Beside] = ()) -> None:
         """Live: returns after a clean stop, raises what ended the node otherwise."""

@@ -1,6 +1,6 @@
 """What `GET /api/runnel/status` answers and `runnel status` prints.
 
-Pure values. `nodes.node` or the backend provides them through `StatusProvider`; the HTTP door encodes them with
+Pure values. `nodes.node` or the backend provides them through `NodeControl`; the HTTP door encodes them with
 msgspec; `nodes.cli.status` decodes them.
 """
 
@@ -11,6 +11,7 @@ from typing import Final, Protocol
 import msgspec
 
 STATUS_PATH: Final = "/api/runnel/status"
+CHECKPOINT_PATH: Final = "/api/runnel/checkpoint"
 
 
 class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +89,13 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     logs: list[LogStatus] = []
 
 
-class StatusProvider(Protocol):
-    """Who can say it; must not block and must not do I/O."""
+class NodeControl(Protocol):
+    """What an operator can ask of a node."""
 
-    def status(self) -> NodeStatus: ...
+    def status(self) -> NodeStatus:
+        """Everything `runnel status` shows; does not block and does no I/O."""
+        ...
+
+    async def checkpoint(self) -> None:
+        """Checkpoint every shard and the Catalog now; raises a StorageError when one cannot."""
+        ...

@@ -26,7 +26,7 @@ from nodes.gateway.middleware.ready import ready_gate
 from nodes.gateway.middleware.request_id import request_id
 from nodes.gateway.server import HttpServer
 from nodes.metrics import Metrics
-from nodes.status import STATUS_PATH
+from nodes.status import CHECKPOINT_PATH, STATUS_PATH
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nodes.gateway.doors.influx.query import Encoder
     from nodes.health import Health
     from nodes.node import NodeContext
-    from nodes.status import StatusProvider
+    from nodes.status import NodeControl
     from wire.lineprotocol.model import LineParser
 
 WAITING_BYTES_DEFAULT: Final = 256 * 2**20
@@ -51,7 +51,7 @@ class GatewayParts:
     metrics: Metrics
     make_parser: Callable[[], LineParser]
     encode: Encoder
-    status: StatusProvider | None = None
+    control: NodeControl | None = None
     revision: str = "unknown"
 
 
@@ -118,7 +118,7 @@ async def open_gateway(context: NodeContext, backend: Backend) -> AsyncIterator[
         metrics=Metrics(),
         make_parser=_make_parser,
         encode=_encode,
-        status=context.status,
+        control=context.control,
         revision=_revision(),
     )
     limits = GatewayLimits(
@@ -144,7 +144,7 @@ def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -
     queries = QueryDoor(parts.backend, answers, parts.encode)
     configure = ConfigureDoor(parts.backend, answers, queries)
     v1 = V1Door(parts.backend, answers)
-    status = StatusDoor(answers, parts.health, parts.metrics, parts.status, parts.revision)
+    status = StatusDoor(answers, parts.health, parts.metrics, parts.control, parts.revision)
 
     def route(methods: str, pattern: str, handler: Handler, on_error: ErrorWriter = answers.on_error_v3) -> list[Route]:
         return [Route(method, pattern, handler, on_error, is_traced=True) for method in methods.split()]
@@ -175,6 +175,7 @@ def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -
         *free("GET", "/health/startup", status.startup),
         *free("GET", "/metrics", status.metrics),
         *free("GET", STATUS_PATH, status.status),
+        *route("POST", CHECKPOINT_PATH, status.checkpoint),
     ]
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nodes.gateway.doors.influx.answers import Answers
     from nodes.health import Health, HealthReport
     from nodes.metrics import Metrics
-    from nodes.status import StatusProvider
+    from nodes.status import NodeControl
 
 PRODUCT: Final = "Runnel"
 INFLUX_VERSION: Final = "3.10.0"
@@ -37,12 +37,12 @@ class StatusDoor:
     """Handlers that need no Backend: they answer while the node starts."""
 
     def __init__(
-        self, answers: Answers, health: Health, metrics: Metrics, status: StatusProvider | None, revision: str
+        self, answers: Answers, health: Health, metrics: Metrics, control: NodeControl | None, revision: str
     ) -> None:
         self._answers = answers
         self._health = health
         self._metrics = metrics
-        self._status = status
+        self._control = control
         self._ping = {
             "product_name": PRODUCT,
             "version": INFLUX_VERSION,
@@ -78,9 +78,16 @@ class StatusDoor:
 
     async def status(self, _request: Request) -> Response:
         """GET /api/runnel/status."""
-        if self._status is None:
+        if self._control is None:
             return self._answers.error_json(404, {"error": "this server has no status"})
-        return self._answers.json(self._status.status())
+        return self._answers.json(self._control.status())
+
+    async def checkpoint(self, _request: Request) -> Response:
+        """POST /api/runnel/checkpoint: every shard and the Catalog, now; 204 when it is done."""
+        if self._control is None:
+            return self._answers.error_json(404, {"error": "this server has nothing to checkpoint"})
+        await self._control.checkpoint()
+        return self._answers.done
 
     def _say(self, report: HealthReport, is_good: bool) -> Response:
         if is_good:
