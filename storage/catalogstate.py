@@ -25,8 +25,9 @@ from storage.errors import (
     NoSuchDatabase,
     NoSuchTable,
     SchemaConflict,
+    UnsupportedFormat,
 )
-from storage.frames import Entry, EntryKind
+from storage.frames import FORMAT_VERSION, SKIPPABLE_FROM, Entry, EntryKind
 from storage.schema import RESERVED_PREFIX, TIME_COLUMN, Column, Database, Op, Partition, Role, Table, TypeKind
 
 if TYPE_CHECKING:
@@ -39,10 +40,31 @@ HASH_END: Final = 2**64
 """Partition maps cover [0, HASH_END)."""
 NAME_BYTES_MAX: Final = 64 * 1024
 """A name longer than this is refused: names stand in every copy of the Catalog."""
+STORAGE_NAME_CHARS_MAX: Final = 128
+"""Display names that are longer are cut in files, before the id is added."""
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 Effect = dict[str, Any]
+EFFECT_KEYS: Final[Mapping[str, frozenset[str]]] = {
+    "format": frozenset({"do", "version"}),
+    "logs": frozenset({"do", "ids"}),
+    "counters": frozenset({"do", "database", "table", "partition"}),
+    "database": frozenset({"do", "id", "name", "retention", "deleted"}),
+    "table": frozenset({
+        "do", "id", "uuid", "database", "name", "version", "columns", "partitions", "op", "router", "deleted",
+    }),
+    "columns": frozenset({"do", "table", "version", "columns"}),
+}  # fmt: skip
+"""Each effect has all of its keys and no others: an unknown one would be lost in the next Checkpoint."""
+COLUMN_KEYS: Final = frozenset({"id", "name", "stored", "role", "type"})
+TYPE_RECORDS: Final[Mapping[TypeKind, dict[str, Any]]] = {
+    **{kind: {"kind": kind.value} for kind in TypeKind},
+    TypeKind.TIMESTAMP: {"kind": TypeKind.TIMESTAMP.value, "unit": "ns", "zone": ""},
+}
+"""A type is a tagged union with parameters (F20); other units and zones are reserved."""
+ROUTERS: Final = frozenset({"hash"})
+"""How rows find their partition; ``client`` is reserved (F21)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +91,7 @@ class CatalogSnapshot:
     next_database: int = 1
     next_table: int = 1
     next_partition: int = 1
+    format: int = FORMAT_VERSION
 
     def database(self, name: str) -> Database | None:
         return self.names.get(name)
@@ -95,12 +118,23 @@ class CatalogSnapshot:
 def _column_record(column: Column) -> dict[str, Any]:
     return {
         "id": column.id, "name": column.name, "stored": column.storage_name, "role": column.role.value,
-        "type": column.kind.value,
+        "type": TYPE_RECORDS[column.kind],
     }  # fmt: skip
 
 
 def _column(record: Mapping[str, Any]) -> Column:
-    return Column(record["id"], record["name"], record["stored"], Role(record["role"]), TypeKind(record["type"]))
+    kind = TypeKind(record["type"]["kind"])
+    if record["type"] != TYPE_RECORDS[kind] or record.keys() != COLUMN_KEYS:
+        raise UnsupportedFormat(f"column {record['name']!r} has a type or a field that this version does not know")
+    return Column(record["id"], record["name"], record["stored"], Role(record["role"]), kind)
+
+
+def counters_effect(snapshot: CatalogSnapshot) -> Effect:
+    """The next ids: none is ever used again, even when what had it is forgotten (F19)."""
+    return {
+        "do": "counters", "database": snapshot.next_database, "table": snapshot.next_table,
+        "partition": snapshot.next_partition,
+    }  # fmt: skip
 
 
 def database_effect(database: Database) -> Effect:
@@ -123,6 +157,8 @@ def table_effect(table: Table) -> Effect:
 
 
 def _table(effect: Mapping[str, Any]) -> Table:
+    if effect["router"] not in ROUTERS:
+        raise UnsupportedFormat(f"table {effect['name']!r} has the router {effect['router']!r}")
     partitions = tuple(
         Partition(p[0], int.from_bytes(p[1], "big"), int.from_bytes(p[2], "big"), p[3]) for p in effect["partitions"]
     )
@@ -140,10 +176,15 @@ def _ordered(columns: Sequence[Column]) -> tuple[Column, ...]:
 
 
 def apply_effects(snapshot: CatalogSnapshot, effects: Sequence[Effect], revision: int) -> CatalogSnapshot:
-    """The Catalog after ``effects``. Raises CorruptObject for an effect that this version does not know."""
+    """The Catalog after ``effects``. Raises UnsupportedFormat for one that this version does not know."""
     draft = _Draft(snapshot)
     for effect in effects:
-        draft.apply(effect)
+        if effect.keys() != EFFECT_KEYS.get(effect.get("do", "")):
+            raise UnsupportedFormat(f"the Catalog holds an effect {effect.get('do')!r} that is not known here")
+        try:
+            draft.apply(effect)
+        except (KeyError, ValueError, TypeError) as error:
+            raise CorruptObject(f"the Catalog holds an effect {effect['do']!r} that cannot be: {error!r}") from error
     return draft.done(revision)
 
 
@@ -152,6 +193,7 @@ class _Draft:
 
     def __init__(self, base: CatalogSnapshot) -> None:
         self.logs = base.logs
+        self.format = base.format
         self.databases = dict(base.databases_by_id)
         self.tables = dict(base.tables_by_id)
         self.table_names = dict(base.table_names)
@@ -175,8 +217,14 @@ class _Draft:
             self._put(replace(table, columns=columns, version=effect["version"]))
         elif kind == "logs":
             self.logs = tuple(effect["ids"])
-        else:
-            raise CorruptObject(f"the Catalog holds an effect {kind!r} that this version does not know")
+        elif kind == "counters":
+            self.next_database = max(self.next_database, effect["database"])
+            self.next_table = max(self.next_table, effect["table"])
+            self.next_partition = max(self.next_partition, effect["partition"])
+        elif kind == "format":
+            self.format = effect["version"]
+            if self.format > FORMAT_VERSION:  # F6
+                raise UnsupportedFormat(f"the Catalog was raised to format {self.format}, this is {FORMAT_VERSION}")
 
     def _put(self, table: Table) -> None:
         old = self.tables.get(table.id)
@@ -200,7 +248,7 @@ class _Draft:
         names = {d.name: d for d in self.databases.values() if not d.deleted}
         return CatalogSnapshot(
             revision, self.logs, self.databases, self.tables, names, self.table_names, self.counts,
-            self.next_database, self.next_table, self.next_partition,
+            self.next_database, self.next_table, self.next_partition, self.format,
         )  # fmt: skip
 
 
@@ -214,10 +262,10 @@ def plan(base: CatalogSnapshot, changes: Sequence[Change], limits: CatalogLimits
     """
     effects: list[Effect] = []
     current = base
-    for change in changes:
+    for index, change in enumerate(changes):
         step = _plan_one(current, change, limits, stamp)
         effects.extend(step)
-        if step and change is not changes[-1]:
+        if step and index < len(changes) - 1:
             current = apply_effects(current, step, current.revision)
     return effects
 
@@ -227,7 +275,8 @@ def _plan_one(base: CatalogSnapshot, change: Change, limits: CatalogLimits, stam
         return _create_database(base, change, limits)
     if isinstance(change, SetRetention):
         database = _live_database(base, change.database)
-        return [database_effect(replace(database, retention_ns=change.retention_ns))]
+        changed = replace(database, retention_ns=change.retention_ns)
+        return [] if changed == database else [database_effect(changed)]
     if isinstance(change, DropDatabase):
         database = _live_database(base, change.name)
         return [database_effect(replace(database, deleted=True, name=_deleted_name(change.name, stamp, base)))]
@@ -258,8 +307,12 @@ def check_name(name: str, what: str) -> None:
         raise InvalidName(f"a {what} needs a name")
     if name.startswith(RESERVED_PREFIX):
         raise InvalidName(f"{what} name {name!r}: names that begin with {RESERVED_PREFIX} are reserved")
-    if len(name.encode()) > NAME_BYTES_MAX:
-        raise InvalidName(f"{what} name of {len(name.encode())} bytes: at most {NAME_BYTES_MAX}")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidName(f"{what} name {name!r} is not Unicode text") from None
+    if size > NAME_BYTES_MAX:
+        raise InvalidName(f"{what} name of {size} bytes: at most {NAME_BYTES_MAX}")
 
 
 def _create_database(base: CatalogSnapshot, change: CreateDatabase, limits: CatalogLimits) -> list[Effect]:
@@ -344,9 +397,19 @@ def _missing_columns(table: Table, wanted: Sequence[ColumnSpec], limits: Catalog
 
 
 def _storage_name(name: str, column_id: int, taken: set[str]) -> str:
-    """The display name where other Parquet readers can use it, else a safe one made unique by the id (F19)."""
-    safe = name if _PLAIN_NAME.match(name) else _UNSAFE.sub("_", name)[:64]
-    return safe if safe == name and safe.lower() not in taken else f"{safe[:64]}_{column_id}"
+    """The display name where other Parquet readers can use it, else a safe one made unique by the id (F19).
+
+    Unique without regard to case, as DuckDB and Spark look names up, and never one of our own columns.
+    """
+    safe = name if _PLAIN_NAME.match(name) else _UNSAFE.sub("_", name[:STORAGE_NAME_CHARS_MAX])
+    if safe.lower().startswith(RESERVED_PREFIX):
+        safe = f"column{safe}"
+    if safe == name and len(name) <= STORAGE_NAME_CHARS_MAX and name.lower() not in taken:
+        return name
+    safe = f"{safe[:STORAGE_NAME_CHARS_MAX]}_{column_id}"
+    while safe.lower() in taken:
+        safe += "_"
+    return safe
 
 
 def _drop_table(base: CatalogSnapshot, change: DropTable, stamp: str) -> list[Effect]:
@@ -372,8 +435,7 @@ class CatalogState:
         self.snapshot = CatalogSnapshot()
         self.k = 0
         self.position = 0
-        self.objects_above_k = 0
-        self._covered: int | None = None
+        self._above_k: list[int] = []
 
     def load(self, checkpoint: LogObject | None) -> Sequence[str]:
         """Start from a Checkpoint: one section row per database, so that each may become a part (F23)."""
@@ -383,9 +445,14 @@ class CatalogState:
         sections = decode_sections(checkpoint.entries, where)
         (meta,) = sections[Section.META]
         self.k = self.position = meta["covered"]
+        if sections[Section.PARTS]:
+            raise UnsupportedFormat(f"{where}: parts of the Catalog are of a newer version")
         effects: list[Effect] = []
-        for row in sections[Section.CATALOG]:
-            effects.extend(msgspec.msgpack.decode(row["state"]))
+        try:
+            for row in sections[Section.CATALOG]:
+                effects.extend(msgspec.msgpack.decode(row["state"]))
+        except msgspec.DecodeError as error:
+            raise CorruptObject(f"{where}: {error}") from error
         self.snapshot = apply_effects(CatalogSnapshot(), effects, meta["revision"])
         return ()
 
@@ -399,20 +466,29 @@ class CatalogState:
         return tuple(entries)
 
     def apply(self, obj: LogObject, payloads: Sequence[object] = ()) -> None:
-        """Each record is one Revision."""
+        """Each record is one Revision, without a gap, save where an object between was given up (L3)."""
         where = f"catalog object {obj.header.sequence}"
+        snapshot = self.snapshot
         for entry in obj.entries:
             if entry.kind == EntryKind.RECORD:
                 record = decode_record(entry, where)
-                if record["revision"] != self.snapshot.revision + 1:
-                    raise CorruptObject(f"{where}: Revision {record['revision']} after {self.snapshot.revision}")
-                self.snapshot = apply_effects(self.snapshot, record["effects"], record["revision"])
+                steps = record["revision"] - snapshot.revision
+                if steps != 1 and not 1 < steps <= obj.header.sequence - self.position:
+                    raise CorruptObject(f"{where}: Revision {record['revision']} after {snapshot.revision}")
+                snapshot = apply_effects(snapshot, record["effects"], record["revision"])
+            elif entry.kind != EntryKind.SKIP and entry.kind < SKIPPABLE_FROM:
+                raise UnsupportedFormat(f"{where}: an entry of kind {entry.kind} does not belong into the Catalog")
+        self.snapshot = snapshot
         self.position = obj.header.sequence
-        self.objects_above_k += 1
+        self._above_k.append(self.position)
+
+    @property
+    def objects_above_k(self) -> int:
+        return len(self._above_k)
 
     def checkpointed(self, sequence: int, covered: int, sections: Sequence[Entry]) -> None:
         self.k = covered
-        self.objects_above_k = 0 if self.position <= covered else self.objects_above_k
+        self._above_k = [s for s in self._above_k if s > covered]
 
     def replay_is_full(self) -> bool:
         return False
@@ -420,8 +496,10 @@ class CatalogState:
     def sections(self) -> tuple[Entry, ...]:
         """The whole Catalog as it is now."""
         base = self.snapshot
-        counters: list[Effect] = [{"do": "logs", "ids": list(base.logs)}]
-        rows = [{"revision": base.revision, "database_id": 0, "state": msgspec.msgpack.encode(counters)}]
+        whole: list[Effect] = [
+            {"do": "format", "version": base.format}, {"do": "logs", "ids": list(base.logs)}, counters_effect(base),
+        ]  # fmt: skip
+        rows = [{"revision": base.revision, "database_id": 0, "state": msgspec.msgpack.encode(whole)}]
         tables: dict[int, list[Effect]] = {}
         for table in base.tables_by_id.values():
             tables.setdefault(table.database_id, []).append(table_effect(table))

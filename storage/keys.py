@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from storage.schema import Column, Partition, Table
 
 _HEAD: Final = struct.Struct("<IBI")
+_NAN: Final = (0x7FF8 << 48).to_bytes(8, "little")
 
 
 class TypeClass(enum.IntEnum):
@@ -39,7 +40,7 @@ KeyValue = str | int | float | bool
 
 
 def encode_value(value: KeyValue, *, timestamp: bool = False) -> tuple[TypeClass, bytes]:
-    """A value's class and bytes. Integers are their shortest two's complement; -0.0 is 0.0."""
+    """A value's class and bytes. Integers are their shortest two's complement; -0.0 is 0.0, every NaN is one."""
     if isinstance(value, bool):
         return TypeClass.BOOL, bytes([value])
     if isinstance(value, int):
@@ -47,7 +48,7 @@ def encode_value(value: KeyValue, *, timestamp: bool = False) -> tuple[TypeClass
         kind = TypeClass.TIMESTAMP if timestamp else TypeClass.INTEGER
         return kind, value.to_bytes(width, "little", signed=True)
     if isinstance(value, float):
-        return TypeClass.FLOAT, struct.pack("<d", value + 0.0)
+        return TypeClass.FLOAT, _NAN if value != value else struct.pack("<d", value + 0.0)
     return TypeClass.STRING, value.encode()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
     from storage.objects import ObjectStore
 
 STORE_FILE: Final = "store.json"
+LOGS_FOLDER: Final = "logs"
 CATALOG_LOG: Final = 0
 """The log id of the Catalog; shards count from 1."""
+
+
+_OURS: Final = re.compile(r"([0-9]{1,20})-[0-9a-f]{32}(\.parquet)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,31 +34,51 @@ class StoreIdentity:
 
 
 class _StoreFile(msgspec.Struct, forbid_unknown_fields=True):
-    store: str
+    store: uuid.UUID
     format: int
-    ancestors: list[dict[str, int]] = []
+    ancestors: list[msgspec.Raw] = []
+
+
+class _Version(msgspec.Struct):
+    """What every version's ``store.json`` has."""
+
+    format: int
 
 
 def open_identity(store: ObjectStore) -> StoreIdentity:
     """Read ``store.json``, creating it for an empty store (F1)."""
-    content = _StoreFile(store=str(uuid.uuid4()), format=FORMAT_VERSION)
-    if not store.exists(STORE_FILE) and store.create(STORE_FILE, msgspec.json.encode(content)) is CreateOutcome.CREATED:
-        return StoreIdentity(uuid.UUID(content.store), content.format)
+    if not store.exists(STORE_FILE):
+        if store.list_all(LOGS_FOLDER) and not store.exists(STORE_FILE):
+            raise CorruptObject(f"{store.url}: there are Logs but no {STORE_FILE}: restore it, they fit no other")
+        content = _StoreFile(store=uuid.uuid4(), format=FORMAT_VERSION)
+        if store.create(STORE_FILE, msgspec.json.encode(content)) is CreateOutcome.CREATED:
+            return StoreIdentity(content.store, content.format)
     try:
-        found = msgspec.json.decode(store.get(STORE_FILE), type=_StoreFile)
-        identity = StoreIdentity(uuid.UUID(found.store), found.format)
+        data = store.get(STORE_FILE)
     except ObjectMissing:
         raise StoreUnavailable(f"{store.url}: {STORE_FILE} was being created; try again") from None
-    except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
-        raise CorruptObject(f"{store.url}: {STORE_FILE} is not a store's identity: {error}") from error
-    if found.format > FORMAT_VERSION or found.ancestors:
-        raise UnsupportedFormat(f"{store.url}: written by a newer version (format {found.format}, or a clone)")
-    return identity
+    return decode_identity(data, store.url)
+
+
+def decode_identity(data: bytes, where: str) -> StoreIdentity:
+    """What ``store.json`` says. Raises CorruptObject, and UnsupportedFormat for a newer version or a clone."""
+    try:
+        version = msgspec.json.decode(data, type=_Version).format
+        if version > FORMAT_VERSION:
+            raise UnsupportedFormat(f"{where}: format {version}, this version reads {FORMAT_VERSION}")
+        found = msgspec.json.decode(data, type=_StoreFile)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CorruptObject(f"{where}: {STORE_FILE} is not a store's identity: {error}") from error
+    if found.format < 1:
+        raise CorruptObject(f"{where}: {STORE_FILE} says format {found.format}")
+    if found.ancestors:
+        raise UnsupportedFormat(f"{where}: a clone; this version cannot read those")
+    return StoreIdentity(found.store, found.format)
 
 
 def log_folder(log_id: int) -> str:
     """Where the objects of a Log lie."""
-    return f"logs/{log_id}"
+    return f"{LOGS_FOLDER}/{log_id}"
 
 
 def object_name(sequence: int) -> str:
@@ -83,5 +108,5 @@ def part_path(log_id: int, epoch: int) -> str:
 
 def epoch_of(path: str) -> int | None:
     """The epoch in the name of a DataFile or part; None when it is neither (left alone by the sweep)."""
-    head, dash, _ = path.rsplit("/", 1)[-1].partition("-")
-    return int(head) if dash and head.isdigit() else None
+    named = _OURS.fullmatch(path.rsplit("/", 1)[-1])
+    return None if named is None else int(named[1])
