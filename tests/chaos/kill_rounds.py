@@ -135,13 +135,22 @@ def judge_files(node: RunningNode, rows: int) -> None:
     assert sum(offsets.values()) == rows, f"offsets count {sum(offsets.values())} rows, {rows} stand: some stand twice"
 
 
+def _wait_for_writes(ledger: Ledger, more: int) -> None:
+    """A kill before the first write of a round would show nothing."""
+    wanted = ledger.answers[204] + more
+    deadline = time.monotonic() + 30
+    while ledger.answers[204] < wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def one_round(node: RunningNode, ledger: Ledger, chooser: random.Random, seed: int, at: list[int]) -> None:
     """Start, load, kill at a random moment."""
     node.start()
     clients = [Client(i, node.port, ledger, at[i], seed * 100 + i) for i in range(CLIENTS)]
     for client in clients:
         client.start()
-    time.sleep(chooser.uniform(0.2, 1.8))
+    _wait_for_writes(ledger, CLIENTS)
+    time.sleep(chooser.uniform(0.0, 1.5))
     node.kill()
     for client in clients:
         client.stopping.set()
