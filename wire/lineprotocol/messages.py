@@ -15,6 +15,9 @@ CONTEXT_CHARS_MAX: Final = 10
 SPACE_CONTEXT_CHARS_MAX: Final = 64
 """InfluxDB 3 repeats the whole rest of the line where a space is missing; that could be megabytes."""
 
+NAME_CHARS_MAX: Final = 256
+"""How much of a name a message repeats. InfluxDB 3 repeats all of it; a thousand errors could be 64 MB then."""
+
 
 class Kind(enum.IntEnum):
     """What a column is in the eyes of the planner: a `FieldType`, or one of these. Also the kernel's codes."""
@@ -102,22 +105,23 @@ def out_of_range(timestamp: int, precision: Precision) -> str:
 
 def duplicate_tag(name: str) -> str:
     """A tag key stands twice in one line."""
-    return f"Must not contain duplicate tags, but '{name}' was repeated"
+    return f"Must not contain duplicate tags, but '{_shown(name)}' was repeated"
 
 
 def duplicate_field(name: str) -> str:
     """A field key stands twice in one line."""
-    return f"invalid line protocol - multiple instances of '{name}' field found"
+    return f"invalid line protocol - multiple instances of '{_shown(name)}' field found"
 
 
 def conflict(name: str, expected: int, got: int) -> str:
     """A column is used as another type than it has."""
-    return f"invalid column type for column '{name}', expected {_INFLUX_TYPES[expected]}, got {_INFLUX_TYPES[got]}"
+    types = f"expected {_INFLUX_TYPES[expected]}, got {_INFLUX_TYPES[got]}"
+    return f"invalid column type for column '{_shown(name)}', {types}"
 
 
 def reserved(name: str) -> str:
     """A name that belongs to the store."""
-    return f"the name '{name}' is reserved: names that begin with '{RESERVED_PREFIX}' belong to the store"
+    return f"the name '{_shown(name)}' is reserved: names that begin with '{RESERVED_PREFIX}' belong to the store"
 
 
 def too_many_columns(limit: int) -> str:
@@ -143,6 +147,10 @@ def original(line: bytes) -> str:
                 cut = cut[:length]
                 break
     return cut.decode("utf-8", "replace")
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= NAME_CHARS_MAX else f"{name[:NAME_CHARS_MAX]}..."
 
 
 def _got(rest: bytes, chars_max: int = CONTEXT_CHARS_MAX) -> str:

@@ -246,7 +246,7 @@ class KernelParser:
         return sorted(errors + sparse, key=lambda error: (error.body, error.line)) if sparse else errors
 
     def _too_sparse(self, found: _Found, plan: planner.Plan) -> LineError | None:
-        """The error of the body with the largest share of too many cells, None if there are not too many."""
+        """The error of one body if there are too many cells, None if there are not."""
         memory = self._memory
         order = memory.table_arrays.order[: plan.meta[planner.ORDERED]]
         used = np.flatnonzero(memory.columns.values[: memory.pairs.used[0]])
@@ -256,10 +256,24 @@ class KernelParser:
         cells = int((memory.table_arrays.rows[order] * widths[order]).sum())
         if cells <= self._limits.cells_max:
             return None
-        accepted = np.flatnonzero(plan.row[: found.used] != planner.REFUSED)
-        tables = memory.series.table[found.lines.series[accepted]]
-        shares = np.bincount(found.lines.body[accepted], widths[tables], minlength=plan.rows.size)
-        return LineError(int(shares.argmax()), 1, messages.too_sparse(cells, self._limits.cells_max), "")
+        return LineError(self._sparsest(found, plan), 1, messages.too_sparse(cells, self._limits.cells_max), "")
+
+    def _sparsest(self, found: _Found, plan: planner.Plan) -> int:
+        """The body that would need the most cells alone. Sorts all events: for bodies that are refused only."""
+        tables, columns = len(self._memory.tables), int(self._memory.pairs.used[0])
+        lines = np.repeat(np.arange(found.used), np.diff(found.lines.event[: found.used + 1]))
+        used = found.events.name[: lines.size].astype(np.int64)
+        accepted = plan.row[: found.used] != planner.REFUSED
+        used, lines = used[accepted[lines]], lines[accepted[lines]]
+        bodies = found.lines.body[: found.used].astype(np.int64)
+        table_of = self._memory.series.table[found.lines.series[: found.used][accepted]]
+        places, rows = np.unique(bodies[accepted] * tables + table_of, return_counts=True)
+        pairs = np.unique(bodies[lines] * columns + used)
+        # Each accepted line has a field, so these are the same places.
+        widths = np.unique(pairs // columns * tables + self._memory.columns.table[pairs % columns], return_counts=True)[
+            1
+        ]
+        return int(np.bincount(places // tables, rows * widths).argmax())
 
     def _undo_plan(self, plan: planner.Plan, body: int) -> None:
         """As if nothing had been planned, and the body were not there."""

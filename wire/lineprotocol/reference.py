@@ -226,16 +226,20 @@ class ReferenceParser:
         return None
 
     def _too_sparse(self, call: _Call, bodies: int) -> LineError | None:
-        """The error of the body with the largest share of too many cells, None if there are not too many."""
-        shares = np.zeros(bodies, np.int64)
+        """The error of the body that would need the most cells alone, None if there are not too many in all."""
+        cells = 0
+        alone = np.zeros(bodies, np.int64)
         for table in call.tables.values():
-            width = len({name for *_, line in table.rows for name, _, _ in line.fields})
-            for body, *_ in table.rows:
-                shares[body] += width
-        cells = int(shares.sum())
+            names: list[set[str]] = [set() for _ in range(bodies)]
+            rows = np.zeros(bodies, np.int64)
+            for body, _, _, line in table.rows:
+                rows[body] += 1
+                names[body].update(name for name, _, _ in line.fields)
+            cells += len(table.rows) * len(set().union(*names))
+            alone += rows * np.array([len(own) for own in names], np.int64)
         if cells <= self._limits.cells_max:
             return None
-        return LineError(int(shares.argmax()), 1, messages.too_sparse(cells, self._limits.cells_max), "")
+        return LineError(int(alone.argmax()), 1, messages.too_sparse(cells, self._limits.cells_max), "")
 
 
 def _to_ns(timestamp: int | None, precision: Precision, now_ns: int) -> int:
