@@ -131,7 +131,7 @@ def decode_sections(entries: Iterable[Entry], where: str) -> dict[Section, list[
 def _read_table(section: Section, payload: bytes | memoryview, rows: int, where: str) -> list[dict[str, Any]]:
     try:
         table = pa.ipc.open_stream(pa.py_buffer(payload)).read_all()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, EOFError) as error:
         raise CorruptObject(f"{where}: section {section.name}: {error}") from error
     if table.schema != SCHEMAS[section]:
         raise UnsupportedFormat(f"{where}: section {section.name} has columns that this version does not know")

@@ -106,7 +106,7 @@ def decode_rows(table: Table, entry: Entry, where: str) -> pa.RecordBatch:
                 batch = _decode_stream(table, payload, where)
             else:
                 continue
-        except (pa.ArrowException, OSError, struct.error, StopIteration, ValueError) as error:
+        except (pa.ArrowException, OSError, EOFError, struct.error, StopIteration, ValueError) as error:
             raise CorruptObject(f"{where}: rows cannot be decoded: {error}") from error
         if batch.num_rows != entry.row_count:
             raise CorruptObject(f"{where}: {batch.num_rows} rows where the directory says {entry.row_count}")
