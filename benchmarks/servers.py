@@ -129,8 +129,10 @@ class Server:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS_MAX
         while time.monotonic() < deadline:
-            if self._process is None or self._process.poll() is not None:
-                raise ServerFailed(f"{self.name} ended while starting: {self.log_tail()}")
+            code = self._process.poll() if self._process is not None else 0
+            if code is not None:
+                said = self.log_tail() or "it said nothing"
+                raise ServerFailed(f"{self.name} ended with {code} while starting: {said}")
             with suppress(RequestFailed, OSError):
                 ask(self.port, "GET", self.ready_path)
                 return
