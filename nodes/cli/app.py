@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show or check the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config", rich_help_panel=PROCESS)
+store_app = typer.Typer(help="Repair a store while its node is stopped.", no_args_is_help=True)
+app.add_typer(store_app, name="store", rich_help_panel=PROCESS)
 
 Data = Annotated[
     str | None,
@@ -213,3 +215,20 @@ def config_check(
     from nodes.cli.config import check
 
     raise typer.Exit(check(config, is_json=json))
+
+
+@store_app.command("skip")
+def store_skip(
+    log: Annotated[int, typer.Option(metavar="N", help="The Log: a shard's number, or 0 for the Catalog.")],
+    object: Annotated[int, typer.Option(metavar="SEQUENCE", help="The object to give up, as the error named it.")],
+    data: Data = None,
+    store: Store = None,
+    config: Config = None,
+) -> None:
+    """Give up one object that cannot be read, so that its shard opens again.
+
+    The rows in that object are lost; nothing else is. The decision is recorded in the Log. Stop the node first.
+    """
+    from nodes.cli.store import skip
+
+    raise typer.Exit(skip(config, {"data.dir": data, "store.url": store}, log, object))

@@ -14,6 +14,7 @@ from nodes import logs
 from nodes.assembly import embedded_parts
 from nodes.cli.client import Client
 from nodes.cli.lines import Body
+from nodes.cli.start import command
 from nodes.cli.write import Outcome, WriteOptions, write_bodies
 from nodes.demo import lines, paste, sample
 from nodes.demo.hostmetrics import HostMetrics
@@ -120,7 +121,7 @@ async def write_live(client: Client, path: str) -> None:
 def show_paste(url: str, console: Console) -> None:
     """The queries with the columns of their results, and other clients."""
     console.print(f"\nRunnel listens on [bold]{url}[/bold]. In another terminal:\n")
-    console.print(f"runnel sql --db {paste.DATABASE} --host {url}\n", markup=False, soft_wrap=True)
+    console.print(f"{command()} sql --db {paste.DATABASE} --host {url}\n", markup=False, soft_wrap=True)
     for query in (*paste.QUERIES, paste.LIVE_QUERY):
         rows = "" if query.rows is None else f", {query.rows} rows"
         console.print(f"-- {query.title} ({', '.join(query.columns)}{rows})", style="dim", markup=False, soft_wrap=True)

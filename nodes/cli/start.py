@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nodes import logs
@@ -12,7 +15,6 @@ from nodes.settings import Settings, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from nodes.exitcodes import ExitCode
     from nodes.node import Ready
@@ -40,7 +42,13 @@ def banner(settings: Settings, url: str) -> str:
                 --data-binary 'room,name=kitchen celsius=21.5'
   read     curl -G '{url}/api/v3/query_sql' --data-urlencode db=home \\
                 --data-urlencode 'q=SELECT * FROM room'
-  explore  runnel sql --db home --host {url}
+  explore  {command()} sql --db home --host {url}
   stop     Ctrl-C
 
 """  # noqa: S608 - text to read
+
+
+def command() -> str:
+    """How this program was called, so that a pasted line finds it: a virtual environment may not be on the PATH."""
+    name = Path(sys.argv[0]).name
+    return name if shutil.which(name) else os.path.relpath(sys.argv[0])
