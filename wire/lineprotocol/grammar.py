@@ -27,6 +27,9 @@ INT64_MIN: Final = -(1 << 63)
 INT64_MAX: Final = (1 << 63) - 1
 UINT64_MAX: Final = (1 << 64) - 1
 
+EXPLAINED_FIELDS_MAX: Final = 20_000
+"""How far a bad line is read once more for the sake of its message; each field costs a microsecond or two."""
+
 # A backslash escapes whatever byte follows, a newline too. One at the very end of the text escapes nothing.
 _KEY: Final = re.compile(rb"(?:[^\\ \n]++|\\.)*+", re.DOTALL)
 _MEASUREMENT: Final = re.compile(rb"(?:[^\\, \t\n\0]++|\\.)*+\\?", re.DOTALL)
@@ -277,7 +280,11 @@ def refused_series(name: str, tags: list[tuple[str, str]]) -> str | None:
 
 
 def explain(line: bytes, limits: ParserLimits) -> str | None:
-    """What InfluxDB 3 says of a line whose grammar is broken; None if it is not. ``line`` has no line end."""
+    """What InfluxDB 3 says of a line whose grammar is known to be broken. ``line`` has no newline at its end.
+
+    None if no fault is found after all. Of a line with more than `EXPLAINED_FIELDS_MAX` fields, all after
+    those counts as the fault.
+    """
     try:
         _explain(line.removesuffix(b"\r"), limits)
     except LineRefused as refused:
@@ -313,7 +320,7 @@ def _explain_fields(line: bytes, at: int, limits: ParserLimits) -> int:
                 raise LineRefused(messages.NO_FIELDS)
             return resume
         count += 1
-        if line[end : end + 1] != b",":
+        if line[end : end + 1] != b"," or count == EXPLAINED_FIELDS_MAX:
             return end
         # InfluxDB's list gives back the comma before a bad field, save before the second.
         at = end + 1
@@ -325,7 +332,7 @@ def _explain_field(line: bytes, at: int, limits: ParserLimits) -> int | None:
     name_end = _end(_FIELD_KEY, line, at)
     if name_end == at and line[at : at + 1] != b"\\":
         return None
-    if line[name_end:] == b"\\":
+    if name_end + 1 == len(line) and line[name_end] == 0x5C:
         raise LineRefused(messages.ENDS_WITH_BACKSLASH)
     read_name(line[at:name_end], limits)
     if line[name_end : name_end + 1] != b"=":

@@ -293,7 +293,7 @@ class Memory:
         """Read the names of the columns that `planner.resolve` added."""
         for column in range(self._columns_known, int(self.pairs.used[0])):
             table = self.tables[int(self.columns.table[column])]
-            name = self._field_name(int(self.columns.name[column]))
+            name = self.field_name(int(self.columns.name[column]))
             if name is not None:
                 self._name_column(table, column, name)
                 continue
@@ -302,7 +302,8 @@ class Memory:
             self.columns.kind[column] = Kind.BROKEN
         self._columns_known = int(self.pairs.used[0])
 
-    def _field_name(self, raw: int) -> str | None:
+    def field_name(self, raw: int) -> str | None:
+        """What a raw field name means; None if it breaks the grammar."""
         if raw not in self._names:
             try:
                 self._names[raw] = grammar.read_name(bytemap.key_of(self.names_map, raw), self._limits)

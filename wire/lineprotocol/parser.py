@@ -294,26 +294,27 @@ class KernelParser:
         line, wrong, column, expected, got = row
         lines = found.lines
         text = self._scratch.buffer[lines.start[line] : lines.end[line]].tobytes()
-        body, number = int(lines.body[line]), int(lines.number[line])
-        message = self._say(lines, line, text, precision) if wrong == planner.BAD_LINE else None
-        if message is None:
-            message = grammar.explain(text, self._limits) or self._say_column(wrong, column, expected, got)
-        return LineError(body, number, message, messages.original(text))
+        if lines.code[line] == kernel.NOT_UTF8:
+            message = messages.NOT_UTF8
+        elif self._breaks_grammar(found, line):
+            message = grammar.explain(text, self._limits) or messages.trailing(text)
+        elif wrong == planner.BAD_LINE:
+            refusal = self._memory.refusals.get(int(lines.series[line]))
+            message = refusal or messages.out_of_range(int(lines.time[line]), precision)
+        else:
+            message = self._say_column(wrong, column, expected, got)
+        return LineError(int(lines.body[line]), int(lines.number[line]), message, messages.original(text))
 
-    def _say(self, lines: kernel.Lines, line: int, text: bytes, precision: Precision) -> str:
-        """What is wrong with a line that never came to its columns."""
-        code = int(lines.code[line])
-        if code == kernel.NOT_UTF8:
-            return messages.NOT_UTF8
-        explained = grammar.explain(text, self._limits)
-        if explained is not None:
-            return explained
-        refusal = self._memory.refusals.get(int(lines.series[line]))
-        if refusal is not None:
-            return refusal
-        if code == kernel.OUT_OF_RANGE:
-            return messages.out_of_range(int(lines.time[line]), precision)
-        return messages.trailing(text)
+    def _breaks_grammar(self, found: _Found, line: int) -> bool:
+        """Whether a refused line is bad whatever the schema says of it."""
+        memory, lines = self._memory, found.lines
+        series = int(lines.series[line])
+        if series < 0 or memory.refusals.get(series, "") is None:
+            return True
+        used = found.events.name[lines.event[line] : lines.event[line + 1]]
+        if memory.series.table[series] < 0:
+            return any(memory.field_name(name) is None for name in np.unique(used).tolist())
+        return bool((memory.columns.kind[used] == Kind.BROKEN).any())
 
     def _say_column(self, wrong: int, column: int, expected: int, got: int) -> str:
         name = self._memory.column_names[column]

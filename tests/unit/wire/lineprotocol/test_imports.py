@@ -1,0 +1,25 @@
+"""The package is cheap to import: numba comes with the first parser, pandas never."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[4]
+
+
+def test_numba_comes_with_the_first_parser_and_pandas_never() -> None:
+    script = (
+        "import sys\n"
+        "import wire.lineprotocol as lp\n"
+        "assert 'numba' not in sys.modules\n"
+        "parser = lp.create_parser()\n"
+        "assert 'numba' in sys.modules\n"
+        "for body in (b'm,a=x s=\"y\",v=1', b'm v=2'):\n"
+        "    parsed = parser.parse([body], precision=lp.Precision.AUTO, now_ns=0, known=lambda name: None)\n"
+        "    assert parsed.rows.tolist() == [1]\n"
+        "assert 'pandas' not in sys.modules\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=False, timeout=100)
+    assert ended.returncode == 0, ended.stderr.decode()
