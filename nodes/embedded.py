@@ -137,6 +137,7 @@ class EmbeddedBackend:
             checkpoint_objects=settings.checkpoint_objects,
             log_bytes=LOG_BYTES_FACTOR * settings.checkpoint_bytes,
             grace_seconds=settings.collect_grace,
+            group_min_interval_seconds=settings.group_min_interval,
             replay_bytes_max=min(2 * settings.checkpoint_bytes, self._budget.bytes_max // 2),
         )
 

@@ -21,4 +21,5 @@ def s3_options(settings: Settings) -> S3Options | None:
         access_key=store.s3_access_key.reveal() or None,
         secret_key=store.s3_secret_key.reveal() or None,
         allow_http=store.s3_endpoint.startswith("http://"),
+        request_seconds=store.request_seconds,
     )

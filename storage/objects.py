@@ -34,7 +34,7 @@ PATH_CHARS_MAX: Final = 512
 PART_CHARS_MAX: Final = 200
 CONNECT_SECONDS_MAX: Final = 5
 IDLE_SECONDS_MAX: Final = 15
-REQUEST_SECONDS_MAX: Final = 60.0
+REQUEST_SECONDS_DEFAULT: Final = 60.0
 CONNECTIONS_MAX: Final = 64
 READ_TRIES_MAX: Final = 4
 """How often a call without a create is sent before the store counts as unavailable."""
@@ -151,6 +151,7 @@ class S3Options:
     secret_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
     allow_http: bool = False
+    request_seconds: float = REQUEST_SECONDS_DEFAULT
 
 
 def is_object_name(name: str) -> bool:
@@ -419,6 +420,7 @@ class S3Store:
         self._prefix = f"{prefix}/" if prefix else ""
         self._connected = False
         self._closed = False
+        self._request_seconds = options.request_seconds
         self._errors = _S3Errors()
         self._files, self._loop = _open_s3_files(options)
 
@@ -540,7 +542,7 @@ class S3Store:
 
     async def _request(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """One request and its whole answer; past its time it is cancelled, so that it does not land much later."""
-        async with asyncio.timeout(REQUEST_SECONDS_MAX):
+        async with asyncio.timeout(self._request_seconds):
             client = await self._files.set_session()
             self._connected = True
             call: Callable[..., Any] = getattr(client, operation)

@@ -71,6 +71,7 @@ class ShardLimits:
     log_bytes: int = 256 * 1024 * 1024
     grace_seconds: float = 900.0
     replay_bytes_max: int = 0
+    group_min_interval_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,7 @@ class Shard:
         self._driver = LogDriver(
             self._store, self.identity, self.state, self._executor, self._on_fatal,
             check_inline=inline, on_replay_full=self._checkpoint_on_the_way,
+            min_interval_seconds=self.limits.group_min_interval_seconds,
         )  # fmt: skip
         self.state.epoch = await self._driver.open(skips)
         self._settle_budget()

@@ -101,9 +101,9 @@ def test_a_refused_create_certainly_did_nothing(serve: Serve, answer: Answer, er
 
 
 def test_a_server_that_does_not_answer_in_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "REQUEST_SECONDS_MAX", 0.3)
     monkeypatch.setattr(objects, "READ_TRIES_MAX", 2)
     server, store = serve({"PUT": [Answer(hang_seconds=20)], "HEAD": [Answer(hang_seconds=20)]})
+    monkeypatch.setattr(store, "_request_seconds", 0.3)
     began = time.monotonic()
     assert store.create("a", b"x") is UNKNOWN
     with pytest.raises(StoreUnavailable, match="no answer"):
