@@ -115,6 +115,7 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, {}, loop)
         self.limits = limits
+        self.timeout_keep_alive = limits.keep_alive_seconds  # type: ignore[assignment] # uvicorn says int
         self.exchange: CycleExchange | None = None
         self._is_in_head = False
         self._head_bytes = 0
@@ -189,6 +190,8 @@ class Connection(HttpToolsProtocol):
             self.close_gently()  # what still comes is the rest of a body that nobody reads
 
     def timeout_keep_alive_handler(self) -> None:
+        if self._is_ending:
+            return  # the linger timer decides
         if self.transport.get_write_buffer_size():
             self.transport.abort()  # the last response was never taken: a flush would wait for ever
         else:
@@ -248,9 +251,7 @@ class Connection(HttpToolsProtocol):
         self._linger()
 
     def _arm_keep_alive(self) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.limits.keep_alive_seconds, self.timeout_keep_alive_handler
-        )
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _watch_arrival(self) -> None:
         """Give the rest of a head or body a time to come; requests that come in one read never arm a timer."""

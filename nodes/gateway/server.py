@@ -68,7 +68,7 @@ class HttpServer:
     async def start(self) -> None:
         """Bind and accept. PortTaken if another process listens there; OSError for what else is wrong."""
         loop = asyncio.get_running_loop()
-        config = _uvicorn_config(self._app, self.limits)
+        config = _uvicorn_config(self._app)
         self._tick()
         try:
             self._server = await loop.create_server(
@@ -145,7 +145,7 @@ class HttpServer:
             self._clock = None
 
 
-def _uvicorn_config(app: Callable[..., Any], limits: ConnectionLimits) -> Config:
+def _uvicorn_config(app: Callable[..., Any]) -> Config:
     """uvicorn's settings for one protocol instance: no logging, lifespan, proxies or WebSockets of its own."""
     config = Config(
         app,
@@ -157,7 +157,6 @@ def _uvicorn_config(app: Callable[..., Any], limits: ConnectionLimits) -> Config
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=int(limits.keep_alive_seconds),
     )
     config.load()
     return config

@@ -6,21 +6,24 @@ import asyncio
 import contextlib
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import uvloop
 
-from nodes.backend import QueryResult
 from nodes.gateway.assembly import GatewayLimits, GatewayParts, open_server
-from nodes.gateway.connection import ConnectionLimits
-from nodes.gateway.server import HttpServer
 from nodes.health import Health, Phase
 from nodes.metrics import Metrics
 from tests.harness.memory_backend import MemoryBackend
 from wire.lineprotocol.model import LineParser, ParserLimits
 from wire.lineprotocol.reference import ReferenceParser
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from nodes.backend import QueryResult
+    from nodes.gateway.connection import ConnectionLimits
+    from nodes.gateway.server import HttpServer
 
 
 async def encode(format: str, result: QueryResult) -> AsyncIterator[bytes]:
@@ -100,7 +103,7 @@ class Client:
     def __init__(self, port: int) -> None:
         self._port = port
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> Self:
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self._port, limit=2**20)
         return self
 
@@ -118,8 +121,11 @@ class Client:
         return await self.answer(has_body=method != "HEAD")
 
     async def send(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
+        try:
+            self.writer.write(data)
+            await self.writer.drain()
+        except RuntimeError as error:  # uvloop's word for a connection that the server has closed
+            raise ConnectionResetError(str(error)) from error
 
     async def answer(self, has_body: bool = True) -> Answer:
         """The next response. EOFError if the connection ends before a head came."""
@@ -142,7 +148,7 @@ class Client:
         return await self.reader.read(1) == b""
 
     async def _chunks(self) -> tuple[bytes, bool]:
-        parts = []
+        parts: list[bytes] = []
         while True:
             try:
                 size = int(await self.reader.readuntil(b"\r\n"), 16)

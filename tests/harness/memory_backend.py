@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import pyarrow as pa
 from datafusion import SessionContext
@@ -78,10 +78,11 @@ class Result:
 
     async def aclose(self) -> None:
         self.is_closed = True
+        if isinstance(self._batches, AsyncGenerator):
+            await self._batches.aclose()
 
 
-class Query(Protocol):
-    async def __call__(self, request: QueryRequest) -> Result: ...
+Query = Callable[[QueryRequest], Awaitable[Result]]
 
 
 class MemoryBackend:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,6 +23,9 @@ from storage.schema import Role, TypeKind
 from tests.harness.gateway import reference_parser
 from tests.harness.memory_backend import MemoryBackend, rows_of
 from wire.lineprotocol.model import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
 
 ME = Principal()
 
@@ -77,7 +79,7 @@ def bench(test: Callable[[Bench], Coroutine[Any, Any, None]]) -> Callable[[], No
 
         asyncio.run(main())
 
-    del run.__wrapped__  # type: ignore[attr-defined] # pytest would look for a fixture called "b"
+    del run.__wrapped__  # pytest would look for a fixture called "b"
     return run
 
 
@@ -181,7 +183,10 @@ async def test_a_concurrent_change_means_parsing_again(b: Bench) -> None:
     assert messages(report) == [
         (
             1,
-            "invalid column type for column 'v', expected iox::column_type::field::string, got iox::column_type::field::float",
+            (
+                "invalid column type for column 'v', expected iox::column_type::field::string, "
+                "got iox::column_type::field::float"
+            ),
         )
     ]
     assert b.rows("m") == [{"time": 2, "v": "x"}]

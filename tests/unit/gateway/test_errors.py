@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +17,9 @@ from nodes.errors import INFLUX, V2_WORDS, HttpAnswer, Shape, influx_answer
 from nodes.gateway.faults import GatewayError
 from storage.errors import MemoryExhausted, StorageError
 from wire.errors import WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOTS: list[type[Exception]] = [StorageError, EngineError, WireError, GatewayError]
 

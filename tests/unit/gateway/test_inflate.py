@@ -52,7 +52,7 @@ GOOD = gzip.compress(b"cpu,host=a v=1 1\n" * 100)
     ids=["empty", "byte", "text", "head", "tail", "trailer", "half", "junk"],
 )
 def test_what_is_no_gzip(body: bytes) -> None:
-    with pytest.raises(BadGzip, match="^error decoding gzip stream: "):
+    with pytest.raises(BadGzip, match=r"^error decoding gzip stream: "):
         inflate(body, LIMIT)
 
 

@@ -174,7 +174,10 @@ def test_human_durations(text: str, seconds: float) -> None:
         ("30", "time unit needed, for example 30sec or 30ms"),
         (
             "1x",
-            'unknown time unit "x", supported units: ns, us, ms, sec, min, hours, days, weeks, months, years (and few variations)',
+            (
+                'unknown time unit "x", supported units: ns, us, ms, sec, min, hours, days, weeks, months, '
+                "years (and few variations)"
+            ),
         ),
         ("1h !", "invalid character at 3"),
         ("-1h", "expected number at 0"),
@@ -222,7 +225,7 @@ def test_formats(given: str | None, accept: bytes | None, expected: str) -> None
 def test_formats_that_are_none() -> None:
     with pytest.raises(BadRequest, match=r"^invalid mime type \(application/jsonl\)$"):
         read_format(None, b"application/jsonl")
-    with pytest.raises(BadRequest, match="^serde error: unknown variant `xml`, expected one of `parquet`"):
+    with pytest.raises(BadRequest, match=r"^serde error: unknown variant `xml`, expected one of `parquet`"):
         read_format("xml", None)
 
 
