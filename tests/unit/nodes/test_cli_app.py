@@ -196,11 +196,19 @@ def test_bad_settings_stop_a_start_with_78(capsys: pytest.CaptureFixture[str]) -
     assert err.count("\n") == 1
 
 
-def test_the_banner_says_what_to_paste(tmp_path: Path) -> None:
+def test_the_banner_says_what_to_paste(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/nowhere/.venv/bin/runnel", "start"])
+    monkeypatch.chdir("/")
     from nodes.cli.start import banner
     from nodes.settings import load
 
     settings = load(flags={"data.dir": str(tmp_path)}, environment={}).settings
     text = banner(settings, "http://127.0.0.1:99")
-    for word in ("http://127.0.0.1:99", str(tmp_path), "/api/v3/write_lp?db=home", "runnel sql --db home", "Ctrl-C"):
+    for word in (
+        "http://127.0.0.1:99",
+        str(tmp_path),
+        "/api/v3/write_lp?db=home",
+        "nowhere/.venv/bin/runnel sql --db home",
+        "Ctrl-C",
+    ):
         assert word in text
