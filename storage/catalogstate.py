@@ -401,12 +401,13 @@ def _storage_name(name: str, column_id: int, taken: set[str]) -> str:
 
     Unique without regard to case, as DuckDB and Spark look names up, and never one of our own columns.
     """
-    safe = name if _PLAIN_NAME.match(name) else _UNSAFE.sub("_", name[:STORAGE_NAME_CHARS_MAX])
+    reserved = name.lower().startswith(RESERVED_PREFIX)
+    plain = _PLAIN_NAME.match(name) is not None and len(name) <= STORAGE_NAME_CHARS_MAX
+    if plain and not reserved and name.lower() not in taken:
+        return name
+    safe = f"{_UNSAFE.sub('_', name[:STORAGE_NAME_CHARS_MAX])}_{column_id}"
     if safe.lower().startswith(RESERVED_PREFIX):
         safe = f"column{safe}"
-    if safe == name and len(name) <= STORAGE_NAME_CHARS_MAX and name.lower() not in taken:
-        return name
-    safe = f"{safe[:STORAGE_NAME_CHARS_MAX]}_{column_id}"
     while safe.lower() in taken:
         safe += "_"
     return safe

@@ -1,0 +1,409 @@
+"""The Catalog: changes to effects to snapshots, and the Log they come back from (LOG L28, L31, FORMAT F19-F23)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.catalogstate import (
+    HASH_END,
+    STORAGE_NAME_CHARS_MAX,
+    CatalogLimits,
+    CatalogSnapshot,
+    CatalogState,
+    Effect,
+    apply_effects,
+    plan,
+    table_effect,
+)
+from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
+from storage.checkpoint import Section, section_entry
+from storage.entries import record_entry
+from storage.errors import (
+    AlreadyExists,
+    CorruptObject,
+    InvalidName,
+    LimitExceeded,
+    NoSuchDatabase,
+    NoSuchTable,
+    SchemaConflict,
+    StorageError,
+    UnsupportedFormat,
+)
+from storage.frames import Entry, EntryKind, Header, LogObject, ObjectKind, decode_object, encode_object
+from storage.schema import RESERVED_PREFIX, Role, TypeKind
+
+STAMP = "20260102T030405"
+NO_LIMITS = CatalogLimits()
+TAG, FIELD = Role.TAG, Role.FIELD
+BASE = apply_effects(CatalogSnapshot(), [{"do": "logs", "ids": [1, 2, 3]}], 1)
+
+
+def header(sequence: int, kind: ObjectKind = ObjectKind.DATA) -> Header:
+    return Header(kind, b"s" * 16, 0, sequence, 1, b"n" * 16, b"o" * 16, 0, 1, 5)
+
+
+def tag(name: str) -> ColumnSpec:
+    return ColumnSpec(name, TAG, TypeKind.STRING)
+
+
+def field(name: str, kind: TypeKind = TypeKind.FLOAT64) -> ColumnSpec:
+    return ColumnSpec(name, FIELD, kind)
+
+
+def after(base: CatalogSnapshot, *changes: Change, limits: CatalogLimits = NO_LIMITS) -> CatalogSnapshot:
+    return apply_effects(base, plan(base, changes, limits, STAMP), base.revision + 1)
+
+
+def columns_of(base: CatalogSnapshot, database: str, table: str) -> dict[str, tuple[int, str]]:
+    found = base.table(database, table)
+    assert found is not None
+    return {c.name: (c.id, c.storage_name) for c in found.columns}
+
+
+class Log:
+    """The Catalog's Log without a store: each change is one object of one record."""
+
+    def __init__(self) -> None:
+        self.state = CatalogState()
+        self.objects: list[LogObject] = []
+        self.commit([{"do": "format", "version": 1}, {"do": "logs", "ids": [1, 2, 3]}])
+
+    def commit(self, effects: list[Effect]) -> None:
+        record = {"revision": self.state.snapshot.revision + 1, "effects": effects}
+        obj = reread(len(self.objects) + 2, [record_entry(EntryKind.RECORD, record)])
+        self.state.apply(obj)
+        self.objects.append(obj)
+
+
+def reread(sequence: int, entries: list[Entry], kind: ObjectKind = ObjectKind.DATA) -> LogObject:
+    return decode_object(b"".join(encode_object(header(sequence, kind), entries)), "here")
+
+
+# -- histories ---------------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["a", "A", "b", "a b", "b/..", "é"])
+COLUMNS = st.sampled_from(
+    ["x", "X", "x!", "x?", "x_", "_x", "?runnel_offset", "_RUNNEL_OFFSET", "x_3", "x_4", "Time", "é"]
+)
+KINDS = st.sampled_from([TypeKind.STRING, TypeKind.INT64])
+SPECS = st.builds(ColumnSpec, COLUMNS, st.sampled_from([TAG, FIELD]), KINDS)
+CHANGES = st.one_of(
+    st.builds(CreateDatabase, NAMES, st.none() | st.integers(1, 9), st.booleans()),
+    st.builds(SetRetention, NAMES, st.none() | st.integers(1, 9)),
+    st.builds(DropDatabase, NAMES),
+    st.builds(EnsureTable, NAMES, NAMES, st.lists(SPECS, max_size=4), st.booleans(), st.booleans()),
+    st.builds(DropTable, NAMES, NAMES),
+)
+
+
+def check_additive(before: CatalogSnapshot, now: CatalogSnapshot) -> None:
+    """F19: whatever had an id keeps it, its type and its storage name; nothing is ever used again."""
+    for identity, old in before.tables_by_id.items():
+        new = now.tables_by_id[identity]
+        assert new.uuid == old.uuid
+        assert new.database_id == old.database_id
+        assert new.partitions == old.partitions
+        assert {c.id: c for c in old.columns}.items() <= {c.id: c for c in new.columns}.items()
+        assert (new.version > old.version) == (new != old)
+        assert old.deleted <= new.deleted
+    assert before.databases_by_id.keys() <= now.databases_by_id.keys()
+    assert all(t >= before.next_table for t in now.tables_by_id.keys() - before.tables_by_id.keys())
+    assert all(d >= before.next_database for d in now.databases_by_id.keys() - before.databases_by_id.keys())
+
+
+def check_whole(now: CatalogSnapshot) -> None:
+    for table in now.tables_by_id.values():
+        stored = [c.storage_name for c in table.columns]
+        assert len({name.lower() for name in stored}) == len(stored)
+        assert not any(name.lower().startswith(RESERVED_PREFIX) for name in stored)
+        assert all(c.isascii() and (c.isalnum() or c in "_.-") for name in stored for c in name)
+        assert len({c.id for c in table.columns}) == len({c.name for c in table.columns}) == len(table.columns)
+        roles = [c.role for c in table.columns]
+        assert roles == sorted(roles, key=[Role.TIME, TAG, FIELD].index)
+        bounds = [(p.hash_low, p.hash_high) for p in table.partitions]
+        assert (bounds[0][0], bounds[-1][1]) == (0, HASH_END)
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
+    partitions = [p.id for t in now.tables_by_id.values() for p in t.partitions]
+    assert len(set(partitions)) == len(partitions)
+    uuids = [t.uuid for t in now.tables_by_id.values()]
+    assert len(set(uuids)) == len(uuids)
+
+
+@given(st.lists(st.lists(CHANGES, min_size=1, max_size=3), max_size=15), st.integers(1, 3), st.integers(0, 15))
+@settings(deadline=None, max_examples=150)
+def test_any_history_is_additive_and_comes_back(
+    history: list[list[Change]], partitions: int, checkpoint_at: int
+) -> None:
+    log = Log()
+    limits = CatalogLimits(partitions_default=partitions)
+    sections: tuple[Entry, ...] = ()
+    covered = 0
+    for number, changes in enumerate(history):
+        before = log.state.snapshot
+        if number == checkpoint_at:
+            sections, covered = log.state.sections(), len(log.objects)
+        try:
+            effects = plan(before, changes, limits, STAMP)
+        except StorageError:
+            assert log.state.snapshot == before
+            continue
+        if effects:
+            log.commit(effects)
+        assert log.state.snapshot.revision == before.revision + bool(effects)
+        check_additive(before, log.state.snapshot)
+        check_whole(log.state.snapshot)
+    again = CatalogState()
+    again.load(reread(99, list(sections), ObjectKind.CHECKPOINT) if sections else None)
+    for obj in log.objects[covered:]:
+        again.apply(obj)
+    assert again.snapshot == log.state.snapshot
+    assert (again.position, again.k) == (log.state.position, covered + 1 if sections else 0)
+    assert again.objects_above_k == len(log.objects) - covered
+
+
+def test_what_is_so_already_changes_nothing() -> None:
+    base = after(BASE, CreateDatabase("d", 5), EnsureTable("d", "t", [tag("a"), field("f")]))
+    again: list[Change] = [
+        CreateDatabase("d", exist_ok=True), SetRetention("d", 5), EnsureTable("d", "t", [field("f"), tag("a")]),
+        EnsureTable("d", "t"),
+    ]  # fmt: skip
+    assert plan(base, again, NO_LIMITS, STAMP) == []
+
+
+def test_the_same_change_twice_in_one_list_is_made_once() -> None:
+    one = EnsureTable("d", "t", [tag("a")])
+    more = EnsureTable("d", "t", [field("f")])
+    base = after(BASE, one, more, more, one, more)
+    assert [c.name for c in base.tables("d")[0].columns] == ["time", "a", "f"]
+    assert len(base.tables_by_id) == 1
+    check_whole(base)
+
+
+# -- all or nothing ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        (EnsureTable("d", "t", [field("new"), tag("f")]), SchemaConflict),
+        (EnsureTable("d", "t", [field("new"), field("f", TypeKind.INT64)]), SchemaConflict),
+        (EnsureTable("d", "t", [field("new"), field("a")]), SchemaConflict),
+        (EnsureTable("d", "t", [field("time", TypeKind.TIMESTAMP)]), SchemaConflict),
+        (EnsureTable("d", "t", [field("n"), tag("n")]), SchemaConflict),
+        (EnsureTable("d", "t", [field("_runnel_offset")]), InvalidName),
+        (EnsureTable("d", "t", [field("")]), InvalidName),
+        (EnsureTable("d", "t", [field("x" * 65_537)]), InvalidName),
+        (EnsureTable("d", "t", [field("\ud800")]), InvalidName),
+        (EnsureTable("d", ""), InvalidName),
+        (EnsureTable("d", "_runnel_x"), InvalidName),
+        (EnsureTable("d", "t", exist_ok=False), AlreadyExists),
+        (EnsureTable("e", "t", create_database=False), NoSuchDatabase),
+        (CreateDatabase("d"), AlreadyExists),
+        (CreateDatabase(""), InvalidName),
+        (CreateDatabase("_runnel_d"), InvalidName),
+        (SetRetention("e", 1), NoSuchDatabase),
+        (DropDatabase("e"), NoSuchDatabase),
+        (DropTable("e", "t"), NoSuchDatabase),
+        (DropTable("d", "u"), NoSuchTable),
+    ],
+)
+def test_a_refused_change_and_those_beside_it_change_nothing(bad: Change, error: type[Exception]) -> None:
+    base = after(BASE, EnsureTable("d", "t", [tag("a"), field("f")]))
+    kept = dataclasses.replace(base)
+    with pytest.raises(error):
+        plan(base, [CreateDatabase("fresh"), bad, DropDatabase("d")], NO_LIMITS, STAMP)
+    assert base == kept
+
+
+def test_limits() -> None:
+    limits = CatalogLimits(databases_max=1, tables_max=1, columns_max=2)
+    base = after(BASE, EnsureTable("d", "t", [tag("a"), field("f")]), limits=limits)
+    for change, words in (
+        (CreateDatabase("e"), "limit of 1 databases"),
+        (EnsureTable("e", "t"), "limit of 1 databases"),
+        (EnsureTable("d", "u"), "limit of 1 tables"),
+        (EnsureTable("d", "t", [field("g")]), "columns per table limit of 2"),
+    ):
+        with pytest.raises(LimitExceeded, match=words):
+            plan(base, [change], limits, STAMP)
+    freed = after(base, DropTable("d", "t"), EnsureTable("d", "u"), limits=limits)
+    assert [t.name for t in freed.tables("d")] == ["u"]
+    assert after(base, DropDatabase("d"), EnsureTable("e", "u"), limits=limits).table("e", "u") is not None
+
+
+# -- names -------------------------------------------------------------------------------------------------
+
+
+def test_f19_a_dropped_name_is_free_at_once_and_what_had_it_keeps_its_id() -> None:
+    base = after(BASE, EnsureTable("d", "t", [tag("a")]))
+    again = after(base, DropTable("d", "t"), EnsureTable("d", "t", [field("a")]))
+    old, new = again.tables("d", deleted=True)
+    assert (old.name, old.deleted, old.id) == (f"t-{STAMP}", True, 1)
+    assert (new.name, new.deleted, new.id) == ("t", False, 2)
+    assert again.table("d", f"t-{STAMP}") is None
+    assert {p.id for p in old.partitions}.isdisjoint(p.id for p in new.partitions)
+    third = after(again, DropTable("d", "t"))
+    assert sorted(t.name for t in third.tables("d", deleted=True)) == [f"t-{STAMP}", f"t-{STAMP}-2"]
+
+
+def test_f19_a_dropped_database_takes_its_tables_with_it() -> None:
+    base = after(BASE, EnsureTable("d", "t"))
+    gone = after(base, DropDatabase("d"))
+    assert (gone.database("d"), gone.table("d", "t"), gone.tables("d")) == (None, None, [])
+    again = after(gone, EnsureTable("d", "t"))
+    assert [d.id for d in again.databases(deleted=True)] == [1, 2]
+    assert [d.name for d in again.databases()] == ["d"]
+    table = again.table("d", "t")
+    assert table is not None
+    assert (table.id, table.database_id) == (2, 2)
+    twice = after(again, DropDatabase("d"))
+    assert sorted(d.name for d in twice.databases(deleted=True)) == [f"d-{STAMP}", f"d-{STAMP}-2"]
+
+
+@pytest.mark.parametrize(
+    ("names", "stored"),
+    [
+        (["a", "A", "a_3"], ["a", "A_3", "a_3_4"]),
+        (["a", "a_3", "A"], ["a", "a_3", "A_4"]),
+        (["a_3", "a!"], ["a_3", "a__3"]),
+        (["a__3", "a!"], ["a__3", "a__3_"]),
+        (["?runnel_offset", "_RUNNEL_order"], ["column_runnel_offset_2", "column_RUNNEL_order_3"]),
+        (["Time", "TIME"], ["Time_2", "TIME_3"]),
+        (["é", "ü", "1a", "a.b-c"], ["__2", "__3", "1a_4", "a.b-c"]),
+        (["x" * 128, "x" * 129], ["x" * 128, "x" * 128 + "_3"]),
+        (["a\0b", "../x", "a b"], ["a_b_2", ".._x_3", "a_b_4"]),
+    ],
+)
+def test_f19_storage_names_are_safe_and_unique_without_regard_to_case(names: list[str], stored: list[str]) -> None:
+    base = after(BASE, EnsureTable("d", "t", [field(name) for name in names]))
+    assert [columns_of(base, "d", "t")[name][1] for name in names] == stored
+
+
+@given(st.lists(st.text(min_size=1, max_size=6) | COLUMNS, max_size=12, unique=True))
+@settings(deadline=None)
+def test_f19_storage_names_of_any_names(names: list[str]) -> None:
+    wanted = [n for n in names if not n.startswith(RESERVED_PREFIX) and n != "time"]
+    one_by_one = after(BASE, EnsureTable("d", "t"))
+    for name in wanted:
+        one_by_one = after(one_by_one, EnsureTable("d", "t", [field(name)]))
+    check_whole(one_by_one)
+    assert columns_of(one_by_one, "d", "t").keys() == {"time", *wanted}
+    at_once = after(BASE, EnsureTable("d", "t", [field(name) for name in wanted]))
+    assert columns_of(at_once, "d", "t") == columns_of(one_by_one, "d", "t")
+    assert all(len(s) <= STORAGE_NAME_CHARS_MAX + 20 for _, s in columns_of(at_once, "d", "t").values())
+
+
+def test_f21_a_new_partition_goes_to_the_log_with_the_fewest() -> None:
+    limits = CatalogLimits(partitions_default=2)
+    base = after(BASE, *(EnsureTable("d", f"t{n}") for n in range(6)), limits=limits)
+    assert base.partitions_of_log == {1: 4, 2: 4, 3: 4}
+
+
+# -- what may stand in the Log -----------------------------------------------------------------------------
+
+
+def record(revision: int, *effects: Effect) -> Entry:
+    return record_entry(EntryKind.RECORD, {"revision": revision, "effects": list(effects)})
+
+
+LOGS: Effect = {"do": "logs", "ids": [1]}
+
+
+@pytest.mark.parametrize("revision", [0, 1, 3, 9])
+def test_l28_revisions_are_contiguous(revision: int) -> None:
+    state = CatalogState()
+    state.apply(reread(2, [record(1, LOGS)]))
+    with pytest.raises(CorruptObject, match=f"Revision {revision} after 1"):
+        state.apply(reread(3, [record(revision, LOGS)]))
+    assert state.snapshot.revision == 1
+
+
+def test_l3_a_revision_may_be_missing_only_where_an_object_was_given_up() -> None:
+    state = CatalogState()
+    state.apply(reread(2, [record(1, LOGS)]))
+    with pytest.raises(CorruptObject):
+        state.apply(reread(4, [record(4, LOGS)]))
+    state.apply(reread(4, [record(3, LOGS)]))
+    assert state.snapshot.revision == 3
+
+
+def test_l3_an_object_is_applied_whole_or_not_at_all() -> None:
+    state = CatalogState()
+    with pytest.raises(UnsupportedFormat):
+        state.apply(reread(2, [record(1, LOGS), record(2, {"do": "grant"})]))
+    assert (state.snapshot, state.position, state.objects_above_k) == (CatalogSnapshot(), 0, 0)
+
+
+def good_table() -> Effect:
+    table = after(BASE, EnsureTable("d", "t", [field("f")])).table("d", "t")
+    assert table is not None
+    return table_effect(table)
+
+
+def altered(**changes: Any) -> Effect:
+    return {**good_table(), **changes}
+
+
+def column(**changes: Any) -> Effect:
+    return altered(columns=[{**good_table()["columns"][0], **changes}])
+
+
+@pytest.mark.parametrize(
+    ("effect", "error"),
+    [
+        ({"do": "grant"}, UnsupportedFormat),
+        ({}, UnsupportedFormat),
+        ({"do": "logs", "ids": [1], "more": 1}, UnsupportedFormat),
+        ({"do": "format", "version": 2}, UnsupportedFormat),
+        (altered(router="client"), UnsupportedFormat),
+        (altered(op="upsert"), CorruptObject),
+        (column(type={"kind": "decimal", "precision": 9}), CorruptObject),
+        (column(type={"kind": "timestamp", "unit": "us", "zone": ""}), UnsupportedFormat),
+        (column(type={"kind": "int64", "unit": "ns"}), UnsupportedFormat),
+        (column(role="header"), CorruptObject),
+        (column(more=1), UnsupportedFormat),
+        ({"do": "columns", "table": 77, "version": 2, "columns": []}, CorruptObject),
+    ],
+)
+def test_f20_effects_of_a_later_version_are_refused(effect: Effect, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        apply_effects(BASE, [effect], 2)
+    assert apply_effects(BASE, [good_table()], 2).tables_by_id.keys() == {1}
+
+
+def test_f19_ids_are_not_used_again_even_when_their_owner_is_forgotten() -> None:
+    counters: Effect = {"do": "counters", "database": 7, "table": 8, "partition": 9}
+    base = after(apply_effects(BASE, [counters], 1), EnsureTable("d", "t"))
+    table = base.table("d", "t")
+    assert table is not None
+    assert (table.database_id, table.id, table.partitions[0].id) == (7, 8, 9)
+
+
+def test_entries_of_a_shard_do_not_belong_into_the_catalog() -> None:
+    with pytest.raises(UnsupportedFormat, match="kind 3"):
+        CatalogState().apply(reread(2, [record_entry(EntryKind.DROP, {"revision": 1})]))
+    state = CatalogState()
+    skip = record_entry(EntryKind.SKIP, {"sequence": 1, "skipped_at_ms": 2}, base_offset=1)
+    state.apply(reread(2, [skip, Entry(200)]))
+    assert state.snapshot.revision == 0
+
+
+def test_a_checkpoint_with_a_state_that_is_no_list_is_corrupt() -> None:
+    sections = list(CatalogState().sections())
+    sections[1] = section_entry(Section.CATALOG, [{"revision": 1, "database_id": 0, "state": b"\xc1"}])
+    with pytest.raises(CorruptObject):
+        CatalogState().load(reread(3, sections, ObjectKind.CHECKPOINT))
+
+
+def test_objects_above_k_are_counted_across_a_checkpoint() -> None:
+    log = Log()
+    for number in range(4):
+        log.commit(plan(log.state.snapshot, [CreateDatabase(f"d{number}")], NO_LIMITS, STAMP))
+    log.state.checkpointed(9, 4, ())
+    assert (log.state.covered(), log.state.objects_above_k) == (4, 2)
