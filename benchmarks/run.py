@@ -116,7 +116,8 @@ def guarded(report: Report, name: str, part: Callable[[], None]) -> None:
         part()
     except Exception as error:  # noqa: BLE001 - a broken part must not cost the figures of the others
         traceback.print_exc()
-        report.failures.append(f"{name}: {type(error).__name__}: {error}")
+        told = [f"{name}: {type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
+        report.failures.append("; ".join(told))
 
 
 def _startup(report: Report, place: Path, quick: bool) -> None:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.parse import quote, urlencode
@@ -22,7 +22,7 @@ from benchmarks import accounting, packages
 from benchmarks.client import HOST, RequestFailed, ask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from benchmarks.accounting import Memory
@@ -64,7 +64,15 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self.explain(error)
         self.stop()
+
+    def explain(self, error: BaseException) -> None:
+        """Note on an error that this server had died, if it had: a refused connection alone says nothing."""
+        code = self._process.poll() if self._process is not None else None
+        if code is not None:
+            error.add_note(f"{self.name} had ended with {code}: {self.log_tail() or 'it said nothing'}")
 
     def command(self) -> Sequence[str]:
         """What to run; ``self.port`` is set and the folder exists."""
@@ -146,6 +154,18 @@ class Server:
     def kill(self) -> None:
         """SIGKILL and wait: a crash."""
         self._end(signal.SIGKILL)
+
+    @contextmanager
+    def crashing(self) -> Iterator[None]:
+        """Start; SIGKILL at the end, whatever happens."""
+        self.start()
+        try:
+            yield
+        except BaseException as error:
+            self.explain(error)
+            raise
+        finally:
+            self.kill()
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None

@@ -85,9 +85,9 @@ def start(folder: Path, quick: bool) -> Started:
     """Start on empty folders; the first start warms the caches and is not counted."""
     seconds, cpu, ready_bytes, used_bytes = [], [], [], []
     for number in range((STARTS_QUICK if quick else STARTS) + 1):
-        server = Runnel(folder / f"start-{number}")
-        took = server.start()
-        try:
+        begun = time.perf_counter()
+        with Runnel(folder / f"start-{number}") as server:
+            took = time.perf_counter() - begun
             if number == 0:
                 _use(server)
                 continue
@@ -97,8 +97,6 @@ def start(folder: Path, quick: bool) -> Started:
             ready_bytes.append(server.memory().now_bytes)
             _use(server)
             used_bytes.append(server.memory().now_bytes)
-        finally:
-            server.stop()
     return Started(median(seconds), median(cpu), int(median(ready_bytes)), int(median(used_bytes)))
 
 
@@ -122,20 +120,16 @@ def recover(folder: Path, empty_seconds: float, quick: bool) -> list[Recovered]:
 def _recover(name: str, folder: Path, line_count: int, batch: int, empty_seconds: float) -> Recovered:
     """One connection, so that no two bodies share an object of the Log."""
     server = Runnel(folder, NO_CHECKPOINTS)
-    server.start()
-    try:
-        requests = write_requests(server, DATABASE, lines.bodies("cpu", line_count, batch), compressed=False)
-        client.drive(server.port, requests, 1)
-    finally:
-        server.kill()
+    bodies = lines.bodies("cpu", line_count, batch)
+    with server.crashing():
+        client.drive(server.port, write_requests(server, DATABASE, bodies, compressed=False), 1)
     objects, log_bytes = longest_log(server.data)
     seconds, rows = [], 0
     for _ in range(RECOVERIES):
-        try:
-            seconds.append(server.start())
+        begun = time.perf_counter()
+        with server.crashing():
+            seconds.append(time.perf_counter() - begun)
             rows = server.rows(DATABASE, "cpu")
-        finally:
-            server.kill()
         if rows != line_count:
             raise RowsLost(f"{line_count} rows were acknowledged before the crash, {rows} are there after it")
     replay_seconds = max(median(seconds) - empty_seconds, REPLAY_SECONDS_MIN)

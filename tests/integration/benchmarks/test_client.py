@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -157,3 +159,29 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
 
 def test_a_free_port_is_free() -> None:
     assert 1024 < free_port() < 65536
+
+
+def test_an_error_says_that_the_server_had_died(tmp_path: Path) -> None:
+    def ask_the_dead() -> None:
+        with PythonServer(tmp_path / "one") as server:
+            os.kill(server.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+            client.ask(server.port, "GET", "/")
+
+    with pytest.raises(OSError, match="refused") as caught:
+        ask_the_dead()
+    assert "python had ended with -9" in caught.value.__notes__[0]
+
+
+def test_a_crashing_server_is_gone_also_after_an_error(tmp_path: Path) -> None:
+    server = PythonServer(tmp_path / "one")
+
+    def fail_beside_it() -> None:
+        with server.crashing():
+            assert client.ask(server.port, "GET", "/").status == 200
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_beside_it()
+    with pytest.raises(ServerFailed, match="is not running"):
+        server.cpu_seconds()
