@@ -11,7 +11,7 @@ import enum
 from typing import TYPE_CHECKING, Final
 
 from storage.errors import CorruptObject, LogDamaged, StorageError, UnsupportedFormat
-from storage.frames import LogObject, ObjectKind, decode_object
+from storage.frames import EntryKind, LogObject, ObjectKind, decode_object
 from storage.logeffects import ListObjects, ReadObject, ReadPart
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class LogReader:
         self._base = 0
         self._names: frozenset[int] = frozenset()
         self._parts: set[str] = set()
+        self._unreadable: dict[int, str] = {}
         self._following = 0
         self._tries = 0
         self._effects: list[ReadEffect] = []
@@ -69,6 +70,7 @@ class LogReader:
             return
         self.phase = ReadPhase.LISTING
         self.state = self._new_state()
+        self._unreadable = {}
         self._effects.append(ListObjects())
 
     def listed(self, sequences: Sequence[int]) -> None:
@@ -84,7 +86,7 @@ class LogReader:
             self._effects.append(ReadObject(last))
         elif self.phase is ReadPhase.RELISTING:
             if last == self.last:
-                self.phase = ReadPhase.DONE
+                self._finish()
             else:
                 self.phase = ReadPhase.RECHECKING
                 self._effects.append(ReadObject(last))
@@ -95,18 +97,27 @@ class LogReader:
             self._start_over()
             return
         try:
-            obj = self._decode(sequence, data)
+            self._take_object(self._decode(sequence, data))
         except (CorruptObject, UnsupportedFormat) as error:
-            self._fail(LogDamaged(str(error)))
-            return
+            self._unreadable[sequence] = str(error)
+            if self.phase is ReadPhase.READING:  # L3: a skip record further up may give it up
+                self._following += 1
+                self._ask()
+            elif self.phase is ReadPhase.RECHECKING:
+                self._start_over()
+            else:
+                self._relist()
+
+    def _take_object(self, obj: LogObject) -> None:
         if self.phase is ReadPhase.LAST:
             self._find_base(obj)
         elif self.phase is ReadPhase.BASE:
             self._load(obj)
         elif self.phase is ReadPhase.READING:
-            self._take_object(obj)
+            self._apply(obj)
         elif self.phase is ReadPhase.RECHECKING:
-            if _checkpoint_of(obj) > self._base:  # L10: the open of a sleeper may stand where one was collected
+            # L10: the open of a sleeper may stand where one was collected; a skip may have been recorded since
+            if _checkpoint_of(obj) > self._base or self._unreadable:
                 self._start_over()
             else:
                 self.phase = ReadPhase.DONE
@@ -121,11 +132,24 @@ class LogReader:
         try:
             self.state.load_part(path, data)
         except (CorruptObject, UnsupportedFormat) as error:
-            self._fail(LogDamaged(str(error)))
+            self._unreadable[self._base] = str(error)
+            self._relist()
             return
         self._parts.discard(path)
         if not self._parts:
             self._begin()
+
+    def _relist(self) -> None:
+        """L10: list once more, also before anything is called damaged."""
+        self.phase = ReadPhase.RELISTING
+        self._effects.append(ListObjects())
+
+    def _finish(self) -> None:
+        """Nothing stands above what was read: it is the whole, or what could not be read is damage (L3)."""
+        if self._unreadable:
+            self._fail(LogDamaged("; ".join(self._unreadable.values())))
+        else:
+            self.phase = ReadPhase.DONE
 
     def _find_base(self, last: LogObject) -> None:
         self._base = _checkpoint_of(last)
@@ -157,16 +181,16 @@ class LogReader:
 
     def _ask(self) -> None:
         if self._following > self.last:
-            self.phase = ReadPhase.RELISTING
-            self._effects.append(ListObjects())
+            self._relist()
         else:
             self._effects.append(ReadObject(self._following))
 
-    def _take_object(self, obj: LogObject) -> None:
-        if obj.header.sequence != self._following:
-            return
+    def _apply(self, obj: LogObject) -> None:
         if obj.header.kind is ObjectKind.DATA:
             self.state.apply(obj)
+        for entry in obj.entries:
+            if entry.kind == EntryKind.SKIP:
+                self._unreadable.pop(entry.base_offset, None)
         self._following += 1
         self._ask()
 

@@ -1,526 +1,412 @@
 """Exhaustive search of the real Log code: all interleavings of owners, zombies, late and lost answers,
 checkpoints, collection, owner reads and store reads, over an in-memory store (LOG section 9).
 
-Every node runs a real `LogCore`, every store read a real `LogReader`, and objects are real bytes. A step of
-the search performs one effect of one machine, or lets a client act. A crash is a node that is never stepped
-again; a zombie is one that is stepped late. States are deduplicated by a fingerprint, breadth first, so the
-first violation found is a shortest one and is reported with its trace.
+Every node runs a real `LogCore`, every store read a real `LogReader`, and objects are real bytes
+(`tests.sim.machines`). A step of the search performs one effect of one machine, delivers one answer, or lets a
+client act. A crash is a node that is never stepped again; a zombie is one that is stepped late. Worlds are
+compared exactly and visited breadth first, so a violation is reported with a shortest history.
+
+``python -m tests.sim.logsearch`` searches larger bounds than the tests do.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import gc
+import sys
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from storage.errors import OutcomeUnknown
-from storage.frames import Entry, EntryKind, Frame, FrameType, LogObject, decode_object
-from storage.log import Identity, LogCore, Phase
-from storage.logeffects import (
-    CheckNext,
-    CheckpointDraft,
-    CheckpointStood,
-    Closed,
-    CreateObject,
-    DeleteObject,
-    Effect,
-    Failed,
-    ListObjects,
-    Outcome,
-    Proved,
-    ReadObject,
-    ReadsFailed,
-    SettleObject,
-    Stood,
-    Ticket,
-)
-from storage.logreader import LogReader, ReadPhase
+from storage.errors import StorageError
+from storage.frames import ObjectKind, decode_object
+from storage.log import LogCore, Phase
+from storage.logreader import LogReader
+from tests.sim.machines import ABSENT, CREATED, EXISTS, UNKNOWN, Event, Machines, Step, Violation, answer_to
 
-STORE_ID = b"S" * 16
-_MEMO: dict[int, Any] = {}
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-
-class RowState:
-    """The least that a Log can add up to: a set of rows (one byte each) and k."""
-
-    __slots__ = ("k", "last", "pending", "rows")
-
-    def __init__(self) -> None:
-        self.k = 0
-        self.last = 0
-        self.rows: frozenset[int] = frozenset()
-
-    def load(self, checkpoint: LogObject | None) -> Sequence[str]:
-        if checkpoint is not None:
-            data = bytes(checkpoint.entries[0].frames[0].parts()[0])
-            self.k, self.rows = data[0], frozenset(data[1:])
-            self.last = self.k
-        return ()
-
-    def load_part(self, path: str, data: bytes) -> None:
-        raise AssertionError("no parts here")
-
-    def covered(self) -> int:
-        return self.k
-
-    def place(self, entries: Sequence[Entry]) -> tuple[Entry, ...]:
-        return tuple(entries)
-
-    def apply(self, obj: LogObject, payloads: Sequence[object] = ()) -> None:
-        assert obj.header.sequence > self.last, "objects are applied in the order of the Log"
-        self.last = obj.header.sequence
-        self.rows |= {bytes(e.frames[0].parts()[0])[0] for e in obj.entries}
-
-    def checkpointed(self, sequence: int, covered: int, sections: Sequence[Entry]) -> None:
-        assert covered >= self.k, "k never decreases (L18)"
-        self.k = covered
-        self.last = sequence
-
-    def replay_is_full(self) -> bool:
-        return False
-
-    def clone(self) -> RowState:
-        other = RowState()
-        other.k, other.last, other.rows = self.k, self.last, self.rows
-        return other
-
-
-def row_entry(row: int) -> Entry:
-    return Entry(EntryKind.ROWS, (Frame(FrameType.CLIENT, bytes([row])),), row_count=1, offset_count=1)
-
-
-def _copy_value(value: Any) -> Any:
-    if isinstance(value, (list, set, dict, deque)):
-        return copy.copy(value)
-    if isinstance(value, RowState):
-        return value.clone()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type) and not value.__dataclass_params__.frozen:
-        return dataclasses.replace(value, **{  # type: ignore[type-var]
-            f.name: _copy_value(getattr(value, f.name)) for f in dataclasses.fields(value)
-        })  # fmt: skip
-    return value
-
-
-def _freeze(value: Any) -> Any:
-    """A hashable fingerprint of a machine's field."""
-    if isinstance(value, RowState):
-        return (value.k, value.last, value.rows)
-    if isinstance(value, (list, deque)):
-        return tuple(_freeze(v) for v in value)
-    if isinstance(value, set):
-        return frozenset(value)
-    if isinstance(value, dict):
-        return tuple(sorted((k, _freeze(v)) for k, v in value.items()))
-    if isinstance(value, tuple):
-        return tuple(_freeze(v) for v in value)
-    if isinstance(value, Entry):
-        return (value.kind, bytes(value.frames[0].parts()[0]) if value.frames else b"")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return (type(value).__name__, *(_freeze(getattr(value, f.name)) for f in dataclasses.fields(value)))
-    return value
-
-
-class Machine:
-    """A core or reader with the effects that have not been performed yet."""
-
-    def __init__(self, core: Any, pending: list[Any]) -> None:
-        self.core = core
-        self.pending = pending
-        self.checks: list[tuple[int, bool]] = []
-        self.frozen: tuple[int, frozenset[int]] | None = None  # a memtable whose files are being written
-        self.collect = False
-
-    def clone(self) -> Machine:
-        core = copy.copy(self.core)
-        for name, value in vars(self.core).items():
-            if name != "_new_nonce":
-                setattr(core, name, _copy_value(value))
-        if isinstance(core, LogCore):
-            core._new_nonce = _Nonces(core)
-        other = Machine(core, list(self.pending))
-        other.checks, other.frozen, other.collect = list(self.checks), self.frozen, self.collect
-        return other
-
-    def fingerprint(self) -> Any:
-        skip = ("_new_nonce", "_new_state", "identity", "_effects", "error", "_relists", "_tries")
-        fields = tuple(_freeze(v) for k, v in vars(self.core).items() if k not in skip)
-        return (fields, tuple(_freeze(p) for p in self.pending), tuple(self.checks), self.frozen, self.collect)
-
-
-class _Nonces:
-    """Deterministic nonces: epoch-independent, new for each create of each node."""
-
-    def __init__(self, core: LogCore) -> None:
-        self.core = core
-
-    def __call__(self) -> bytes:
-        node = self.core.identity.node[0]
-        return bytes([node, self.core.next_seq & 255, self.core.epoch & 255]) + bytes(13)
+__all__ = ["Bounds", "Search", "Violation"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """How much may happen in one history."""
+    """How much may happen in one history. ``opens`` counts open objects, so ``opens - 1`` take-overs."""
 
     nodes: int = 2
     rows: int = 2
     opens: int = 2
-    checkpoints: int = 1
-    reads: int = 1
-    lost: int = 1
-    owner_reads: bool = True
-    store_reads: bool = True
-    states_max: int = 3_000_000
+    checkpoints: int = 0
+    owner_reads: int = 0
+    store_reads: int = 0
+    lost: int = 0  # creates whose answer is lost, and that may land later
+    refused: int = 0  # creates that the store certainly refused
+    closes: int = 0  # nodes that let go by themselves
+    compact: bool = False  # Checkpoints that repeat the k in force
+    full_rows: int = 0  # so many replayed rows need a Checkpoint on the way (L23)
+    states_max: int = 5_000_000
 
 
-class Violation(AssertionError):
-    pass
+class World(NamedTuple):
+    """Everything at one moment. Machines and stores are numbers; sets of rows are bits."""
+
+    store: int
+    nodes: tuple[int, ...]
+    reader: int = ABSENT
+    reader_need: int = 0
+    ghosts: tuple[Event, ...] = ()  # sent, and on their way
+    acked: int = 0
+    observed: int = 0
+    failed: int = 0
+    needs: tuple[tuple[int, int], ...] = ()  # (read, rows it must return)
+    rows: int = 0
+    opens: int = 0
+    checkpoints: int = 0
+    owner_reads: int = 0
+    store_reads: int = 0
+    lost: int = 0
+    refused: int = 0
+    closes: int = 0
 
 
-@dataclasses.dataclass
-class World:
-    store: dict[int, bytes]
-    nodes: list[Machine | None]
-    reader: Machine | None
-    reader_need: frozenset[int]
-    ghosts: frozenset[tuple[int, bytes]]
-    acked: frozenset[int]
-    observed: frozenset[int]
-    failed: frozenset[int]
-    needs: dict[int, frozenset[int]]
-    rows: int
-    opens: int
-    checkpoints: int
-    reads: int
-    lost: int
+class Stores:
+    """Contents of the store, by number, each judged once."""
 
-    def clone(self) -> World:
-        return World(
-            dict(self.store), list(self.nodes), self.reader, self.reader_need, self.ghosts, self.acked, self.observed,
-            self.failed, dict(self.needs), self.rows, self.opens, self.checkpoints, self.reads, self.lost,
-        )  # fmt: skip
+    def __init__(self, machines: Machines, judge_opens: bool) -> None:
+        self.contents: list[dict[int, int]] = []
+        self.names: list[tuple[int, ...]] = []
+        self._machines = machines
+        self._judge_opens = judge_opens
+        self._numbers: dict[tuple[tuple[int, int], ...], int] = {}
+        self._rows: dict[int, int] = {}
+        self._puts: dict[tuple[int, int, int], int] = {}
 
-    def fingerprint(self) -> int:
-        return hash((
-            tuple(sorted(self.store.items())),
-            tuple(None if n is None else n.fingerprint() for n in self.nodes),
-            None if self.reader is None else self.reader.fingerprint(), self.reader_need, self.ghosts, self.acked,
-            self.observed, self.failed, tuple(sorted(self.needs.items())), self.rows, self.opens, self.checkpoints,
-            self.reads, self.lost,
-        ))  # fmt: skip
+    def number(self, content: dict[int, int]) -> int:
+        key = tuple(sorted(content.items()))
+        number = self._numbers.setdefault(key, len(self.contents))
+        if number == len(self.contents):
+            self.contents.append(content)
+            self.names.append(tuple(s for s, _ in key))
+        return number
 
+    def put(self, store: int, sequence: int, blob: int) -> int:
+        """Create exclusively: the first one wins (L1)."""
+        key = (store, sequence, blob)
+        if key not in self._puts:
+            content = dict(self.contents[store])
+            content.setdefault(sequence, blob)
+            self._puts[key] = self.number(content)
+        return self._puts[key]
 
-def store_view(store: dict[int, bytes]) -> frozenset[int]:
-    """What a node that reads the store now would see; raises when the Log is damaged."""
-    key = hash(tuple(sorted(store.items())))
-    if key in _MEMO:
-        return _MEMO[key]  # type: ignore[no-any-return]
-    reader = LogReader(STORE_ID, 1, RowState)
-    while reader.phase not in (ReadPhase.DONE, ReadPhase.FAILED):
-        for effect in reader.take():
-            if isinstance(effect, ListObjects):
-                reader.listed(sorted(store))
-            elif isinstance(effect, ReadObject):
-                reader.read(effect.sequence, store.get(effect.sequence))
-    if reader.phase is ReadPhase.FAILED:
-        raise Violation(f"the Log is damaged: {reader.error}")
-    assert isinstance(reader.state, RowState)
-    _MEMO[key] = reader.state.rows
-    return reader.state.rows
+    def delete(self, store: int, sequence: int) -> int:
+        if sequence not in self.contents[store]:
+            return store
+        return self.number({s: b for s, b in self.contents[store].items() if s != sequence})
+
+    def rows(self, store: int) -> int:
+        """What a node that reads the store now would see. Raises when the Log is damaged or breaks L2, L11."""
+        if store not in self._rows:
+            self._check_objects(store)
+            self._rows[store] = self._read(store)
+        return self._rows[store]
+
+    def _read(self, store: int) -> int:
+        content, names, machines = self.contents[store], self.names[store], self._machines
+        step = machines.start_read()
+        while step.machine >= 0:
+            asked = machines.nodes[step.machine].pending[0]
+            step = machines.step(step.machine, ("perform", 0, *answer_to(asked, content, names)))
+        ((what, outcome),) = step.notices
+        if what == "violation":
+            raise Violation(f"the Log is damaged: {outcome}")
+        return int(outcome)
+
+    def _check_objects(self, store: int) -> None:
+        content = self.contents[store]
+        if not content:
+            return
+        headers = {s: decode_object(self._machines.blobs[b], "search").header for s, b in content.items()}
+        last = headers[max(headers)]
+        newest = max((s for s, h in headers.items() if h.kind is ObjectKind.CHECKPOINT), default=0)
+        named = last.sequence if last.kind is ObjectKind.CHECKPOINT else last.checkpoint_seq
+        if named != newest:
+            raise Violation(f"the last object, {last.sequence}, names Checkpoint {named}; the newest is {newest} (L2)")
+        if self._judge_opens:
+            for header in headers.values():
+                if header.epoch not in headers:
+                    raise Violation(f"the open object of epoch {header.epoch} is gone (L11)")
 
 
 class Search:
-    """Breadth-first over all interleavings within `Bounds`. ``core_class`` lets a test break a rule on purpose."""
+    """Breadth-first over all interleavings within `Bounds`. The classes let a test break a rule on purpose."""
 
-    def __init__(self, bounds: Bounds, core_class: type[LogCore] = LogCore, reader_class: type[LogReader] = LogReader):
+    def __init__(
+        self,
+        bounds: Bounds,
+        core_class: type[LogCore] = LogCore,
+        reader_class: type[LogReader] = LogReader,
+        *,
+        judge_opens: bool = True,
+    ) -> None:
         self.bounds = bounds
-        self.core_class = core_class
-        self.reader_class = reader_class
         self.reached: set[str] = set()
+        self.machines = Machines(core_class, reader_class, bounds.full_rows)
+        self.stores = Stores(self.machines, judge_opens)
+        self._doing = ""
 
-    # -- one world to the next ---------------------------------------------------------------------------
+    # -- steps from one world to the next ----------------------------------------------------------------
 
-    def _settle(self, world: World, index: int) -> None:
-        """Take a node's effects: notices are judged at once, the others wait to be performed."""
-        machine = world.nodes[index]
-        assert machine is not None
-        while effects := machine.core.take():
-            for effect in effects:
-                self._notice(world, machine, effect)
-
-    def _notice(self, world: World, machine: Machine, effect: Effect) -> None:
-        if isinstance(effect, Stood):
-            world.acked |= {t.key for t in effect.tickets}
-            self.reached.add("acked")
-        elif isinstance(effect, Failed):
-            if not isinstance(effect.error, OutcomeUnknown):
-                world.failed |= {t.key for t in effect.tickets}
-            self.reached.add("failed")
-        elif isinstance(effect, Proved):
-            rows = machine.core.state.rows
-            for read in effect.reads:
-                need = world.needs.pop(read)
-                if not need <= rows:
-                    raise Violation(f"an owner read returns {sorted(rows)}, needed {sorted(need)}")
-            world.observed |= rows
-            self.reached.add("owner read")
-        elif isinstance(effect, ReadsFailed):
-            for read in effect.reads:
-                world.needs.pop(read)
-        elif isinstance(effect, CheckpointStood):
-            machine.collect = True
-            self.reached.add("checkpoint")
-        elif isinstance(effect, Closed):
-            machine.pending.clear()
-            machine.checks.clear()
-            machine.frozen = None
-            machine.collect = False
-            self.reached.add("fenced" if machine.core.phase is Phase.FENCED else "damaged")
-            if machine.core.phase is Phase.DAMAGED:
-                raise Violation(f"an owner says damage where there is none: {effect.error}")
-        elif isinstance(effect, (ListObjects, CreateObject, ReadObject, CheckNext, DeleteObject, SettleObject)):
-            machine.pending.append(effect)
-
-    def _fork(self, world: World, index: int) -> tuple[World, Machine]:
-        new = world.clone()
-        machine = new.nodes[index]
-        assert machine is not None
-        clone = machine.clone()
-        new.nodes[index] = clone
-        return new, clone
-
-    def steps(self, world: World) -> Iterator[tuple[str, World]]:
+    def steps(self, world: World) -> Iterator[World]:
+        """Every world that may follow; `_doing` says what leads to the one just given."""
+        content = self.stores.contents[world.store]
         yield from self._ghost_steps(world)
-        for index in range(self.bounds.nodes):
-            yield from self._node_steps(world, index)
-        if self.bounds.store_reads:
-            yield from self._reader_steps(world)
+        for index, machine in enumerate(world.nodes):
+            if machine < 0:
+                # Nodes are alike: the second starts only after the first has.
+                if world.opens < self.bounds.opens and (index == 0 or world.nodes[index - 1] != ABSENT):
+                    self._doing = f"N{index} starts, lists up to {max(content, default=0)}"
+                    yield self._after(world, index, self.machines.start(index, self.stores.names[world.store]))
+                continue
+            yield from self._store_steps(world, index, machine)
+            yield from self._answer_steps(world, index, machine)
+            yield from self._client_steps(world, index, machine)
+        yield from self._reader_steps(world)
 
-    def _ghost_steps(self, world: World) -> Iterator[tuple[str, World]]:
-        """A create that was sent lands now, whoever waits or not."""
-        for ghost in world.ghosts:
-            new = world.clone()
-            new.ghosts -= {ghost}
-            landed = new.store.setdefault(*ghost) is ghost[1]
-            if landed:
+    def _ghost_steps(self, world: World) -> Iterator[World]:
+        """What was sent reaches the store now, whoever waits or not."""
+        for position, ghost in enumerate(world.ghosts):
+            if ghost in world.ghosts[:position]:
+                continue
+            rest = (*world.ghosts[:position], *world.ghosts[position + 1 :])
+            if ghost[0] == "delete":
+                self._doing = f"a late delete of {ghost[1]} arrives"
+                yield world._replace(store=self.stores.delete(world.store, ghost[1]), ghosts=rest)
+                continue
+            free = ghost[1] not in self.stores.contents[world.store]
+            if free:
                 self.reached.add("late landing")
-            yield f"a late create lands at {ghost[0]}: {landed}", new
+            self._doing = f"a late create of {ghost[1]} arrives: {'stands' if free else 'exists'}"
+            yield world._replace(store=self.stores.put(world.store, ghost[1], ghost[2]), ghosts=rest)
 
-    def _node_steps(self, world: World, index: int) -> Iterator[tuple[str, World]]:
-        machine = world.nodes[index]
-        dead = machine is None or machine.core.phase in (Phase.FENCED, Phase.CLOSED)
-        if dead and world.opens < self.bounds.opens:
-            yield f"N{index} starts", self._started(world, index)
-        if machine is None or dead:
+    def _store_steps(self, world: World, index: int, machine: int) -> Iterator[World]:
+        """One effect of a node is performed."""
+        content = self.stores.contents[world.store]
+        for position, asked in enumerate(self.machines.nodes[machine].pending):
+            if asked[0] == "create":
+                yield from self._create_steps(world, index, machine, position, asked)
+                continue
+            answer = answer_to(asked, content, self.stores.names[world.store])
+            before = world
+            if asked[0] == "delete":
+                self.reached.add("collected")
+                before = world._replace(store=self.stores.delete(world.store, asked[1]))
+            elif asked[0] == "settle":
+                self.reached.add("own nonce")
+            self._doing = f"N{index}: {' '.join(map(str, asked))} -> {' '.join(map(str, answer))}"
+            yield self._after(before, index, self.machines.step(machine, ("perform", position, *answer)))
+
+    def _create_steps(self, world: World, index: int, machine: int, position: int, asked: Event) -> Iterator[World]:
+        _, sequence, blob, opening = asked
+        if opening and world.opens >= self.bounds.opens:
+            return  # two nodes may overtake each other for ever: the number of open objects bounds a history
+        world = world._replace(opens=world.opens + 1) if opening else world
+        free = sequence not in self.stores.contents[world.store]
+        landed = self.stores.put(world.store, sequence, blob)
+        fate = "stands" if free else "exists"
+
+        def step(*answer: object) -> Step:
+            return self.machines.step(machine, ("perform", position, *answer))
+
+        self._doing = f"N{index}: create {sequence} {fate}"
+        known = step("created", sequence, CREATED if free else EXISTS)
+        yield self._after(world._replace(store=landed), index, known)
+        if world.lost < self.bounds.lost:
+            self._doing = f"N{index}: create {sequence} {fate}, the answer is lost"
+            lost = world._replace(lost=world.lost + 1)
+            yield self._after(lost._replace(store=landed), index, step("created", sequence, UNKNOWN))
+            self._doing = f"N{index}: create {sequence} is delayed, no answer"
+            ghosts = tuple(sorted((*world.ghosts, ("create", sequence, blob))))
+            yield self._after(lost._replace(ghosts=ghosts), index, step("created", sequence, UNKNOWN))
+        if world.refused < self.bounds.refused:
+            self._doing = f"N{index}: create {sequence} is refused"
+            self.reached.add("refused")
+            refused = world._replace(refused=world.refused + 1)
+            yield self._after(refused, index, step("create_failed", sequence))
+
+    def _answer_steps(self, world: World, index: int, machine: int) -> Iterator[World]:
+        """An answer that was on its way reaches its node."""
+        for position, answer in enumerate(self.machines.nodes[machine].answers):
+            self._doing = f"N{index} hears {' '.join(map(str, answer))}"
+            yield self._after(world, index, self.machines.step(machine, ("deliver", position)))
+
+    def _client_steps(self, world: World, index: int, machine: int) -> Iterator[World]:
+        """Somebody asks a node for something."""
+        for event, before in self._client_events(world, machine):
+            self._doing = f"N{index}: {' '.join(map(str, event))}"
+            yield self._after(before, index, self.machines.step(machine, event))
+
+    def _client_events(self, world: World, machine: int) -> Iterator[tuple[Event, World]]:
+        node, bounds = self.machines.nodes[machine], self.bounds
+        if world.closes < bounds.closes:
+            yield ("close",), world._replace(closes=world.closes + 1)
+        phase = node.core.phase
+        if phase in (Phase.OWNER, Phase.PAUSED):
+            if node.frozen is not None:
+                yield ("commit",), world
+            elif not node.committing and (world.checkpoints < bounds.checkpoints or phase is Phase.PAUSED):
+                more = world._replace(checkpoints=world.checkpoints + (phase is Phase.OWNER))
+                yield ("freeze",), more
+                if bounds.compact and node.core.state.k:
+                    yield ("compact",), more
+        if phase is not Phase.OWNER:
             return
-        for position, effect in enumerate(machine.pending):
-            for name, new in self._perform(world, index, position, effect):
-                self._settle(new, index)
-                yield f"N{index} {name}", new
-        for position, (sequence, exists) in enumerate(machine.checks):
-            new, clone = self._fork(world, index)
-            del clone.checks[position]
-            clone.core.checked(sequence, exists)
-            self._settle(new, index)
-            yield f"N{index} check of {sequence} answers {exists}", new
-        if machine.core.is_owner:
-            yield from self._owner_steps(world, index, machine)
+        if world.rows < bounds.rows and not node.core.queued:
+            yield ("append", world.rows), world._replace(rows=world.rows + 1)
+        if node.collect:
+            yield ("collect",), world
+        if world.owner_reads < bounds.owner_reads:
+            need = (world.owner_reads, world.acked | world.observed)
+            yield (
+                ("prove", world.owner_reads),
+                world._replace(owner_reads=world.owner_reads + 1, needs=(*world.needs, need)),
+            )
 
-    def _started(self, world: World, index: int) -> World:
-        new = world.clone()
-        core = self.core_class(Identity(STORE_ID, 1, bytes([index]) * 16), RowState(), lambda: b"")
-        core._new_nonce = _Nonces(core)
-        core.start(1)
-        new.nodes[index] = Machine(core, [])
-        self._settle(new, index)
-        return new
-
-    def _perform(self, world: World, index: int, position: int, effect: Effect) -> Iterator[tuple[str, World]]:
-        if isinstance(effect, CreateObject):
-            if not self._may_create(world, index, effect):
+    def _reader_steps(self, world: World) -> Iterator[World]:
+        if world.reader == ABSENT:
+            if world.store_reads >= self.bounds.store_reads:
                 return
-            yield from self._perform_create(world, index, position, effect)
+            # It lists at once: had it begun earlier, it would need no more than it does now.
+            need = world.acked | world.observed
+            began = world._replace(
+                reader=self.machines.start_read().machine, reader_need=need, store_reads=world.store_reads + 1
+            )
+            self._doing = "a store read begins"
+            yield from self._reader_steps(began)
             return
-        new, machine = self._fork(world, index)
-        del machine.pending[position]
-        core = machine.core
-        if isinstance(effect, ListObjects):
-            core.listed(sorted(new.store))
-            yield f"lists up to {max(new.store, default=0)}", new
-        elif isinstance(effect, ReadObject):
-            core.read(effect.sequence, new.store.get(effect.sequence))
-            yield f"reads {effect.sequence}", new
-        elif isinstance(effect, CheckNext):
-            machine.checks.append((effect.sequence, effect.sequence in new.store))
-            yield f"checks {effect.sequence}", new
-        elif isinstance(effect, DeleteObject):
-            new.store.pop(effect.sequence, None)
-            core.deleted(effect.sequence)
-            self.reached.add("collected")
-            yield f"deletes {effect.sequence}", new
-        elif isinstance(effect, SettleObject):
-            core.settled(effect.sequence)
-            self.reached.add("own nonce")
-            yield f"settles {effect.sequence}", new
-
-    def _may_create(self, world: World, index: int, effect: CreateObject) -> bool:
-        """Two nodes may overtake each other for ever: the number of open objects bounds a history."""
-        machine = world.nodes[index]
-        assert machine is not None
-        resent = effect.attempt > 1
-        return resent or machine.core.phase is not Phase.OPENING or world.opens < self.bounds.opens
-
-    def _perform_create(
-        self, world: World, index: int, position: int, effect: CreateObject
-    ) -> Iterator[tuple[str, World]]:
-        data = b"".join(effect.buffers)
-        sequence = effect.sequence
-        new, machine = self._fork(world, index)
-        del machine.pending[position]
-        new.opens += machine.core.phase is Phase.OPENING and effect.attempt == 1
-        free = sequence not in new.store
-        new.store.setdefault(sequence, data)
-        machine.core.created(sequence, Outcome.CREATED if free else Outcome.EXISTS)
-        yield f"creates {sequence}: {free}", new
-        if world.lost >= self.bounds.lost:
+        asked = self.machines.nodes[world.reader].pending[0]
+        answer = answer_to(asked, self.stores.contents[world.store], self.stores.names[world.store])
+        self._doing = f"store read: {' '.join(map(str, asked))} -> {' '.join(map(str, answer))}"
+        step = self.machines.step(world.reader, ("perform", 0, *answer))
+        if step.machine != ABSENT:
+            yield world._replace(reader=step.machine)
             return
-        new, machine = self._fork(world, index)  # it lands, the answer is lost
-        del machine.pending[position]
-        new.lost += 1
-        new.opens += machine.core.phase is Phase.OPENING and effect.attempt == 1
-        new.store.setdefault(sequence, data)
-        machine.core.created(sequence, Outcome.UNKNOWN)
-        yield f"creates {sequence}, answer lost", new
-        new, machine = self._fork(world, index)  # it is on its way and may land at any later time
-        del machine.pending[position]
-        new.lost += 1
-        new.opens += machine.core.phase is Phase.OPENING and effect.attempt == 1
-        new.ghosts |= {(sequence, data)}
-        machine.core.created(sequence, Outcome.UNKNOWN)
-        yield f"create of {sequence} delayed, answer lost", new
+        ((what, rows),) = step.notices
+        if what == "violation":
+            raise Violation(rows)
+        if world.reader_need & ~rows:
+            raise Violation(f"a store read returns rows {rows:b}, needed {world.reader_need:b}")
+        self.reached.add("store read")
+        yield world._replace(reader=ABSENT, reader_need=0, observed=world.observed | rows)
 
-    def _owner_steps(self, world: World, index: int, machine: Machine) -> Iterator[tuple[str, World]]:
-        if world.rows < self.bounds.rows and machine.core.queued == 0:
-            new, clone = self._fork(world, index)
-            clone.core.append([Ticket(world.rows, row_entry(world.rows))], 1)
-            new.rows += 1
-            self._settle(new, index)
-            yield f"N{index} appends row {world.rows}", new
-        if machine.frozen is None and world.checkpoints < self.bounds.checkpoints and not machine.collect:
-            new, clone = self._fork(world, index)
-            clone.frozen = (clone.core.next_seq - 1, clone.core.state.rows)
-            new.checkpoints += 1
-            yield f"N{index} writes files, k={clone.frozen[0]}", new
-        if machine.frozen is not None and machine.core._draft is None:
-            new, clone = self._fork(world, index)
-            assert machine.frozen is not None
-            covered, rows = machine.frozen
-            clone.frozen = None
-            section = Entry(EntryKind.SECTION, (Frame(FrameType.CLIENT, bytes([covered, *sorted(rows)])),))
-            clone.core.checkpoint(CheckpointDraft(covered, (section,)), 1)
-            self._settle(new, index)
-            yield f"N{index} commits the Checkpoint that covers {covered}", new
-        if machine.collect:
-            new, clone = self._fork(world, index)
-            clone.collect = False
-            clone.core.collect()
-            self._settle(new, index)
-            yield f"N{index} collects", new
-        if self.bounds.owner_reads and world.reads < self.bounds.reads:
-            new, clone = self._fork(world, index)
-            new.needs[world.reads] = world.acked | world.observed
-            new.reads += 1
-            clone.core.prove(world.reads)
-            self._settle(new, index)
-            yield f"a read arrives at N{index}", new
+    # -- what the world hears ----------------------------------------------------------------------------
 
-    def _reader_steps(self, world: World) -> Iterator[tuple[str, World]]:
-        if world.reader is None:
-            if world.reads < self.bounds.reads:
-                new = world.clone()
-                reader = self.reader_class(STORE_ID, 1, RowState)
-                new.reader = Machine(reader, reader.take())
-                new.reader_need = world.acked | world.observed
-                new.reads += 1
-                yield "a store read begins", new
-            return
-        for position, effect in enumerate(world.reader.pending):
-            new = world.clone()
-            machine = new.reader = world.reader.clone()
-            del machine.pending[position]
-            if isinstance(effect, ListObjects):
-                machine.core.listed(sorted(new.store))
-            elif isinstance(effect, ReadObject):
-                machine.core.read(effect.sequence, new.store.get(effect.sequence))
-            machine.pending.extend(machine.core.take())
-            self._finish_read(new, machine)
-            yield f"store read: {type(effect).__name__} {getattr(effect, 'sequence', '')}", new
+    def _after(self, world: World, index: int, step: Step) -> World:
+        nodes = (*world.nodes[:index], step.machine, *world.nodes[index + 1 :])
+        world = world._replace(nodes=nodes)
+        for what, *details in step.notices:
+            world = self._hear(world, what, details)
+        return world
 
-    def _finish_read(self, world: World, machine: Machine) -> None:
-        reader = machine.core
-        if reader.phase is ReadPhase.FAILED:
-            raise Violation(f"a store read fails: {reader.error}")
-        if reader.phase is ReadPhase.DONE:
-            if not world.reader_need <= reader.state.rows:
-                raise Violation(f"a store read returns {sorted(reader.state.rows)}, needed {sorted(world.reader_need)}")
-            world.observed |= reader.state.rows
-            world.reader = None
-            self.reached.add("store read")
+    def _hear(self, world: World, what: str, details: list[object]) -> World:
+        self.reached.add(what)
+        match what, details:
+            case "violation", [str() as message]:
+                raise Violation(message)
+            case "acked", [int() as rows]:
+                return world._replace(acked=world.acked | rows)
+            case "not written", [int() as rows]:
+                return world._replace(failed=world.failed | rows)
+            case "proved", [tuple() as reads, int() as rows]:
+                return self._proved(world, reads, rows)
+            case "reads failed", [tuple() as reads]:
+                return world._replace(needs=tuple(n for n in world.needs if n[0] not in reads))
+            case "left behind", [tuple() as asked]:
+                return world._replace(ghosts=tuple(sorted((*world.ghosts, asked))))
+        return world
 
-    # -- what must hold in every state -------------------------------------------------------------------
+    def _proved(self, world: World, reads: tuple[int, ...], rows: int) -> World:
+        for read, need in world.needs:
+            if read in reads and need & ~rows:
+                raise Violation(f"an owner read returns rows {rows:b}, needed {need:b}")
+        self.reached.add("owner read")
+        needs = tuple(n for n in world.needs if n[0] not in reads)
+        return world._replace(needs=needs, observed=world.observed | rows)
+
+    # -- what must hold in every world -------------------------------------------------------------------
 
     def judge(self, world: World) -> None:
-        rows = store_view(world.store)
-        if not world.acked <= rows:
-            raise Violation(f"acknowledged rows {sorted(world.acked - rows)} are lost")
-        if not world.observed <= rows:
-            raise Violation(f"rows {sorted(world.observed - rows)} were seen and are gone")
+        rows = self.stores.rows(world.store)
+        if world.acked & ~rows:
+            raise Violation(f"acknowledged rows {world.acked & ~rows:b} are lost")
+        if world.observed & ~rows:
+            raise Violation(f"rows {world.observed & ~rows:b} were seen and are gone")
         if world.failed & rows:
-            raise Violation(f"rows {sorted(world.failed & rows)} were reported as not written and stand")
-        _opens_stand(world.store)
+            raise Violation(f"rows {world.failed & rows:b} were reported as not written and stand")
 
     def run(self) -> int:
-        """The number of states searched; raises `Violation` with the shortest trace."""
-        start = World({}, [None] * self.bounds.nodes, None, frozenset(), frozenset(), frozenset(), frozenset(),
-                      frozenset(), {}, 0, 0, 0, 0, 0)  # fmt: skip
-        first = start.fingerprint()
-        trace: dict[int, tuple[int, str]] = {first: (0, "")}
-        queue = deque([(first, start)])
+        """Search everything; return the number of worlds. Raises `Violation` with a shortest history."""
+        start = World(self.stores.number({}), (ABSENT,) * self.bounds.nodes)
+        gc.disable()  # nothing here is circular, and millions of tuples are tedious to walk
+        try:
+            return self._search(start)
+        finally:
+            gc.enable()
+
+    def _search(self, start: World) -> int:
+        seen: dict[World, World | None] = {start: None}
+        queue = deque([start])
         while queue:
-            key, world = queue.popleft()
-            steps = self.steps(world)
-            while True:
-                try:
-                    name, new = next(steps)
-                    mark = new.fingerprint()
-                    if mark in trace:
-                        continue
-                    trace[mark] = (key, name)
-                    self.judge(new)
-                except StopIteration:
+            world = queue.popleft()
+            try:
+                for new in self.steps(world):
+                    if new not in seen:
+                        seen[new] = world
+                        self.judge(new)
+                        queue.append(new)
+            except (Violation, AssertionError, StorageError) as error:
+                raise Violation(
+                    "\n  ".join((str(error) or repr(error), *self._path(seen, world), self._doing))
+                ) from error
+            assert len(seen) <= self.bounds.states_max, "the search is larger than its bound"
+        return len(seen)
+
+    def _path(self, seen: dict[World, World | None], world: World) -> list[str]:
+        """What led to ``world``, by taking the steps to it once more."""
+        doing, names = self._doing, []
+        before = seen[world]
+        while before is not None:
+            for new in self.steps(before):
+                if new == world:
+                    names.append(self._doing)
                     break
-                except Violation as violation:
-                    raise Violation(f"{violation}\n  " + "\n  ".join(_path(trace, key))) from None
-                queue.append((mark, new))
-            assert len(trace) <= self.bounds.states_max, "the search is larger than its bound"
-        return len(trace)
+            world, before = before, seen[before]
+        self._doing = doing
+        return names[::-1]
 
 
-def _opens_stand(store: dict[int, bytes]) -> None:
-    """L11: the open of every epoch that appears in the Log is still there."""
-    for sequence, data in store.items():
-        key = hash((sequence, data))
-        if key not in _MEMO:
-            _MEMO[key] = decode_object(data, "search").header.epoch
-        if _MEMO[key] not in store:
-            raise Violation(f"the open object of epoch {_MEMO[key]} is gone")
+LARGE = {
+    "owner reads": Bounds(rows=2, owner_reads=1, checkpoints=1, lost=1),
+    "owner reads, two checkpoints": Bounds(rows=1, owner_reads=1, checkpoints=2, compact=True),
+    "owner reads, two take-overs": Bounds(nodes=3, opens=3, rows=1, owner_reads=1, checkpoints=1),
+    "store reads": Bounds(rows=2, store_reads=1, checkpoints=1, lost=1),
+    "both reads": Bounds(rows=1, owner_reads=1, store_reads=1, checkpoints=1),
+    "two take-overs": Bounds(nodes=3, opens=3, rows=2, checkpoints=1),
+    "refusals": Bounds(rows=2, checkpoints=1, refused=1, closes=1, lost=1),
+    "replay that pauses": Bounds(nodes=3, opens=3, rows=2, checkpoints=1, full_rows=1),
+}
+"""Larger bounds: one to five million worlds each, half a minute to two minutes."""
 
 
-def _path(trace: dict[int, tuple[int, str]], key: int) -> list[str]:
-    names = []
-    while trace[key][1]:
-        key, name = trace[key]
-        names.append(name)
-    return names[::-1]
+def main() -> None:
+    for name, bounds in LARGE.items():
+        if len(sys.argv) > 1 and not any(word in name for word in sys.argv[1:]):
+            continue
+        begun = time.process_time()
+        search = Search(bounds)
+        states = search.run()
+        print(f"{name}: holds in {states:,} states, {time.process_time() - begun:.0f} s; {sorted(search.reached)}")
+
+
+if __name__ == "__main__":
+    main()
