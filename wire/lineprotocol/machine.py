@@ -46,10 +46,16 @@ _STAMP: Final = _source_stamp()
 def _compiled(function: _Function, *, inline: bool) -> _Function:
     # Without reference counts (_nrt=False) arrays and tuples of arrays pass for nothing; so nothing here allocates.
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": inline, "_nrt": False}
-    dispatcher = cast("Any", njit)(cache=not inline, **options)(function)
-    if not inline:
-        # Numba keeps compiled code until the function's own file changes; but it has functions of others inlined.
-        dispatcher._cache._cache_file._source_stamp = _STAMP
+    compiler = cast("Any", njit)
+    if inline:
+        return cast("_Function", compiler(**options)(function))
+    try:
+        dispatcher = compiler(cache=True, **options)(function)
+    except RuntimeError:
+        # No folder to keep compiled code in (read-only files, no home): it is compiled in each process.
+        return cast("_Function", compiler(**options)(function))
+    # Numba keeps compiled code until the function's own file changes; but it has functions of others inlined.
+    dispatcher._cache._cache_file._source_stamp = _STAMP
     return cast("_Function", dispatcher)
 
 

@@ -42,7 +42,9 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 def enlarged(array: npt.NDArray[_Scalar], size: int, fill: int = 0) -> npt.NDArray[_Scalar]:
-    """A copy of at least ``size`` entries, at least doubled; new ones are ``fill``."""
+    """An array of at least ``size`` entries: itself, or a copy at least twice as large; new entries are ``fill``."""
+    if array.size >= size:
+        return array
     new = np.full(max(size, 2 * array.size), fill, array.dtype)
     new[: array.size] = array
     return new

@@ -23,3 +23,18 @@ def test_numba_comes_with_the_first_parser_and_pandas_never() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=False, timeout=100)
     assert ended.returncode == 0, ended.stderr.decode()
+
+
+def test_it_works_where_compiled_code_cannot_be_kept() -> None:
+    """On a read-only file system without a home numba refuses to cache; that must cost time only."""
+    script = (
+        "from numba.core.caching import CacheImpl\n"
+        "CacheImpl._locator_classes = []\n"
+        "import wire.lineprotocol.numbers as numbers\n"
+        "import wire.lineprotocol.bytemap as bytemap\n"
+        "import numpy as np\n"
+        "table = bytemap.grown(bytemap.create(4, 64), 100)\n"
+        "assert bytemap._rehash.stats.cache_hits == {} and bytemap._rehash.stats.cache_path is None\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=False, timeout=100)
+    assert ended.returncode == 0, ended.stderr.decode()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
 
+from storage import schema
 from tests.unit.wire.lineprotocol.comparing import LIMITS, nothing_known, parse, rows
-from wire.lineprotocol import BodyTooLarge, FieldType, KnownTable, LineError, ParserLimits, create_parser
+from wire.lineprotocol import BodyTooLarge, FieldType, KnownTable, LineError, ParserLimits, create_parser, model
 from wire.lineprotocol.parser import KernelParser
 from wire.lineprotocol.reference import ReferenceParser
 
@@ -258,7 +260,13 @@ def test_nulls_hide_zeros(parser: LineParser) -> None:
             assert sorted(plain.to_pylist())[:6] == [0.0] * 6
 
 
-def test_create_parser_gives_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_parser_gives_the_kernels_and_the_plain_one_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(create_parser(), KernelParser)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "numba", None)
     assert isinstance(create_parser(), ReferenceParser)
+
+
+def test_the_reserved_names_are_those_of_the_store() -> None:
+    """The codec may not import the store, so it has names of its own for the same things."""
+    assert (model.TIME_COLUMN, model.RESERVED_PREFIX) == (schema.TIME_COLUMN, schema.RESERVED_PREFIX)
+    assert {kind.name for kind in FieldType} <= {kind.name for kind in schema.TypeKind}
