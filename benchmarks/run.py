@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -46,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"stored in {report.store(options.results)}")
     missed = options.strict and any(verdict.met is False for verdict in report.verdicts())
     return 1 if report.failures or missed else 0
+
+
+def _terminated(number: int, frame: object) -> None:
+    """Leave as after Ctrl-C, so that no server and no folder stays behind."""
+    sys.exit(128 + number)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -142,4 +148,5 @@ def _ingest(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(main())
