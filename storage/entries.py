@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from storage.errors import CorruptObject, SchemaConflict, UnsupportedFormat
 from storage.frames import NO_WRITE_ID, Entry, EntryKind, Frame, FrameType, WriteId
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from storage.schema import Table
 
-IPC_FROM_ROWS: Final = 512
+IPC_FROM_ROWS: Final = 8
 """Batches with at least so many rows are written as `ipc` with dictionaries, smaller ones as `rows` (F8)."""
 RECORD_VERSION: Final = 1
 RECORD_KEYS: Final[Mapping[EntryKind, frozenset[str]]] = {
@@ -116,7 +115,7 @@ def decode_rows(table: Table, entry: Entry, where: str) -> pa.RecordBatch:
 
 def rows_entry(table: Table, partition: int, rows: pa.RecordBatch, write_id: WriteId = NO_WRITE_ID) -> Entry:
     """The entry of one Append; its base offset is given when it is sent (LOG L24)."""
-    bounds = pc.min_max(rows.column(rows.schema.get_field_index(TIME_COLUMN)).cast(pa.int64()))
+    times = rows.column(rows.schema.get_field_index(TIME_COLUMN)).view(pa.int64()).to_numpy()
     return Entry(
         EntryKind.ROWS,
         (encode_rows(table, rows),),
@@ -125,8 +124,8 @@ def rows_entry(table: Table, partition: int, rows: pa.RecordBatch, write_id: Wri
         schema_version=table.version,
         offset_count=rows.num_rows,
         row_count=rows.num_rows,
-        time_low=bounds["min"].as_py(),
-        time_high=bounds["max"].as_py(),
+        time_low=int(times.min()),
+        time_high=int(times.max()),
         write_id=write_id,
     )
 
