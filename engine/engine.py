@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from engine.errors import QueryCancelled, QueryTimeout, TooManyQueries
+from engine.errors import QueryCancelled, QueryMemoryExhausted, QueryTimeout, TooManyQueries
 from engine.files import FileRoot
 from engine.planner import Planner, PlannerLimits, PlanRequest, bind, mentioned_tables
 from engine.stream import QueryStream
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from storage.schema import Table, TableSnapshot
 
 PLANS_MAX: Final = 3
-"""A snapshot whose files went away is taken again so often, as long as no row was handed out (LOG L16)."""
+"""A statement is planned so often while no row was handed out: its snapshot's files may go away (LOG L16), and one
+that runs out of memory is tried once more in a thriftier way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,17 @@ class Engine:
         mentioned_tables(statement, ())
         limit = min(timeout_seconds or self._limits.query_seconds, self._limits.query_seconds)
         deadline = asyncio.get_running_loop().time() + limit
+        frugal = False
         for _ in range(PLANS_MAX - 1):
             try:
-                return await self._attempt(statement, tables, source, params, system, deadline)
+                return await self._attempt(statement, tables, source, params, system, deadline, frugal)
             except SnapshotTooOld:
                 continue
-        return await self._attempt(statement, tables, source, params, system, deadline)
+            except QueryMemoryExhausted:
+                if frugal:
+                    raise
+                frugal = True
+        return await self._attempt(statement, tables, source, params, system, deadline, frugal)
 
     async def close(self) -> None:
         """Cancel what runs and refuse what comes. Idempotent; a plan that is being made is not waited for."""
@@ -129,12 +135,13 @@ class Engine:
         params: Mapping[str, object],
         system: Sequence[SystemTable],
         deadline: float,
+        frugal: bool,
     ) -> QueryStream:
         await self._enter(deadline)
         place = _Place(self._places)
         try:
             snapshots = await self._snapshots(statement, tables, source, deadline)
-            return await self._start(PlanRequest(statement, params, tables, snapshots, system), deadline, place)
+            return await self._start(PlanRequest(statement, params, tables, snapshots, system, frugal), deadline, place)
         except BaseException:
             place.leave()
             raise
@@ -151,7 +158,7 @@ class Engine:
 
     async def _start(self, request: PlanRequest, deadline: float, place: _Place) -> QueryStream:
         started = await self._plan(request, deadline, place)
-        stream = QueryStream(started.schema, started.stream, deadline, lambda: self._finished(stream, place))
+        stream = QueryStream(started.schema, started.source, deadline, lambda: self._finished(stream, place))
         self._streams.add(stream)
         if self._closed:
             stream.stop(QueryCancelled("the engine is closing"))

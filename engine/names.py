@@ -82,10 +82,14 @@ def words(statement: str) -> frozenset[str]:
     return frozenset(token.text.lower() for token in tokens(statement) if token.kind == "word")
 
 
-def mentioned(statement: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that the statement may mean: a superset, exact or, when unquoted, in another case."""
+def mentioned(statement: str, names: Iterable[str], in_strings: bool = True) -> list[str]:
+    """Those of `names` that the statement may mean: a superset, exact or, when unquoted, in another case.
+
+    `FROM 'cpu'` is a table too; `in_strings` false leaves strings out.
+    """
     exact = {token.name for token in tokens(statement) if token.kind in ("word", "quoted")}
-    exact |= {token.text[1:-1].replace("''", "'") for token in tokens(statement) if token.kind == "string"}
+    if in_strings:
+        exact |= {token.text[1:-1].replace("''", "'") for token in tokens(statement) if token.kind == "string"}
     folded = words(statement)
     return [name for name in names if name in exact or name.lower() in folded]
 

@@ -13,9 +13,20 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from engine import names
+from engine.batches import BatchSource
 from engine.errors import InvalidParameter, InvalidStatement, UnknownTable
 from engine.files import FileRoot, FileTables
-from engine.session import CATALOG, SCHEMA, SYSTEM_SCHEMA, new_context, planning_error, read_statement, register_s3
+from engine.session import (
+    CATALOG,
+    SCHEMA,
+    SYSTEM_SCHEMA,
+    is_panic,
+    new_context,
+    planning_error,
+    read_statement,
+    register_s3,
+    set_partitions,
+)
 from engine.tails import TailCache
 from engine.views import Views, probe_name
 from engine.viewsql import shown
@@ -27,7 +38,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from datafusion import DataFrame, Expr, SessionContext
-    from datafusion.record_batch import RecordBatchStream
 
     from engine.scan import SystemTable
     from engine.views import Tails
@@ -46,21 +56,25 @@ SCAN_LINE: Final = "TableScan: "
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """One statement with everything that it reads. ``snapshots`` are of the tables that it mentions."""
+    """One statement with everything that it reads. ``snapshots`` are of the tables that it mentions.
+
+    ``frugal`` plans it for one partition: it takes longer and less memory, and sorts spill much better.
+    """
 
     statement: str
     params: Mapping[str, object]
     tables: Sequence[Table]
     snapshots: Sequence[TableSnapshot]
     system: Sequence[SystemTable]
+    frugal: bool = False
 
 
 @dataclass(frozen=True)
 class Started:
-    """A query that runs as its stream is read."""
+    """A query that runs as its source is read."""
 
     schema: pa.Schema
-    stream: RecordBatchStream
+    source: BatchSource
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,9 @@ def mentioned_tables(statement: str, tables: Sequence[Table]) -> list[Table]:
         raise InvalidStatement(f"the statement has more than {OPERATORS_MAX} operators; use IN (...) for long lists")
     if names.first_word(statement) in DESCRIBING:
         return []
-    found = set(names.mentioned(statement, [table.name for table in tables]))
+    # A quoted string may be a table's name too, but next to information_schema it is a value to compare with.
+    in_strings = not names.words(statement) & DESCRIBING
+    found = set(names.mentioned(statement, [table.name for table in tables], in_strings))
     return [table for table in tables if table.name in found]
 
 
@@ -111,6 +127,7 @@ class Planner:
         self._lock = threading.Lock()
         self._context: SessionContext | None = None
         self._views: Views | None = None
+        self._partitions = limits.target_partitions
 
     def start(self, request: PlanRequest) -> Started:
         """Plan and start a statement. Raises EngineError, SnapshotTooOld, UnsupportedFormat."""
@@ -123,10 +140,16 @@ class Planner:
         else:
             with self._lock:
                 context, views = self._shared()
+                self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
                 frame = _Naming(context, views, request, tails, system, params).frame()
         started = _execute(frame)
         self._check_files(request.snapshots)
         return started
+
+    def _set_partitions(self, context: SessionContext, partitions: int) -> None:
+        if partitions != self._partitions:
+            set_partitions(context, partitions)
+            self._partitions = partitions
 
     def _fold(self, snapshot: TableSnapshot) -> Tails:
         return {p.partition: self._tails.layers(snapshot.table, p) for p in snapshot.partitions}
@@ -232,9 +255,12 @@ class _Naming:
 
     def _described(self, table: Table) -> Any:
         """A table without rows, with the types that InfluxDB 3 shows."""
+        from datafusion.catalog import Table
+        from pyarrow import dataset
+
         columns = shown(table)
         schema = pa.schema([(c.name, _described_type(c)) for c in columns])
-        return self._context.read_batch(_empty_batch(schema)).into_view()
+        return Table(dataset.dataset(schema.empty_table()))
 
     def _narrow(self, statement: str, providers: dict[str, Any], merging: Sequence[TableSnapshot]) -> dict[str, Any]:
         """Views with the statement's conditions on keys inside their merges: DataFusion does not push them there.
@@ -292,9 +318,13 @@ def _scan_conditions(frame: DataFrame) -> dict[str, list[list[Expr]]]:
 def _execute(frame: DataFrame) -> Started:
     """Plan physically and start."""
     try:
-        return Started(frame.schema(), frame.execute_stream())
+        return Started(frame.schema(), BatchSource(frame.execute_stream()))
     except Exception as error:
         raise planning_error(error) from error
+    except BaseException as error:
+        if is_panic(error):
+            raise planning_error(error) from error
+        raise
 
 
 def _system_tables(request: PlanRequest) -> dict[str, pa.Table]:

@@ -42,6 +42,7 @@ STACK_BYTES: Final = 16 * 2**20
 
 _TABLE_MISSING: Final = re.compile(r"table '([^']*)' not found")
 _READ_ONLY: Final = re.compile(r"(DDL|DML|Statement) not supported")
+_EXHAUSTED: Final = re.compile(r"Resources exhausted|Not enough memory|disk space during the spilling")
 _FILE_MISSING: Final = re.compile(r"Object at location .* not found|No such file or directory|NoSuchKey")
 _STORE_DOWN: Final = re.compile(r"Object Store error|Generic \w+ error")
 _PREFIX: Final = re.compile(r"^DataFusion error: ")
@@ -51,8 +52,9 @@ def new_context(
     memory_bytes: int, spill_folder: Path | None, target_partitions: int, batch_rows: int, spill_bytes_max: int
 ) -> SessionContext:
     """A DataFusion context with its own memory pool and caches, and the names that InfluxDB 3 has."""
-    os.environ.setdefault("TOKIO_WORKER_THREADS", str((os.cpu_count() or 1) + THREADS_SPARE))
-    os.environ.setdefault("RUST_MIN_STACK", str(STACK_BYTES))
+    # DataFusion reads these once, when it is imported; there is no other way to tell it.
+    os.putenv("TOKIO_WORKER_THREADS", str(target_partitions + THREADS_SPARE))
+    os.putenv("RUST_MIN_STACK", str(STACK_BYTES))
     from datafusion import RuntimeEnvBuilder, SessionConfig, SessionContext
 
     options = {
@@ -67,20 +69,26 @@ def new_context(
         .with_target_partitions(target_partitions)
         .with_batch_size(batch_rows)
     )
-    runtime = RuntimeEnvBuilder()
+    runtime = RuntimeEnvBuilder().with_fair_spill_pool(memory_bytes)
     if spill_folder is None or spill_bytes_max == 0:
-        runtime = runtime.with_disk_manager_disabled()
+        context = SessionContext(config, runtime.with_disk_manager_disabled())
     else:
-        runtime = runtime.with_disk_manager_specified(spill_folder)
-    context = SessionContext(config, runtime.with_fair_spill_pool(memory_bytes))
-    _set_runtime(context, "metadata_cache_limit", METADATA_CACHE)
-    if spill_bytes_max:
+        # Of folder and limit DataFusion forgets the one when it is told the other; the system's folder it keeps.
+        os.putenv("TMPDIR", str(spill_folder))
+        context = SessionContext(config, runtime.with_disk_manager_os())
         _set_runtime(context, "max_temp_directory_size", f"{max(1, spill_bytes_max >> 20)}M")
+    _set_runtime(context, "metadata_cache_limit", METADATA_CACHE)
     return context
 
 
 def _set_runtime(context: SessionContext, name: str, value: str) -> None:
-    context.sql(f"SET datafusion.runtime.{name} = '{value}'").collect()
+    quoted = value.replace("'", "''")
+    context.sql(f"SET datafusion.runtime.{name} = '{quoted}'")
+
+
+def set_partitions(context: SessionContext, partitions: int) -> None:
+    """How many partitions the statements planned from now on have."""
+    context.sql(f"SET datafusion.execution.target_partitions = {partitions}")
 
 
 def register_s3(context: SessionContext, bucket: str, options: S3Options) -> None:
@@ -108,9 +116,18 @@ def read_statement(context: SessionContext, statement: str, params: Mapping[str,
         return context.sql_with_options(statement, options, param_values=dict(params) if params else None)
     except Exception as error:
         raise planning_error(error) from error
+    except BaseException as error:
+        if is_panic(error):
+            raise planning_error(error) from error
+        raise
 
 
-def planning_error(error: Exception) -> EngineError | StorageError:
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code panicked: pyo3 derives that from BaseException and exports no name for it."""
+    return type(error).__name__ == "PanicException"
+
+
+def planning_error(error: BaseException) -> EngineError | StorageError:
     """The error of ours that an error of DataFusion's planner means."""
     text = _PREFIX.sub("", str(error))
     missing = _TABLE_MISSING.search(text)
@@ -121,13 +138,17 @@ def planning_error(error: Exception) -> EngineError | StorageError:
     if text.startswith("This feature is not implemented"):
         return NotSupported(text)
     failed = running_error(error)
+    if is_panic(error):
+        return failed
     return InvalidStatement(text) if isinstance(failed, QueryFailed) else failed
 
 
-def running_error(error: Exception) -> EngineError | StorageError:
+def running_error(error: BaseException) -> EngineError | StorageError:
     """The error of ours that an error of DataFusion's execution means."""
     text = _PREFIX.sub("", str(error))
-    if "Resources exhausted" in text or "Not enough memory" in text:
+    if is_panic(error):
+        return QueryFailed(f"the query engine failed: {text}")
+    if _EXHAUSTED.search(text):
         return QueryMemoryExhausted(f"the query needs more memory than queries may use here: {text}")
     if _FILE_MISSING.search(text):
         return SnapshotTooOld(f"a file of the snapshot is gone: {text}")

@@ -10,16 +10,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Self
 
-from engine.errors import EngineError, QueryCancelled, QueryFailed, QueryTimeout
-from engine.session import running_error
+from engine.errors import EngineError, QueryCancelled, QueryTimeout
+from storage.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pyarrow as pa
-    from datafusion.record_batch import RecordBatch, RecordBatchStream
 
-    from storage.errors import StorageError
+    from engine.batches import BatchSource
 
 
 class QueryStream:
@@ -29,15 +28,13 @@ class QueryStream:
     QueryFailed or a StorageError when the query fails. Its place is given back when it ends in any way.
     """
 
-    def __init__(
-        self, schema: pa.Schema, stream: RecordBatchStream, deadline: float, finished: Callable[[], None]
-    ) -> None:
+    def __init__(self, schema: pa.Schema, source: BatchSource, deadline: float, finished: Callable[[], None]) -> None:
         self.schema = schema
-        self._stream: RecordBatchStream | None = stream
+        self._source = source
         self._finished: Callable[[], None] | None = finished
         self._first: pa.RecordBatch | None = None
         self._failure: EngineError | StorageError | None = None
-        self._pending: asyncio.Future[RecordBatch] | None = None
+        self._pending: asyncio.Future[pa.RecordBatch | None] | None = None
         loop = asyncio.get_running_loop()
         self._timer = loop.call_at(deadline, self.stop, QueryTimeout("the query ran longer than its time limit"))
 
@@ -50,9 +47,9 @@ class QueryStream:
             return first
         if self._failure is not None:
             raise self._failure
-        if self._stream is None:
+        if self._finished is None:
             raise StopAsyncIteration
-        return await self._next(self._stream)
+        return await self._next()
 
     async def aclose(self) -> None:
         """Cancel what is left of the query. Idempotent."""
@@ -76,34 +73,29 @@ class QueryStream:
         if pending is not None:
             pending.cancel()
 
-    async def _next(self, stream: RecordBatchStream) -> pa.RecordBatch:
-        self._pending = asyncio.ensure_future(stream.__anext__())
+    async def _next(self) -> pa.RecordBatch:
+        self._pending = asyncio.ensure_future(self._source.next())
         try:
             batch = await self._pending
-        except StopAsyncIteration:
-            self._end()
-            raise
         except asyncio.CancelledError:
             if self._failure is not None:
                 raise self._failure from None
             self.stop(QueryCancelled("the reader was cancelled"))
             raise
-        except Exception as error:
-            self._failure = running_error(error)
+        except (EngineError, StorageError) as error:
+            self._failure = error
             self._end()
-            raise self._failure from error
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":  # a Rust panic is none of the above
-                raise
-            self._failure = QueryFailed(f"the query engine failed: {error}")
-            self._end()
-            raise self._failure from error
+            raise
         self._pending = None
-        return batch.to_pyarrow()
+        if batch is None:
+            self._end()
+            raise StopAsyncIteration
+        return batch
 
     def _end(self) -> None:
         self._timer.cancel()
-        self._stream = self._pending = None
+        self._source.drop()
+        self._pending = None
         finished, self._finished = self._finished, None
         if finished is not None:
             finished()

@@ -1,0 +1,196 @@
+"""A store's worth of snapshots for engine tests: real DataFiles, tails, and the answer that they must give."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from engine.engine import Engine, EngineLimits
+from storage.datafile import encode_parquet
+from storage.fold import fold
+from storage.schema import (
+    Column,
+    DataFile,
+    PartitionSnapshot,
+    Role,
+    Table,
+    TableSnapshot,
+    TailBatch,
+    TypeKind,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from pathlib import Path
+
+    from engine.stream import QueryStream
+
+Row = dict[str, Any]
+POOL_BYTES = 64 * 2**20
+
+
+def make_table(
+    name: str = "cpu", tags: Sequence[str] = ("host",), fields: dict[str, TypeKind] | None = None, id: int = 1
+) -> Table:
+    """A table whose storage names differ from the names that users see."""
+    kinds = fields if fields is not None else {"usage": TypeKind.INT64}
+    columns = [Column(0, "time", "time", Role.TIME, TypeKind.TIMESTAMP)]
+    columns += [Column(1 + i, tag, f"c{1 + i}", Role.TAG, TypeKind.STRING) for i, tag in enumerate(tags)]
+    columns += [Column(100 + i, f, f"c{100 + i}", Role.FIELD, kind) for i, (f, kind) in enumerate(kinds.items())]
+    return Table(id, "u", 1, name, 1, tuple(columns), ())
+
+
+def to_batch(table: Table, rows: Sequence[Row]) -> pa.RecordBatch:
+    """Rows (time in ns) as a memtable's batch; columns that no row names are left out."""
+    arrays = {}
+    for column in table.columns:
+        if any(column.name in row for row in rows):
+            values = pa.array([row.get(column.name) for row in rows], column.plain_type)
+            arrays[column.storage_name] = values.dictionary_encode() if column.role is Role.TAG else values
+    return pa.RecordBatch.from_pydict(arrays)
+
+
+@dataclass
+class Part:
+    """One partition that is being filled."""
+
+    id: int
+    offset: int = 0
+    files: list[DataFile] = field(default_factory=list)
+    tail: list[TailBatch] = field(default_factory=list)
+    history: list[TailBatch] = field(default_factory=list)
+
+
+class World:
+    """Tables with files under a folder and tails; a SnapshotSource."""
+
+    def __init__(self, folder: Path, *tables: Table) -> None:
+        self.folder = folder
+        self.tables = tables or (make_table(),)
+        self.cutoff_ns: int | None = None
+        self.asked: list[list[str]] = []
+        self.sequence = 0
+        self._parts: dict[tuple[int, int], Part] = {}
+        self._names = 0
+
+    @property
+    def table(self) -> Table:
+        return self.tables[0]
+
+    def part(self, table: Table | None = None, partition: int = 0) -> Part:
+        return self._parts.setdefault(((table or self.table).id, partition), Part(partition))
+
+    def add_tail(self, rows: Sequence[Row], table: Table | None = None, partition: int = 0) -> None:
+        """Append rows to the tail."""
+        self.add_batch(to_batch(table or self.table, rows), table, partition)
+
+    def add_batch(self, rows: pa.RecordBatch, table: Table | None = None, partition: int = 0) -> None:
+        """Append rows that are columns already."""
+        part = self.part(table, partition)
+        batch = TailBatch(part.offset, rows)
+        part.offset += rows.num_rows
+        part.tail.append(batch)
+        part.history.append(batch)
+        self.sequence += 1
+
+    def checkpoint(self, table: Table | None = None, partition: int = 0) -> DataFile:
+        """Move the tail into one DataFile."""
+        table = table or self.table
+        part = self.part(table, partition)
+        rows = fold(table, part.tail)
+        self._names += 1
+        path = f"data/{table.id}-{self._names}.parquet"
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(encode_parquet(table, rows))
+        times = rows.column("time").view(pa.int64()).to_numpy()
+        low = part.tail[0].first_offset
+        file = DataFile(
+            path, table.id, partition, low, part.offset - 1, low, part.offset - 1,
+            int(times.min()), int(times.max()), rows.num_rows, target.stat().st_size, table.version,
+        )  # fmt: skip
+        part.files.append(file)
+        part.tail = []
+        self.sequence += 1
+        return file
+
+    def add_file(self, rows: Sequence[Row], table: Table | None = None, partition: int = 0) -> DataFile:
+        """Rows that are in a DataFile already."""
+        self.add_tail(rows, table, partition)
+        return self.checkpoint(table, partition)
+
+    async def snapshot(self, tables: Sequence[Table]) -> Sequence[TableSnapshot]:
+        self.asked.append([table.name for table in tables])
+        return [self.of(table) for table in tables]
+
+    def of(self, table: Table) -> TableSnapshot:
+        """The snapshot of one table now."""
+        parts = tuple(
+            PartitionSnapshot(p.id, (1, 1, self.sequence), tuple(p.files), tuple(p.tail))
+            for (table_id, _), p in sorted(self._parts.items())
+            if table_id == table.id
+        )
+        return TableSnapshot(table, parts, self.cutoff_ns)
+
+    def expected(self, table: Table | None = None) -> list[Row]:
+        """All rows, folded from the first write on, with the cut-off, by the users' names."""
+        table = table or self.table
+        found: list[Row] = []
+        for (table_id, _), part in self._parts.items():
+            if table_id == table.id and part.history:
+                found += visible_rows(table, fold(table, part.history), self.cutoff_ns)
+        return found
+
+    def engine(self, **limits: Any) -> Engine:
+        """An engine over this world."""
+        chosen: dict[str, Any] = {"memory_bytes": POOL_BYTES, "query_seconds": 30.0} | limits
+        return Engine(str(self.folder), EngineLimits(**chosen))
+
+    async def start(self, engine: Engine, statement: str, **options: Any) -> QueryStream:
+        """Start a statement over all tables."""
+        return await engine.query(statement, database="db", revision=1, tables=self.tables, source=self, **options)
+
+    async def rows(self, engine: Engine, statement: str, **options: Any) -> list[Row]:
+        """A statement's rows, times in ns."""
+        return [row async for batch in await self.start(engine, statement, **options) for row in to_rows(batch)]
+
+    def ask(self, statement: str, limits: dict[str, Any] | None = None, **options: Any) -> list[Row]:
+        """A statement's rows from an engine of its own."""
+        found: list[Row] = self.run(lambda engine: self.rows(engine, statement, **options), **(limits or {}))
+        return found
+
+    def run(self, work: Callable[[Engine], Coroutine[Any, Any, Any]], **limits: Any) -> Any:
+        """Run a coroutine with an engine that is closed afterwards."""
+
+        async def main() -> Any:
+            engine = self.engine(**limits)
+            try:
+                return await work(engine)
+            finally:
+                await engine.close()
+
+        return asyncio.run(main())
+
+
+def visible_rows(table: Table, folded: pa.RecordBatch, cutoff_ns: int | None) -> list[Row]:
+    """Folded rows by the users' names, without NULLs and without what is below the cut-off."""
+    names = {c.storage_name: c.name for c in table.columns}
+    rows = [{names[k]: v for k, v in row.items() if k in names} for row in to_rows(folded)]
+    return [row for row in rows if cutoff_ns is None or row["time"] >= cutoff_ns]
+
+
+def to_rows(batch: pa.RecordBatch) -> list[Row]:
+    """A batch's rows without NULLs; timestamps as ns."""
+    columns = {}
+    for name, array in zip(batch.schema.names, batch.columns, strict=True):
+        columns[name] = (array.view(pa.int64()) if pa.types.is_timestamp(array.type) else array).to_pylist()
+    rows = zip(*columns.values(), strict=True)
+    return [{k: v for k, v in zip(columns, row, strict=True) if v is not None} for row in rows]
+
+
+def sorted_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows in an order that does not depend on how they were read."""
+    return sorted(rows, key=lambda row: sorted((k, str(v)) for k, v in row.items()))

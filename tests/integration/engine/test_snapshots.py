@@ -1,0 +1,250 @@
+"""A statement sees one snapshot, folded: files and tails, alone and overlapping, in any number."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import engine.views
+from storage.errors import UnsupportedFormat
+from storage.schema import Column, Op, Role, TypeKind
+from tests.harness.queries import Row, World, make_table, sorted_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.engine import Engine
+
+ALL_KINDS = {
+    "i": TypeKind.INT64,
+    "u": TypeKind.UINT64,
+    "f": TypeKind.FLOAT64,
+    "s": TypeKind.STRING,
+    "b": TypeKind.BOOL,
+}
+
+
+def points(times: range, value: int, host: str | None = "a") -> list[Row]:
+    return [{"time": t, "usage": value} | ({"host": host} if host else {}) for t in times]
+
+
+def check(world: World, statement: str = "SELECT * FROM cpu") -> None:
+    assert sorted_rows(world.ask(statement)) == sorted_rows(world.expected())
+
+
+def test_an_empty_table_has_columns_and_no_rows(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    async def ask(engine: Engine) -> Any:
+        stream = await world.start(engine, "SELECT * FROM cpu")
+        return stream.schema.names, [batch async for batch in stream if batch.num_rows]
+
+    assert world.run(ask) == (["host", "time", "usage"], [])
+
+
+def test_columns_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    world = World(tmp_path, make_table(tags=("zone", "Area"), fields={"b": TypeKind.INT64, "a": TypeKind.INT64}))
+    world.add_tail([{"time": 1, "a": 1}])
+
+    async def ask(engine: Engine) -> Any:
+        return (await world.start(engine, "SELECT * FROM cpu")).schema.names
+
+    assert world.run(ask) == ["Area", "a", "b", "time", "zone"]
+
+
+def test_files_and_tail_apart(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add_file(points(range(10), 1))
+    world.add_file(points(range(10, 20), 2))
+    world.add_tail(points(range(20, 30), 3))
+    check(world)
+
+
+def test_files_and_tail_overlap_and_the_newest_value_of_each_field_wins(tmp_path: Path) -> None:
+    world = World(tmp_path, make_table(fields={"a": TypeKind.INT64, "b": TypeKind.INT64}))
+    world.add_file([{"time": 1, "host": "x", "a": 1, "b": 1}, {"time": 2, "host": "x", "a": 1}])
+    world.add_file([{"time": 2, "host": "x", "b": 2}, {"time": 3, "host": "x", "a": 2}])
+    world.add_tail([{"time": 1, "host": "x", "a": 3}, {"time": 1, "host": "y", "a": 3}])
+    assert sorted_rows(world.ask("SELECT * FROM cpu")) == sorted_rows([
+        {"time": 1, "host": "x", "a": 3, "b": 1},
+        {"time": 2, "host": "x", "a": 1, "b": 2},
+        {"time": 3, "host": "x", "a": 2},
+        {"time": 1, "host": "y", "a": 3},
+    ])  # fmt: skip
+
+
+def test_null_tags_are_one_key(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add_file([{"time": 1, "usage": 1}])
+    world.add_tail([{"time": 1, "usage": 2}, {"time": 1, "usage": 3, "host": ""}])
+    assert sorted_rows(world.ask("SELECT * FROM cpu")) == sorted_rows([
+        {"time": 1, "usage": 2},
+        {"time": 1, "usage": 3, "host": ""},
+    ])  # fmt: skip
+
+
+def test_a_condition_on_a_field_sees_merged_rows_only(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add_file(points(range(3), 10))
+    world.add_tail(points(range(2), 95))
+    assert world.ask("SELECT count(*) AS n FROM cpu WHERE usage = 10") == [{"n": 1}]
+    assert world.ask(
+        "SELECT count(*) AS n FROM cpu WHERE usage = 10 AND host = 'a' AND time < to_timestamp_nanos(2)"
+    ) == [{"n": 0}]
+
+
+def test_rows_below_the_cutoff_are_hidden(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add_file(points(range(10), 1))
+    world.add_file(points(range(5, 30), 2))
+    world.add_tail(points(range(8, 40), 3))
+    for cutoff in (0, 7, 8, 12, 30, 35, 100):
+        world.cutoff_ns = cutoff
+        check(world)
+
+
+def test_partitions_are_merged_each_for_itself(tmp_path: Path) -> None:
+    """A key is unique in its partition; a client may write the same one to two (FORMAT F21)."""
+    world = World(tmp_path)
+    world.add_file(points(range(3), 1), partition=0)
+    world.add_file(points(range(3), 2), partition=1)
+    world.add_tail(points(range(2), 3), partition=1)
+    check(world)
+    assert world.ask("SELECT count(*) AS n FROM cpu") == [{"n": 6}]
+
+
+def test_columns_that_files_lack_are_null_and_renamed_columns_keep_their_values(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add_file(points(range(2), 1))
+    old = world.table
+    renamed = dataclasses.replace(next(c for c in old.columns if c.name == "usage"), name="load")
+    added = Column(300, "extra", "c300", Role.FIELD, TypeKind.FLOAT64)
+    rack = Column(301, "rack", "c301", Role.TAG, TypeKind.STRING)
+    columns = (*(c for c in old.columns if c.name != "usage"), rack, renamed, added)
+    world.tables = (dataclasses.replace(old, version=2, columns=columns),)
+    world.add_tail([{"time": 1, "host": "a", "load": 5}, {"time": 2, "host": "a", "rack": "r", "extra": 0.5}])
+    assert sorted_rows(world.ask("SELECT * FROM cpu")) == sorted_rows([
+        {"time": 0, "host": "a", "load": 1},
+        {"time": 1, "host": "a", "load": 5},
+        {"time": 2, "host": "a", "rack": "r", "extra": 0.5},
+    ])  # fmt: skip
+
+
+def test_all_types_come_back_from_files_and_tails(tmp_path: Path) -> None:
+    world = World(tmp_path, make_table(fields=ALL_KINDS))
+    rows = [
+        {"time": -(2**63), "host": "é", "i": -(2**63), "u": 2**64 - 1, "f": -0.5, "s": "a'\"\n", "b": True},
+        {"time": 2**63 - 1, "host": "", "i": 2**63 - 1, "u": 0, "f": 1e300, "s": "", "b": False},
+    ]
+    world.add_file(rows)
+    check(world)
+    world.add_tail(rows)
+    check(world)
+
+
+def test_more_layers_than_are_joined_are_grouped(tmp_path: Path) -> None:
+    world = World(tmp_path, make_table(fields={"a": TypeKind.INT64, "s": TypeKind.STRING}))
+    for layer in range(engine.views.JOINS_MAX + 3):
+        field: Row = {"a": layer} if layer % 2 else {"s": str(layer)}
+        world.add_file([{"time": t} | field | ({"host": "h"} if t % 3 else {}) for t in range(layer, 12)])
+    check(world)
+    narrow = "SELECT * FROM cpu WHERE time >= to_timestamp_nanos(5) AND time < to_timestamp_nanos(9) AND host = 'h'"
+    wanted = [r for r in world.expected() if 5 <= r["time"] < 9 and r.get("host") == "h"]
+    assert sorted_rows(world.ask(narrow)) == sorted_rows(wanted)
+
+
+def test_thousands_of_tiny_batches(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for t in range(3000):
+        world.add_tail([{"time": t % 1000, "host": f"h{t % 7}", "usage": t}])
+    check(world)
+
+
+def test_a_growing_tail_is_read_whole_each_time(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add_file(points(range(5), 0))
+
+    async def grow(engine: Engine) -> None:
+        for n in range(1, 30):
+            world.add_tail(points(range(n, n + 5), n))
+            if n % 10 == 0:
+                world.checkpoint()
+            rows = await world.rows(engine, "SELECT * FROM cpu")
+            assert sorted_rows(rows) == sorted_rows(world.expected())
+
+    world.run(grow)
+
+
+def test_tables_that_a_statement_does_not_mention_are_not_asked_for(tmp_path: Path) -> None:
+    world = World(tmp_path, make_table("cpu"), make_table("mem", id=2))
+    world.add_tail(points(range(2), 1))
+    world.ask("SELECT * FROM CPU")
+    world.ask("SELECT 1")
+    assert world.asked == [["cpu"]]
+
+
+def test_other_ops_are_refused(tmp_path: Path) -> None:
+    world = World(tmp_path, dataclasses.replace(make_table(), default_op=Op.PUT))
+    with pytest.raises(UnsupportedFormat, match="op put"):
+        world.ask("SELECT * FROM cpu")
+
+
+def test_names_of_tables_and_folders_may_hold_anything(tmp_path: Path) -> None:
+    world = World(
+        tmp_path / "a b#c%20?'é", make_table("T.x \"y' z", tags=("a.b", 'q"'), fields={"A b": TypeKind.INT64})
+    )
+    world.add_file([{"time": 1, "a.b": "x", 'q"': "y", "A b": 1}])
+    world.add_tail([{"time": 1, "a.b": "x", 'q"': "y", "A b": 2}])
+    statement = 'SELECT "A b", "a.b", "q""" FROM "T.x ""y\' z" WHERE "a.b" = \'x\' AND "q""" = \'y\''
+    assert world.ask(statement) == [{"A b": 2, "a.b": "x", 'q"': "y"}]
+
+
+VALUES = {"host": st.sampled_from(["a", "b"]), "rack": st.sampled_from(["x", ""]), "n": st.integers(0, 5)}
+ROW = st.fixed_dictionaries({"time": st.integers(0, 12)}, optional=VALUES | {"s": st.sampled_from(["", "v", "w"])})
+STEPS = st.lists(
+    st.tuples(st.lists(ROW, min_size=1, max_size=6), st.booleans(), st.integers(0, 1)), min_size=1, max_size=8
+)
+CONDITIONS: list[tuple[str, Any]] = [
+    ("time >= to_timestamp_nanos(4) AND time < to_timestamp_nanos(9)", lambda r: 4 <= r["time"] < 9),
+    ("host = 'a'", lambda r: r.get("host") == "a"),
+    ("host IS NULL", lambda r: "host" not in r),
+    ("host = 'a' OR n > 2", lambda r: r.get("host") == "a" or r.get("n", 0) > 2),
+    ("n < 3 AND rack = ''", lambda r: r.get("n", 9) < 3 and r.get("rack") == ""),
+    ("host IN ('a', 'c') AND s = 'v'", lambda r: r.get("host") == "a" and r.get("s") == "v"),
+    ("coalesce(host, rack) = 'b'", lambda r: r.get("host", r.get("rack")) == "b"),
+    ("time = (SELECT max(time) FROM cpu) AND host = 'a'", None),
+]  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STEPS, st.sampled_from(CONDITIONS), st.none() | st.integers(0, 12), st.sampled_from([1, 6]))
+def test_any_history_reads_as_its_fold(
+    tmp_path: Path, steps: list[Any], condition: tuple[str, Any], cutoff: int | None, joins_max: int
+) -> None:
+    fields = {"n": TypeKind.INT64, "s": TypeKind.STRING}
+    world = World(tmp_path, make_table(tags=("host", "rack"), fields=fields))
+    world.cutoff_ns = cutoff
+    for rows, flush, partition in steps:
+        world.add_tail(rows, partition=partition)
+        if flush:
+            world.checkpoint(partition=partition)
+    text, holds = condition
+    expected = world.expected()
+    if holds is None:
+        newest = max((r["time"] for r in expected), default=None)
+        wanted = [r for r in expected if r["time"] == newest and r.get("host") == "a"]
+    else:
+        wanted = [r for r in expected if holds(r)]
+
+    async def ask(engine: Engine) -> Any:
+        return [await world.rows(engine, "SELECT * FROM cpu" + where) for where in ("", f" WHERE {text}")]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.views, "JOINS_MAX", joins_max)
+        whole, some = world.run(ask)
+    assert sorted_rows(whole) == sorted_rows(expected)
+    assert sorted_rows(some) == sorted_rows(wanted)
