@@ -144,8 +144,10 @@ class Gateway:
             headers = headers + GZIP_HEADERS
         if response.status != 204:
             headers = [*headers, (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
         request.is_answered = True
+        if request.exchange.respond(response.status, headers, body):
+            return len(body)
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False} if body else END)
         return len(body)
 

@@ -79,6 +79,10 @@ class Exchange(Protocol):
     @property
     def is_body_broken(self) -> bool: ...
 
+    def respond(self, status: int, headers: list[Header], body: bytes) -> bool:
+        """Send a whole response at once; False if it must go through ASGI."""
+        ...
+
     def abort(self) -> None:
         """Drop the connection now, with what the client has not taken yet."""
         ...
@@ -96,6 +100,10 @@ class NoExchange:
     is_body_whole = True
     is_body_slow = False
     is_body_broken = False
+
+    def respond(self, status: int, headers: list[Header], body: bytes) -> bool:
+        """Not here."""
+        return False
 
     def abort(self) -> None:
         """Nothing to drop."""

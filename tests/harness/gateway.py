@@ -32,9 +32,9 @@ async def encode(format: str, result: QueryResult) -> AsyncIterator[bytes]:
     async for batch in result:
         for row in batch.to_pylist():
             text = json.dumps({k: v for k, v in row.items() if v is not None}, default=str, separators=(",", ":"))
-            yield (text + "\n" if format == "json_lines" else ("[" if first else ",") + text).encode()
+            yield (text + "\n" if format == "jsonl" else ("[" if first else ",") + text).encode()
             first = False
-    if format != "json_lines":
+    if format != "jsonl":
         yield b"[]" if first else b"]"
 
 

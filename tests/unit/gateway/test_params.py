@@ -213,8 +213,8 @@ def test_influxql_durations_that_are_none(text: str) -> None:
         (None, b"text/plain", "pretty"),
         (None, b"application/vnd.apache.parquet", "parquet"),
         (None, b"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "json"),
-        ("jsonl", None, "json_lines"),
-        ("json_lines", b"nonsense", "json_lines"),
+        ("jsonl", None, "jsonl"),
+        ("json_lines", b"nonsense", "jsonl"),
         ("pretty", b"text/csv", "pretty"),
     ],
 )

@@ -35,12 +35,12 @@ CONTENT_TYPES: Final[dict[str, Header]] = {
     "csv": (b"content-type", b"text/csv"),
     "pretty": (b"content-type", b"text/plain; charset=utf-8"),
     "json": (b"content-type", b"application/json"),
-    "json_lines": (b"content-type", b"application/jsonl"),
+    "jsonl": (b"content-type", b"application/jsonl"),
 }
 
 
 class Encoder(Protocol):
-    """Writes a result in one of `FORMATS` (``jsonl`` said as ``json_lines``), with InfluxDB's bytes."""
+    """Writes a result in one of `FORMATS` (``json_lines`` said as ``jsonl``), with InfluxDB's bytes."""
 
     def __call__(self, format: str, result: QueryResult) -> AsyncIterator[bytes]: ...
 
@@ -118,7 +118,7 @@ def read_format(given: str | None, accept: bytes | None) -> str:
             word = variant(given, FORMATS)
         except SerdeError as error:
             raise BadRequest(f"serde error: {error}") from error
-        return "json_lines" if word == "jsonl" else word
+        return "jsonl" if word == "json_lines" else word
     if accept is None:
         return "json"
     found = ACCEPTED.get(accept)
