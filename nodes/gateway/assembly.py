@@ -24,6 +24,7 @@ from nodes.gateway.http import Limits
 from nodes.gateway.middleware.access import AccessMetrics
 from nodes.gateway.middleware.ready import ready_gate
 from nodes.gateway.middleware.request_id import request_id
+from nodes.gateway.nodemetrics import NodeMetrics
 from nodes.gateway.server import HttpServer
 from nodes.metrics import Metrics
 from nodes.status import CHECKPOINT_PATH, STATUS_PATH
@@ -80,6 +81,8 @@ async def open_application(parts: GatewayParts, limits: GatewayLimits | None = N
         preflight=answers.preflight,
         middleware=[ready_gate(parts.health), request_id],
     )
+    if parts.control is not None:
+        parts.metrics.add_source(NodeMetrics(parts.control))
     parts.metrics.read_gauge("http_requests_in_flight", "Requests being served.", lambda: gateway.in_flight)
     parts.metrics.read_gauge(
         "runnel_waiting_bytes", "Bytes of request bodies held in memory.", lambda: budget.used_bytes

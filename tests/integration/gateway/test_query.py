@@ -119,7 +119,15 @@ def test_requests_that_are_wrong(path: str, status: int, text: str) -> None:
 async def test_posted_json_that_is_wrong() -> None:
     async with running() as gateway:
         await fill(gateway)
-        for body in (b"", b"{", b"[]", b'{"q":"SELECT 1"}', b'{"db":1,"q":"x"}', b"\xff\xfe"):
+        for body in (
+            b"",
+            b"{",
+            b"[]",
+            b'{"q":"SELECT 1"}',
+            b'{"db":1,"q":"x"}',
+            b"\xff\xfe",
+            b'{"params":' + b"[" * 100_000,
+        ):
             answer = await gateway.call("POST", PATH, body)
             assert answer.status == 400, body
             assert answer.text.startswith("serde json error: "), body

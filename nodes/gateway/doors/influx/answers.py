@@ -72,7 +72,8 @@ class Answers:
 
     def preflight(self) -> Response:
         """OPTIONS, on any path: browsers may call everything."""
-        return Response(204, CORS)
+        self._learn_store()
+        return Response(204, [*CORS, *self._store])
 
     def on_error_v3(self, request: Request, error: Exception) -> Response:
         """As the v3 API answers: the table says whether the body is text or JSON."""

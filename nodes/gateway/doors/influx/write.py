@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from nodes.backend import Principal
+from nodes.errors import V2_WORDS
 from nodes.gateway.doors.influx import params
 from nodes.gateway.faults import BadRequest
 
@@ -23,6 +24,8 @@ REMEMBERED_MAX: Final = 1024
 PARTIAL: Final = "partial write of line protocol occurred"
 REFUSED: Final = "line protocol parsing error"
 EMPTY: Final = "incoming write was empty"
+LIMITS: Final = ("Update to schema would exceed number of", "Adding a new database would exceed limit of")
+"""Line errors that begin so make the status 422."""
 
 
 class WriteDoor:
@@ -48,9 +51,8 @@ class WriteDoor:
         if not report.rejected:
             return self._answers.done
         message = f"{REFUSED}: {report.errors[0].message} (line {report.errors[0].line})"
-        if report.is_over_limit:
-            return self._answers.error_json(422, {"code": "unprocessable entity", "message": message})
-        return self._answers.error_json(400, {"code": "invalid", "message": message})
+        status = _status(report)
+        return self._answers.error_json(status, {"code": V2_WORDS[status], "message": message})
 
     async def v1(self, request: Request) -> Response:
         """All or nothing, with v1's error bodies."""
@@ -71,11 +73,16 @@ class WriteDoor:
         )
 
     def _refusal(self, where: WriteParameters, report: WriteReport) -> Response:
-        status = 422 if report.is_over_limit else 400
+        status = _status(report)
         if where.accept_partial:
             lines = [_line(error) for error in report.errors]
             return self._answers.error_json(status, {"error": PARTIAL, "data": lines})
         return self._answers.error_json(status, {"error": REFUSED, "data": _line(report.errors[0])})
+
+
+def _status(report: WriteReport) -> int:
+    is_over = report.is_over_limit or any(error.message.startswith(LIMITS) for error in report.errors)
+    return 422 if is_over else 400
 
 
 def _line(error: LineError) -> dict[str, Any]:

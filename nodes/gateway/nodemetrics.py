@@ -1,0 +1,58 @@
+"""What the node knows of itself, as metrics: read from its status when /metrics is scraped, counted nowhere twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client import Metric
+
+    from nodes.status import NodeControl, NodeStatus
+
+
+class NodeMetrics(Collector):
+    """A source for `nodes.metrics.Metrics`. Logs are few; databases and tables are only counted."""
+
+    def __init__(self, control: NodeControl) -> None:
+        self._control = control
+
+    def describe(self) -> list[Metric]:
+        """Nothing before the first scrape: the status may not be there yet."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._control.status()
+        tables = [table for database in status.databases for table in database.tables]
+        for name, doc, value in (
+            ("runnel_ready", "1 if the node serves.", float(status.ready)),
+            ("runnel_uptime_seconds", "Since the process started.", status.uptime_seconds),
+            ("runnel_catalog_revision", "The Catalog's Revision.", status.catalog_revision),
+            ("runnel_databases", "Live databases.", len(status.databases)),
+            ("runnel_tables", "Live tables.", len(tables)),
+            ("runnel_data_files", "Live DataFiles.", sum(table.files for table in tables)),
+            ("runnel_data_file_bytes", "Their bytes.", sum(table.file_bytes for table in tables)),
+            ("runnel_memory_budget_bytes", "Memory for rows and queries.", status.memory.budget_bytes),
+            ("runnel_memtable_bytes", "Rows that are not yet in DataFiles.", status.memory.memtable_bytes),
+            ("runnel_memtable_bytes_max", "Over it writes wait, then get 503.", status.memory.memtable_bytes_max),
+        ):
+            yield GaugeMetricFamily(name, doc, value=float(value))
+        yield from _log_families(status)
+
+
+def _log_families(status: NodeStatus) -> Iterator[Metric]:
+    for name, doc, key in (
+        ("runnel_log_sequence", "Newest object of a Log that is applied here.", "sequence"),
+        ("runnel_log_checkpoint_sequence", "Its newest Checkpoint.", "checkpoint_sequence"),
+        ("runnel_log_epoch", "Its epoch.", "epoch"),
+        ("runnel_log_bytes_above_checkpoint", "What a restart replays, in bytes.", "bytes_above_checkpoint"),
+        ("runnel_log_objects_above_checkpoint", "What a restart replays, in objects.", "objects_above_checkpoint"),
+    ):
+        family = GaugeMetricFamily(name, doc, labels=["log"])
+        for log in status.logs:
+            family.add_metric([log.name], float(getattr(log, key)))
+        yield family
