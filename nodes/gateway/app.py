@@ -119,7 +119,7 @@ class Gateway:
             route, handler = entry
             on_error = route.on_error
             response = await handler(request)
-            return response if isinstance(response.body, bytes) else await _primed(response)
+            return response if isinstance(response.body, bytes) else await _primed(request, response)
         except ClientGone:
             return None
         except Exception as error:  # noqa: BLE001 - every error becomes an answer; faults are logged there
@@ -163,11 +163,12 @@ class Gateway:
             log.warning("a result broke off", path=request.path, request_id=request.request_id, error=str(error)[:500])
             request.exchange.break_off()
         finally:
+            request.is_answered = True  # a hang-up that is noticed now must not cut the clean-up short
             await body.aclose()
         return body.sent_bytes
 
 
-async def _primed(response: Response) -> Response:
+async def _primed(request: Request, response: Response) -> Response:
     """Wait for the first bytes of a stream; short ones become plain bodies."""
     if isinstance(response.body, (bytes, Body)):
         return response
@@ -175,6 +176,7 @@ async def _primed(response: Response) -> Response:
     try:
         await body.prime()
     except BaseException:
+        request.is_answered = True
         await body.aclose()
         raise
     if body.is_whole:

@@ -5,7 +5,28 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from nodes.gateway.middleware.access import AccessMetrics
+from nodes.gateway.nodemetrics import NodeMetrics
 from nodes.metrics import Counter, Histogram, Metrics, Vector
+from nodes.status import DatabaseStatus, LogStatus, MemoryStatus, NodeStatus, TableStatus
+
+
+class Control:
+    """A node of which only the status is asked."""
+
+    def status(self) -> NodeStatus:
+        table = TableStatus(name="t", columns=3, partitions=1, files=2, file_bytes=10)
+        log = LogStatus(
+            id=1, name="shard-1", state="open", epoch=3, sequence=9, covered=4, checkpoint_sequence=5,
+            bytes_above_checkpoint=100, objects_above_checkpoint=4,
+        )  # fmt: skip
+        return NodeStatus(
+            name="n", version="1", pid=1, store_id="s", store_url="u", data_dir="d", phase="ready", ready=True,
+            uptime_seconds=2.5, databases=[DatabaseStatus(name="d", tables=[table, table])],
+            memory=MemoryStatus(resident_bytes=1, budget_bytes=2, memtable_bytes=3, memtable_bytes_max=4), logs=[log],
+        )  # fmt: skip
+
+    async def checkpoint(self) -> None:
+        """Never asked."""
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -69,3 +90,15 @@ def test_access_counts_by_route_and_status() -> None:
     assert found[("http_requests_total", (("method", "other"), ("path", "/write"), ("status", "405")))] == 1
     assert found[("http_request_duration_seconds_count", (("method", "POST"), ("path", "/write")))] == 2
     assert found[("http_response_body_bytes_total", (("path", "/write"),))] == 30
+
+
+def test_the_nodes_status_becomes_metrics() -> None:
+    metrics = Metrics(process=False)
+    metrics.add_source(NodeMetrics(Control()))
+    found = samples(metrics)
+    assert found[("runnel_ready", ())] == 1
+    assert found[("runnel_tables", ())] == 2
+    assert found[("runnel_data_files", ())] == 4
+    assert found[("runnel_memtable_bytes", ())] == 3
+    assert found[("runnel_log_objects_above_checkpoint", (("log", "shard-1"),))] == 4
+    assert found[("runnel_log_epoch", (("log", "shard-1"),))] == 3
