@@ -12,9 +12,10 @@ from __future__ import annotations
 import enum
 import itertools
 from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
+from storage.collect import Collector
 from storage.errors import (
     CorruptObject,
     Fenced,
@@ -28,12 +29,10 @@ from storage.frames import (
     OBJECT_BYTES_MAX,
     Buffer,
     Entry,
-    EntryKind,
     Header,
     LogObject,
     ObjectKind,
     decode_header,
-    decode_object,
     encode_object,
     encoded_size,
 )
@@ -42,9 +41,7 @@ from storage.logeffects import (
     CheckpointDraft,
     CheckpointStood,
     Closed,
-    Collected,
     CreateObject,
-    DeleteObject,
     Effect,
     Failed,
     ListObjects,
@@ -52,21 +49,22 @@ from storage.logeffects import (
     Outcome,
     Proved,
     ReadObject,
-    ReadPart,
     ReadsFailed,
     ReplayPaused,
     SettleObject,
     Stood,
     Ticket,
 )
+from storage.logstate import Identity, LogState, decode_own
+from storage.replay import Replay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+__all__ = ["Identity", "LogCore", "LogState", "Phase"]
+
 GROUP_ENTRIES_MAX: Final = 4096
 """Entries of one group commit."""
-REPLAY_READS_MAX: Final = 16
-"""Objects asked for ahead of the one that is applied, while a Log is replayed."""
 RELIST_MAX: Final = 64
 """Listings in a row that may contradict themselves before a take-over is called damaged."""
 
@@ -89,47 +87,6 @@ class Phase(enum.Enum):
     CLOSED = "closed"  # the store refused, or the owner let go
 
 
-class LogState(Protocol):
-    """What a Log's objects add up to. Called by the core in the order of the Log, never twice."""
-
-    def load(self, checkpoint: LogObject | None) -> Sequence[str]:
-        """Start from a Checkpoint (None: an empty Log); return the paths of its parts to be read."""
-        ...
-
-    def load_part(self, path: str, data: bytes) -> None:
-        """Take one part of the Checkpoint just loaded."""
-        ...
-
-    def covered(self) -> int:
-        """k of the Checkpoint that was loaded (0: none): replay starts above it (L18)."""
-        ...
-
-    def place(self, entries: Sequence[Entry]) -> tuple[Entry, ...]:
-        """Give the entries of the next group their offsets (LOG L24). Called just before it is sent."""
-        ...
-
-    def apply(self, obj: LogObject, payloads: Sequence[object] = ()) -> None:
-        """Apply a data object: from replay, or our own after its create has succeeded, with its payloads."""
-        ...
-
-    def checkpointed(self, sequence: int, covered: int, sections: Sequence[Entry]) -> None:
-        """Our own Checkpoint stands: swap memtable rows up to ``covered`` for its files at once (L22)."""
-        ...
-
-    def replay_is_full(self) -> bool:
-        """True when a Checkpoint must be made before more is replayed (L23)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose Log this is, and who we are."""
-
-    store_id: bytes
-    log_id: int
-    node: bytes
-
-
 @dataclass(slots=True)
 class _InFlight:
     """The one create under way (L5)."""
@@ -144,26 +101,6 @@ class _InFlight:
     attempt: int = 1
     unknown: bool = False
     reads: tuple[int, ...] = ()  # reads that arrived before it was sent: its success proves them (L13)
-
-
-@dataclass(slots=True)
-class _Replay:
-    """Where a replay stands: the next object to apply and those read ahead."""
-
-    following: int
-    end: int
-    asked: int
-    ahead: dict[int, bytes] = field(default_factory=dict)
-    unreadable: dict[int, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Collection:
-    """Garbage collection under way: sequences still to look at; ``busy`` while one answer is awaited."""
-
-    pending: deque[int]
-    busy: bool = False
-    deleted: int = 0
 
 
 class LogCore:
@@ -185,15 +122,13 @@ class LogCore:
         self._below: Header | None = None  # the object directly below our open
         self._end = 0  # where the open goes
         self._relists = 0
-        self._replay: _Replay | None = None
-        self._parts: set[str] = set()
+        self._replay: Replay | None = None
+        self._doubt = ""
         self._queue: deque[Ticket] = deque()
         self._draft: CheckpointDraft | None = None
         self._waiting: list[int] = []
         self._checking: tuple[int, ...] | None = None
-        self._known_opens: set[int] = set()
-        self._known_data: set[int] = set()
-        self._collection: _Collection | None = None
+        self._collector = Collector()
 
     # -- the surface for the driver ---------------------------------------------------------------------
 
@@ -241,8 +176,9 @@ class LogCore:
     def listed(self, sequences: Sequence[int]) -> None:
         """All sequences of the Log, ascending, as one listing showed them."""
         last = sequences[-1] if sequences else 0
-        if self._collection is not None and self._collection.busy and self.phase is Phase.OWNER:
-            self._collect_from(sequences)
+        if self.phase is Phase.OWNER:
+            self._collector.listed(sequences, self.state.covered())
+            self._pump_collection()
         elif self.phase is Phase.LISTING:
             self._end_found(last)
         elif self.phase is Phase.VERIFYING:
@@ -264,14 +200,14 @@ class LogCore:
             self._relist()
             return
         try:
-            below = decode_object(data, self._where(sequence)).header
+            self._below = self._decode(sequence, data).header
         except (CorruptObject, UnsupportedFormat) as error:
-            if sequence in self.skips and sequence > 1:
+            if sequence not in self.skips:
+                self._damaged(str(error))
+                return
+            if sequence > 1:  # L3: given up by the operator; what the open copies stands below it
                 self._effects.append(ReadObject(sequence - 1))
                 return
-            self._damaged(str(error))
-            return
-        self._below = below
         self._send_open()
 
     def _send_open(self) -> None:
@@ -288,111 +224,40 @@ class LogCore:
     def _verify(self, sequences: Sequence[int], last: int) -> None:
         """L9: anything above the open means that it was not the end. A listing without it is stale."""
         if last > self._end:
-            self._known_opens.add(self._end)
+            self._collector.opens.add(self._end)
             self._relist()
-            return
-        if last < self._end:  # a listing from before our open: ask again, create nothing
+        elif last < self._end:  # a listing from before our open: ask again, create nothing
             self._list_again()
-            return
-        present = set(sequences)
-        self.phase = Phase.BASE
-        self._replay = _Replay(0, self._end, 0)
-        if self.checkpoint_seq == 0:
-            self._base_loaded(None)
-        elif self.checkpoint_seq in present:
-            self._effects.append(ReadObject(self.checkpoint_seq))
         else:
-            self._suspect()
-
-    def _base_read(self, data: bytes | None) -> None:
-        if data is None:
-            self._suspect()
-            return
-        try:
-            checkpoint = self._decode(self.checkpoint_seq, data)
-            if checkpoint.header.kind is not ObjectKind.CHECKPOINT:
-                raise CorruptObject(f"{self._where(self.checkpoint_seq)}: not the Checkpoint that the open names")
-        except (CorruptObject, UnsupportedFormat) as error:
-            self._damaged(str(error))
-            return
-        self._base_loaded(checkpoint)
-
-    def _base_loaded(self, checkpoint: LogObject | None) -> None:
-        self._parts = set(self.state.load(checkpoint))
-        self._effects.extend(ReadPart(path) for path in sorted(self._parts))
-        if not self._parts:
-            self._begin_replay()
+            self.phase = Phase.BASE
+            self._replay = Replay(self.identity, self.state, self.checkpoint_seq, self._end, self.skips)
+            self._replay.begin(set(sequences))
+            self._replay_goes_on(self._replay)
 
     def part_read(self, path: str, data: bytes | None) -> None:
         """A part of the Checkpoint, or None when it is missing."""
-        if self.phase is not Phase.BASE or path not in self._parts:
-            return
-        if data is None:
-            self._suspect()
-            return
-        try:
-            self.state.load_part(path, data)
-        except (CorruptObject, UnsupportedFormat) as error:
-            self._damaged(str(error))
-            return
-        self._parts.discard(path)
-        if not self._parts:
-            self._begin_replay()
+        if self.phase is Phase.BASE and self._replay is not None:
+            self._replay.part_read(path, data)
+            self._replay_goes_on(self._replay)
 
-    def _begin_replay(self) -> None:
-        assert self._replay is not None
-        self.phase = Phase.REPLAYING
-        self._replay.following = self._replay.asked = self.state.covered() + 1  # L18: from k + 1
-        self._advance()
-
-    def _advance(self) -> None:
-        """Apply what has been read, in order, and ask for more."""
-        replay = self._replay
-        assert replay is not None
-        while self.phase is Phase.REPLAYING and replay.following in replay.ahead:
-            data = replay.ahead.pop(replay.following)
-            if not self._apply_replayed(replay, data):
-                return
-            replay.following += 1
-            if self.state.replay_is_full() and replay.following < replay.end:
-                self.phase = Phase.PAUSED
-                self._effects.append(ReplayPaused())
-        if self.phase is not Phase.REPLAYING:
-            return
-        while replay.asked < replay.end and replay.asked < replay.following + REPLAY_READS_MAX:
-            self._effects.append(ReadObject(replay.asked))
-            replay.asked += 1
-        if replay.following == replay.end:
+    def _replay_goes_on(self, replay: Replay) -> None:
+        """What the last answer has led to."""
+        effects, replay.effects = replay.effects, []
+        self._effects.extend(effects)
+        if replay.doubt is not None:
+            self._suspect(replay.doubt)
+        elif replay.done:
             self._replayed(replay)
+        elif replay.paused and self.phase is not Phase.PAUSED:
+            self.phase = Phase.PAUSED
+            self._effects.append(ReplayPaused())
+        elif not replay.loading and not replay.paused:
+            self.phase = Phase.REPLAYING
 
-    def _apply_replayed(self, replay: _Replay, data: bytes) -> bool:
-        sequence = replay.following
-        try:
-            obj = self._decode(sequence, data)
-            if obj.header.kind is ObjectKind.DATA:
-                self.state.apply(obj)
-                self._known_data.add(sequence)
-            elif obj.header.kind is ObjectKind.OPEN:
-                self._known_opens.add(sequence)
-        except (CorruptObject, UnsupportedFormat) as error:
-            replay.unreadable[sequence] = str(error)  # L3: a skip record further up may give it up
-            return True
-        except StorageError as error:
-            self._damaged(str(error))
-            return False
-        for entry in obj.entries:
-            if entry.kind == EntryKind.SKIP:
-                replay.unreadable.pop(entry.base_offset, None)
-        return True
-
-    def _replayed(self, replay: _Replay) -> None:
-        for sequence in self.skips:
-            replay.unreadable.pop(sequence, None)
-        if replay.unreadable:
-            self._damaged("; ".join(replay.unreadable.values()))
-            return
+    def _replayed(self, replay: Replay) -> None:
         self._replay = None
-        self._known_opens.add(self._end)
+        self._collector.opens |= replay.opens | {self._end}
+        self._collector.data |= replay.data
         self.phase = Phase.OWNER
         self._relists = 0
         self._effects.append(Opened(self.epoch))
@@ -400,20 +265,23 @@ class LogCore:
 
     def resume_replay(self) -> None:
         """The Checkpoint on the way stands: go on with the replay (L23)."""
-        if self.phase is Phase.PAUSED:
+        if self.phase is Phase.PAUSED and self._replay is not None:
             self.phase = Phase.REPLAYING
-            self._advance()
+            self._replay.resume()
+            self._replay_goes_on(self._replay)
 
-    def _suspect(self) -> None:
-        """An object that must stand is missing: somebody newer collected it, or there is damage (L10)."""
+    def _suspect(self, doubt: str) -> None:
+        """L10: something is missing or does not fit: somebody newer collected it, or there is damage."""
         self.phase = Phase.SUSPECT
-        self._effects.append(ListObjects())
+        self._doubt = doubt
+        if self._inflight is None:  # else a Checkpoint of ours may land meanwhile: look when its outcome is known
+            self._effects.append(ListObjects())
 
     def _judge(self, last: int) -> None:
-        if last > max(self._end, self.next_seq - 1):
+        if last >= self.next_seq:
             self._fenced(None)
         else:
-            self._damaged(f"log {self.identity.log_id}: a gap between the newest Checkpoint and its end")
+            self._damaged(self._doubt)
 
     # -- one create in flight (L5, L6) ------------------------------------------------------------------
 
@@ -472,10 +340,7 @@ class LogCore:
             self.phase = Phase.CLOSED
             self._end_with(error, None)
             return
-        if flight.kind is ObjectKind.CHECKPOINT:
-            self._effects.append(Failed((), error))
-        else:
-            self._effects.append(Failed(flight.tickets, error))
+        self._effects.append(Failed(flight.tickets, error))  # of a Checkpoint: no tickets
         self._pump()
 
     def _exists_read(self, flight: _InFlight, data: bytes | None) -> None:
@@ -514,14 +379,25 @@ class LogCore:
             self.checkpoint_seq = flight.sequence
             self.state.checkpointed(flight.sequence, flight.covered, flight.entries)
             self._effects.append(CheckpointStood(flight.sequence, flight.covered))
-        else:
-            size = sum(len(b) for b in flight.buffers)
-            self.state.apply(LogObject(flight.header, flight.entries, size), [t.payload for t in flight.tickets])
-            self._known_data.add(flight.sequence)
-            self._effects.append(Stood(flight.sequence, flight.tickets, flight.entries))
+        elif not self._apply_own(flight):
+            return
         if flight.reads:
             self._effects.append(Proved(flight.reads))  # L13: sent after they arrived, and it succeeded
         self._pump()
+
+    def _apply_own(self, flight: _InFlight) -> bool:
+        """Our group is durable: apply it, then acknowledge it (L4)."""
+        size = sum(len(b) for b in flight.buffers)
+        try:
+            self.state.apply(LogObject(flight.header, flight.entries, size), [t.payload for t in flight.tickets])
+        except StorageError as error:  # it stands, and cannot be shown: neither acknowledged nor refused
+            flight.unknown = True
+            self._inflight = flight
+            self._damaged(str(error))
+            return False
+        self._collector.data.add(flight.sequence)
+        self._effects.append(Stood(flight.sequence, flight.tickets, flight.entries))
+        return True
 
     # -- appends and Checkpoints ------------------------------------------------------------------------
 
@@ -536,12 +412,15 @@ class LogCore:
         """Create a Checkpoint as the next object; it takes precedence over waiting appends (L18)."""
         assert self.phase in (Phase.OWNER, Phase.PAUSED)
         assert self._draft is None, "one Checkpoint at a time"
+        assert self.state.covered() <= draft.covered < self.next_seq, "k never decreases, and k < c (L18)"
         self.written_at_ms = max(self.written_at_ms, now_ms)
         self._draft = draft
         self._pump()
 
     def _pump(self) -> None:
         """Send what waits, if nothing is under way; else prove waiting reads; else collect."""
+        if self.phase is Phase.SUSPECT and self._inflight is None:
+            self._effects.append(ListObjects())
         if self.phase not in (Phase.OWNER, Phase.PAUSED):
             return
         if self._inflight is None and self._draft is not None:
@@ -610,60 +489,33 @@ class LogCore:
 
     def collect(self) -> None:
         """Delete objects up to k that are not opens, working from a listing."""
-        if self.phase is Phase.OWNER and self._collection is None:
-            self._collection = _Collection(deque(), busy=True)
-            self._effects.append(ListObjects())
-
-    def _collect_from(self, sequences: Sequence[int]) -> None:
-        assert self._collection is not None
-        covered = self.state.covered()
-        self._collection.pending.extend(s for s in sequences if s <= covered and s not in self._known_opens)
-        self._collection.busy = False
-        self._pump_collection()
+        if self.phase is Phase.OWNER and (effect := self._collector.begin()) is not None:
+            self._effects.append(effect)
 
     def _pump_collection(self) -> None:
-        work = self._collection
-        if work is None or work.busy or self.phase is not Phase.OWNER:
+        if self.phase is not Phase.OWNER:
             return
         if self._inflight is not None and self._inflight.kind is ObjectKind.CHECKPOINT:
             return  # L19: while a Checkpoint's outcome is unknown nothing at all is deleted
-        if not work.pending:
-            self._collection = None
-            self._effects.append(Collected(work.deleted))
-            return
-        sequence = work.pending.popleft()
-        work.busy = True
-        if sequence in self._known_data:
-            self._effects.append(DeleteObject(sequence))
-        else:
-            self._effects.append(ReadObject(sequence))
+        if (effect := self._collector.following()) is not None:
+            self._effects.append(effect)
 
     def _kind_read(self, sequence: int, data: bytes | None) -> None:
-        """What an object of an earlier owner is: opens stay for ever (L11)."""
-        assert self._collection is not None
-        self._collection.busy = False
         try:
-            kind = None if data is None else decode_header(data, self._where(sequence)).kind
+            kind = None if data is None else self._decode(sequence, data).header.kind
         except (CorruptObject, UnsupportedFormat):
-            kind = ObjectKind.OPEN  # it cannot be read: keep it, an operator may want to see it
-        if kind is ObjectKind.OPEN:
-            self._known_opens.add(sequence)
-        elif kind is not None:
-            self._known_data.add(sequence)
-            self._collection.pending.appendleft(sequence)
+            kind = ObjectKind.OPEN  # nobody can say that it is none: keep it
+        self._collector.kind_read(sequence, kind)
         self._pump_collection()
 
     def deleted(self, sequence: int) -> None:
         """The object is gone."""
-        self._known_data.discard(sequence)
-        if self._collection is not None:
-            self._collection.busy = False
-            self._collection.deleted += 1
-            self._pump_collection()
+        self._collector.deleted(sequence)
+        self._pump_collection()
 
     def collect_failed(self) -> None:
         """The store did not answer: the next collection starts again from a listing."""
-        self._collection = None
+        self._collector.stop()
 
     # -- answers of reads of objects --------------------------------------------------------------------
 
@@ -674,29 +526,14 @@ class LogCore:
             self._exists_read(flight, data)
         elif self.phase is Phase.TAIL:
             self._tail_read(sequence, data)
-        elif self.phase is Phase.BASE and sequence == self.checkpoint_seq:
-            self._base_read(data)
-        elif self.phase in (Phase.REPLAYING, Phase.PAUSED):
-            self._replay_read(sequence, data)
-        elif self._collection is not None and self.phase is Phase.OWNER:
+        elif self.phase in (Phase.BASE, Phase.REPLAYING, Phase.PAUSED) and self._replay is not None:
+            self._replay.read(sequence, data)
+            self._replay_goes_on(self._replay)
+        elif self.phase is Phase.OWNER:
             self._kind_read(sequence, data)
 
-    def _replay_read(self, sequence: int, data: bytes | None) -> None:
-        assert self._replay is not None
-        if data is None:
-            self._suspect()
-            return
-        self._replay.ahead[sequence] = data
-        if self.phase is Phase.REPLAYING:
-            self._advance()
-
     def _decode(self, sequence: int, data: bytes) -> LogObject:
-        obj = decode_object(data, self._where(sequence))
-        header = obj.header
-        ours = (self.identity.store_id, self.identity.log_id, sequence)
-        if (header.store_id, header.log_id, header.sequence) != ours:
-            raise CorruptObject(f"{self._where(sequence)}: belongs to another store, Log or sequence")
-        return obj
+        return decode_own(self.identity.store_id, self.identity.log_id, sequence, data)
 
     # -- the ends ---------------------------------------------------------------------------------------
 
@@ -736,7 +573,8 @@ class LogCore:
         reads = (*(flight.reads if flight else ()), *(self._checking or ()), *self._waiting)
         if reads:
             self._effects.append(ReadsFailed(reads, error))
-        self._waiting, self._checking, self._draft, self._collection = [], None, None, None
+        self._waiting, self._checking, self._draft, self._replay = [], None, None, None
+        self._collector.stop()
         self._effects.append(Closed(error, successor))
 
 

@@ -11,13 +11,14 @@ import enum
 from typing import TYPE_CHECKING, Final
 
 from storage.errors import CorruptObject, LogDamaged, StorageError, UnsupportedFormat
-from storage.frames import EntryKind, LogObject, ObjectKind, decode_object
+from storage.frames import EntryKind, LogObject, ObjectKind
 from storage.logeffects import ListObjects, ReadObject, ReadPart
+from storage.logstate import decode_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from storage.log import LogState
+    from storage.logstate import LogState
 
 READ_TRIES_MAX: Final = 64
 """How often one snapshot is started over before it is called damaged."""
@@ -97,7 +98,7 @@ class LogReader:
             self._start_over()
             return
         try:
-            self._take_object(self._decode(sequence, data))
+            self._take_object(decode_own(self.store_id, self.log_id, sequence, data))
         except (CorruptObject, UnsupportedFormat) as error:
             self._unreadable[sequence] = str(error)
             if self.phase is ReadPhase.READING:  # L3: a skip record further up may give it up
@@ -193,13 +194,6 @@ class LogReader:
                 self._unreadable.pop(entry.base_offset, None)
         self._following += 1
         self._ask()
-
-    def _decode(self, sequence: int, data: bytes) -> LogObject:
-        where = f"log {self.log_id} object {sequence}"
-        obj = decode_object(data, where)
-        if (obj.header.store_id, obj.header.log_id, obj.header.sequence) != (self.store_id, self.log_id, sequence):
-            raise CorruptObject(f"{where}: belongs to another store, Log or sequence")
-        return obj
 
     def _fail(self, error: StorageError) -> None:
         self.phase = ReadPhase.FAILED
