@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from storage.objects import S3Options
     from storage.schema import Column, Table, TableSnapshot
 
-DESCRIBING: Final = frozenset({"show", "describe", "desc", "information_schema"})
+DESCRIBING: Final = frozenset({"show", "describe", "desc"})
+INFORMATION_SCHEMA: Final = "information_schema"
 DESCRIBE_BYTES: Final = 64 * 2**20
 """Memory pool of a statement about the schema: it has its own context, which no other query can change."""
 CONDITIONS: Final = frozenset({"where", "join", "having", "on", "using"})
@@ -98,9 +99,14 @@ def mentioned_tables(statement: str, tables: Sequence[Table]) -> list[Table]:
     if names.first_word(statement) in DESCRIBING:
         return []
     # A quoted string may be a table's name too, but next to information_schema it is a value to compare with.
-    in_strings = not names.words(statement) & DESCRIBING
+    in_strings = not describes(statement)
     found = set(names.mentioned(statement, [table.name for table in tables], in_strings))
     return [table for table in tables if table.name in found]
+
+
+def describes(statement: str) -> bool:
+    """Whether a statement is about the schema; the DESC of an ORDER BY is not."""
+    return names.first_word(statement) in DESCRIBING or INFORMATION_SCHEMA in names.words(statement)
 
 
 def bind(params: Mapping[str, object]) -> dict[str, pa.Scalar]:
@@ -134,7 +140,7 @@ class Planner:
         params = bind(request.params)
         tails = {s.table.id: self._fold(s) for s in request.snapshots}
         system = _system_tables(request)
-        if names.words(request.statement) & DESCRIBING:
+        if describes(request.statement):
             context, views = self._new_context(min(DESCRIBE_BYTES, self._limits.memory_bytes), None)
             frame = _Naming(context, views, request, tails, system, params, describes=True).frame()
         else:
@@ -206,6 +212,7 @@ class _Naming:
         providers: dict[str, Any] = {name: view.provider for name, view in views.items()}
         self._register(providers)
         frame, statement = self._plan()
+        self._refuse_described(frame, providers)
         merging = [s for s in self._request.snapshots if views[s.table.name].merges]
         if not merging or not names.words(statement) & CONDITIONS:
             return frame
@@ -252,6 +259,18 @@ class _Naming:
         catalog = self._context.catalog(CATALOG)
         catalog.register_schema(SCHEMA, user)
         catalog.register_schema(SYSTEM_SCHEMA, system)
+
+    def _refuse_described(self, frame: DataFrame, providers: Mapping[str, Any]) -> None:
+        """A table that is there for its columns only has no rows to read: an empty answer would be a wrong one."""
+        if not self._describes:
+            return
+        scanned = _scan_counts(frame)
+        for table in self._request.tables:
+            spelt = (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}")
+            if table.name not in providers and not table.name.startswith(INFORMATION_SCHEMA) and scanned.keys() & spelt:
+                raise InvalidStatement(
+                    f"write the name of table {table.name!r} in double quotes beside {INFORMATION_SCHEMA}"
+                )
 
     def _described(self, table: Table) -> Any:
         """A table without rows, with the types that InfluxDB 3 shows."""
@@ -330,7 +349,7 @@ def _execute(frame: DataFrame) -> Started:
 def _system_tables(request: PlanRequest) -> dict[str, pa.Table]:
     """The system tables that the statement may mean."""
     wanted = set(names.mentioned(request.statement, [table.name for table in request.system]))
-    if names.words(request.statement) & DESCRIBING:
+    if describes(request.statement):
         wanted = {table.name for table in request.system}
     return {table.name: table.build() for table in request.system if table.name in wanted}
 
