@@ -28,7 +28,7 @@ from engine.session import (
     set_partitions,
 )
 from engine.tails import TailCache
-from engine.views import Views, probe_name
+from engine.views import Views, probe_name, usable
 from engine.viewsql import shown
 from storage.errors import SnapshotTooOld
 from storage.schema import Role
@@ -213,10 +213,10 @@ class _Naming:
         self._register(providers)
         frame, statement = self._plan()
         self._refuse_described(frame, providers)
-        merging = [s for s in self._request.snapshots if views[s.table.name].merges]
-        if not merging or not names.words(statement) & CONDITIONS:
+        wide = [s for s in self._request.snapshots if views[s.table.name].narrows]
+        if not wide or not names.words(statement) & CONDITIONS:
             return frame
-        narrowed = self._narrow(statement, providers, merging)
+        narrowed = self._narrow(statement, providers, wide)
         if not narrowed:
             return frame
         self._register(providers | narrowed)
@@ -281,24 +281,24 @@ class _Naming:
         schema = pa.schema([(c.name, _described_type(c)) for c in columns])
         return Table(dataset.dataset(schema.empty_table()))
 
-    def _narrow(self, statement: str, providers: dict[str, Any], merging: Sequence[TableSnapshot]) -> dict[str, Any]:
-        """Views with the statement's conditions on keys inside their merges: DataFusion does not push them there.
+    def _narrow(self, statement: str, providers: dict[str, Any], wide: Sequence[TableSnapshot]) -> dict[str, Any]:
+        """Views of what the statement's conditions on keys leave: DataFusion pushes none into a merge.
 
         The conditions are what the optimizer pushes into a plain table of the same name. A table that stands in
         the statement twice keeps its whole view.
         """
-        probes = {s.table.name: self._views.probe(s.table) for s in merging}
+        probes = {s.table.name: self._views.probe(s.table) for s in wide}
         self._register(providers | probes)
         plain = self._read(statement)
         counts = _scan_counts(plain)
         conditions = _scan_conditions(plain)
         narrowed = {}
-        for snapshot in merging:
+        for snapshot in wide:
             table = snapshot.table
             found = conditions.get(probe_name(table), [])
             if counts.get(probe_name(table)) != 1 or len(found) != 1:
                 continue
-            pushed = self._views.usable(table, found[0])
+            pushed = usable(table, found[0])
             if pushed.conditions:
                 narrowed[table.name] = self._views.narrowed(snapshot, self._tails[table.id], pushed).provider
         return narrowed
@@ -317,7 +317,7 @@ def _scan_counts(frame: DataFrame) -> dict[str, int]:
 
 def _scan_conditions(frame: DataFrame) -> dict[str, list[list[Expr]]]:
     """For each scan in the optimized plan, outside of expressions, what is pushed into it."""
-    from datafusion.expr import TableScan
+    from datafusion.expr import Expr, TableScan
 
     found: dict[str, list[list[Expr]]] = {}
     try:
@@ -330,7 +330,7 @@ def _scan_conditions(frame: DataFrame) -> dict[str, list[list[Expr]]]:
         if node.display().startswith(SCAN_LINE):
             scan = node.to_variant()
             if isinstance(scan, TableScan):
-                found.setdefault(scan.table_name(), []).append(list(scan.filters()))
+                found.setdefault(scan.table_name(), []).append([Expr(condition) for condition in scan.filters()])
     return found
 
 

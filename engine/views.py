@@ -6,6 +6,7 @@ the snapshot changes, so a repeated query plans against the same object.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +37,15 @@ SLICE_ROWS: Final = 16_384
 ORDER_MAX: Final = 2**63 - 1
 """A tail is newer than every file."""
 
+FILES_MANY: Final = 24
+"""A table of more files is worth a second plan that names only those in the query's range of time."""
+TIME_MIN: Final = -(2**63)
+TIME_MAX: Final = 2**63 - 1
+TRANSPARENT: Final = frozenset(
+    ("BinaryExpr", "Between", "Cast", "InList", "IsNotNull", "IsNull", "Like", "Not", "ScalarFunction")
+)
+"""Expressions whose operands DataFusion's Python API lists completely."""
+
 Tails = dict[int, tuple[pa.RecordBatch, ...]]
 """Folded tail layers by partition, older first."""
 Key = tuple[object, ...]
@@ -43,18 +53,23 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Pushed:
-    """Conditions on key columns that hold for every row a query can use, named as `qualifier`.column."""
+    """Conditions on key columns that hold for every row a query can use, named as `qualifier`.column.
+
+    ``low`` and ``high`` are the inclusive times in ns that they leave.
+    """
 
     qualifier: str
     conditions: tuple[Expr, ...]
+    low: int = TIME_MIN
+    high: int = TIME_MAX
 
 
 @dataclass(frozen=True)
 class View:
-    """A table to register, and whether it merges layers (then conditions are worth pushing into them)."""
+    """A table to register. ``narrows`` says that a query's conditions on keys make a cheaper view of it."""
 
     provider: Provider
-    merges: bool
+    narrows: bool
 
 
 @dataclass(frozen=True)
@@ -109,20 +124,56 @@ class Views:
         fields = {c.name: file_schema(table).field(c.storage_name).type for c in viewsql.shown(table)}
         return self._files.table(pa.schema(list(fields.items())), ["probe.parquet"], probe_name(table)).into_view()
 
-    def usable(self, table: Table, conditions: Sequence[Expr]) -> Pushed:
-        """Those of `conditions` that touch key columns only. A condition on a field sees merged rows only."""
-        items = ", ".join(f"arrow_cast(NULL, '{viewsql.SQL_TYPES[c.kind]}') AS {viewsql.quote(c.name)}"
-                          for c in viewsql.keys(table))  # fmt: skip
-        empty = self._context.sql(f"SELECT {items}").alias(probe_name(table))
-        return Pushed(probe_name(table), tuple(c for c in conditions if _resolves(empty, c)))
+
+def usable(table: Table, conditions: Sequence[Expr]) -> Pushed:
+    """Those of `conditions` that touch key columns only. A condition on a field sees merged rows only (LOG L26)."""
+    keys = {column.name for column in viewsql.keys(table)}
+    qualifier = probe_name(table)
+    known = tuple(c for c in conditions if _touches_only(c, keys, qualifier))
+    return Pushed(qualifier, known, *time_range([str(c) for c in known], qualifier))
 
 
-def _resolves(frame: DataFrame, condition: Expr) -> bool:
-    try:
-        frame.filter(condition)
-    except Exception:  # noqa: BLE001 - DataFusion raises bare Exception
+def time_range(conditions: Sequence[str], qualifier: str) -> Range:
+    """The inclusive times in ns that conditions leave, as far as they compare the time with a constant."""
+    pattern = re.compile(rf"Expr\({qualifier}\.{TIME_COLUMN} (>=|>|<=|<|=) TimestampNanosecond\((-?\d+), None\)\)")
+    low, high = TIME_MIN, TIME_MAX
+    for condition in conditions:
+        match = pattern.fullmatch(condition)
+        if match is None:
+            continue
+        operator, value = match.group(1), int(match.group(2))
+        if operator in (">=", ">", "="):
+            low = max(low, value + (operator == ">"))
+        if operator in ("<=", "<", "="):
+            high = min(high, value - (operator == "<"))
+    return low, high
+
+
+def _touches_only(condition: Expr, names: Collection[str], qualifier: str) -> bool:
+    """Whether a condition is known to refer to `names` only: what its text and its tree say must agree."""
+    found = _columns(condition)
+    if found is None or str(condition).count(f"{qualifier}.") != len(found):
         return False
-    return True
+    return set(found) <= set(names)
+
+
+def _columns(expression: Expr) -> list[str] | None:
+    """The columns that an expression refers to; None if it holds anything that is not known here."""
+    variant = expression.variant_name()
+    if variant == "Literal":
+        return []
+    if variant == "Column":
+        name: str = expression.to_variant().name()
+        return [name]
+    if variant not in TRANSPARENT:
+        return None
+    found: list[str] = []
+    for operand in expression.rex_call_operands():
+        inner = _columns(operand)
+        if inner is None:
+            return None
+        found += inner
+    return found
 
 
 def _key(snapshot: TableSnapshot) -> Key:
@@ -165,7 +216,8 @@ class _Builder:
             for part in self._snapshot.partitions:
                 self._add_partition(self._layers(part.files, self._tails.get(part.partition, ())))
             frame = self._context.sql(viewsql.union_all(self._finished_parts()))
-            return View(frame.into_view(), self._merges > 0)
+            files = sum(len(part.files) for part in self._snapshot.partitions)
+            return View(frame.into_view(), self._merges > 0 or files > FILES_MANY)
         finally:
             catalog.register_schema(LAYERS_SCHEMA, Schema.memory_schema())
 
@@ -174,7 +226,8 @@ class _Builder:
         for place, batch in enumerate(tail):
             layers.append(_Layer(_tail_span(self._table, batch, place), batch))
         cutoff = self._snapshot.cutoff_ns
-        return [layer for layer in layers if cutoff is None or layer.span.high >= cutoff]
+        visible = [layer for layer in layers if cutoff is None or layer.span.high >= cutoff]
+        return visible if self._pushed is None else _clipped(visible, self._pushed)
 
     def _add_partition(self, layers: Sequence[_Layer]) -> None:
         alone, merges = split([layer.span for layer in layers])
@@ -241,6 +294,16 @@ class _Builder:
         if cutoff is None:
             return list(ranges)
         return [(max(low, cutoff), high) for low, high in ranges if high >= cutoff]
+
+
+def _clipped(layers: Sequence[_Layer], pushed: Pushed) -> list[_Layer]:
+    """The layers with rows in a range of time, as if they had none outside: what is outside no query row needs."""
+    clipped = []
+    for layer in layers:
+        low, high = max(layer.span.low, pushed.low), min(layer.span.high, pushed.high)
+        if low <= high:
+            clipped.append(_Layer(Span(low, high, layer.span.order), layer.source))
+    return clipped
 
 
 def _tail_span(table: Table, batch: pa.RecordBatch, place: int) -> Span:

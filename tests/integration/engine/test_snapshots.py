@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import engine.views
+from engine.views import FILES_MANY
 from storage.errors import UnsupportedFormat
 from storage.schema import Column, Op, Role, TypeKind
 from tests.harness.queries import Row, World, make_table, sorted_rows
@@ -95,6 +96,44 @@ def test_a_condition_on_a_field_sees_merged_rows_only(tmp_path: Path) -> None:
     assert world.ask(
         "SELECT count(*) AS n FROM cpu WHERE usage = 10 AND host = 'a' AND time < to_timestamp_nanos(2)"
     ) == [{"n": 0}]
+
+
+def test_conditions_on_keys_go_into_each_layer_of_a_merge(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add_file(points(range(100), 1))
+    world.add_file(points(range(50, 150), 2))
+    condition = "host = 'a' AND time < to_timestamp_nanos(60) AND host IN ('a', 'b', 'c', 'd') AND length(host) = 1"
+    plan = world.ask(f"EXPLAIN SELECT * FROM cpu AS c WHERE {condition} AND usage > 1")[1]["plan"]
+    merged = [line for line in plan[plan.index("HashJoinExec") :].splitlines() if "DataSourceExec" in line]
+    assert len(merged) == 2
+    for line in merged:
+        pushed = line.split("predicate=")[1]
+        assert "time@0 >= 50 AND time@0 <= 59" in pushed
+        assert "character_length(c1@1) = 1" in pushed
+        assert "c100@" not in pushed
+
+
+def test_files_outside_of_the_asked_time_are_not_planned(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for n in range(FILES_MANY + 2):
+        world.add_file(points(range(10 * n, 10 * n + 11), n))
+    plan = world.ask("EXPLAIN SELECT * FROM cpu WHERE time > to_timestamp_nanos(42) AND time <= to_timestamp_nanos(48)")
+    assert plan[1]["plan"].count(".parquet") == 1
+    assert "HashJoinExec" not in plan[1]["plan"]
+    assert world.ask("SELECT count(*) AS n FROM cpu WHERE time = to_timestamp_nanos(40)") == [{"n": 1}]
+    assert world.ask("SELECT count(*) AS n FROM cpu WHERE time < to_timestamp_nanos(-1)") == [{"n": 0}]
+    assert world.ask("SELECT count(*) AS n FROM cpu") == [{"n": len(world.expected())}]
+
+
+def test_a_table_that_stands_in_a_statement_twice_is_right_too(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add_file(points(range(20), 1))
+    world.add_tail(points(range(10, 30), 2))
+    statement = """
+        SELECT count(*) AS n FROM cpu AS a JOIN cpu AS b ON a.usage = b.usage
+        WHERE a.time < to_timestamp_nanos(15) AND b.time >= to_timestamp_nanos(12)
+    """
+    assert world.ask(statement) == [{"n": 5 * 18}]
 
 
 def test_rows_below_the_cutoff_are_hidden(tmp_path: Path) -> None:
@@ -215,6 +254,11 @@ CONDITIONS: list[tuple[str, Any]] = [
     ("host = 'a' OR n > 2", lambda r: r.get("host") == "a" or r.get("n", 0) > 2),
     ("n < 3 AND rack = ''", lambda r: r.get("n", 9) < 3 and r.get("rack") == ""),
     ("host IN ('a', 'c') AND s = 'v'", lambda r: r.get("host") == "a" and r.get("s") == "v"),
+    ("n IS NULL AND host IS NOT NULL", lambda r: "n" not in r and "host" in r),
+    ("NOT (host = 'a') AND n BETWEEN 1 AND 3", lambda r: r.get("host", "a") != "a" and 1 <= r.get("n", 0) <= 3),
+    ("CASE host WHEN 'a' THEN n ELSE 1 END = 1", lambda r: r.get("n") == 1 if r.get("host") == "a" else True),
+    ("host || s = 'av' AND s LIKE 'v%'", lambda r: r.get("host") == "a" and r.get("s") == "v"),
+    ("n IN (1, 2, 3, 4, 5) AND host NOT IN ('b')", lambda r: r.get("n", 0) > 0 and r.get("host", "b") != "b"),
     ("coalesce(host, rack) = 'b'", lambda r: r.get("host", r.get("rack")) == "b"),
     ("time = (SELECT max(time) FROM cpu) AND host = 'a'", None),
 ]  # fmt: skip

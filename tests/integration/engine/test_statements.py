@@ -15,6 +15,7 @@ from engine.errors import (
     NotSupported,
     UnknownTable,
 )
+from engine.planner import describes
 from engine.scan import SystemTable
 from storage.schema import TypeKind
 from tests.harness.queries import World, make_table, sorted_rows
@@ -183,6 +184,26 @@ def test_schema_statements_show_influxdb_s_names_and_types(world: World) -> None
 def test_schema_statements_can_be_joined_with_rows(world: World) -> None:
     statement = "SELECT t.table_name, c.usage FROM information_schema.tables t, cpu c WHERE t.table_name = 'cpu'"
     assert world.ask(statement) == [{"table_name": "cpu", "usage": 1}]
+
+
+def test_a_table_beside_the_schema_is_never_read_as_empty(world: World) -> None:
+    with pytest.raises(InvalidStatement, match="double quotes"):
+        world.ask("SELECT c.usage FROM information_schema.tables t, 'cpu' c")
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("SELECT usage FROM cpu ORDER BY usage DESC", False),
+        ("WITH show AS (SELECT 1) SELECT * FROM show", False),
+        ("SHOW TABLES", True),
+        ("/* c */ describe cpu", True),
+        ("SELECT * FROM Information_Schema.tables", True),
+        ("SELECT 'information_schema'", False),
+    ],
+)
+def test_which_statements_are_about_the_schema(statement: str, expected: bool) -> None:
+    assert describes(statement) is expected
 
 
 def test_system_tables_are_built_when_they_are_mentioned(world: World) -> None:
