@@ -59,6 +59,8 @@ CUTOFF_EVERY_MS: Final = 60_000
 CHECKPOINT_PAUSE_SECONDS: Final = 1.0
 """The pause after a checkpoint that failed, before the next is tried."""
 PART_TRIES_MAX: Final = 5
+BACKLOG_SECONDS_MIN: Final = 30.0
+"""Age never refuses appends sooner: a checkpoint that was due at once may take as long as this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +274,7 @@ class Shard:
         if (
             state.log_bytes_above_k > 2 * limits.log_bytes
             or state.objects_above_k > 2 * limits.checkpoint_objects
-            or self._age_seconds() > 2 * limits.checkpoint_seconds
+            or self._age_seconds() > max(2 * limits.checkpoint_seconds, BACKLOG_SECONDS_MIN)
         ):
             self._due.set()
             raise LogBacklogFull(
