@@ -15,7 +15,14 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from storage.errors import FsyncFailed, ObjectMissing, ShardClosed, StorageError, StoreUnavailable
+from storage.errors import (
+    FsyncFailed,
+    ObjectMissing,
+    OutcomeUnknown,
+    ShardClosed,
+    StorageError,
+    StoreUnavailable,
+)
 from storage.log import LogCore, Phase
 from storage.logeffects import (
     CheckNext,
@@ -225,13 +232,20 @@ class LogDriver:
                 await self._check(effect)
             elif isinstance(effect, DeleteObject):
                 await self._delete(effect)
-        except FsyncFailed as error:  # L34: what the disk holds is unknown; the process ends
-            self._on_fatal(error)
-            return
-        except StorageError as error:
-            self._on_fatal(error)
-            return
+            self._pump()
+        except Exception as error:  # noqa: BLE001 - L34 (fsync failed), or a defect: no answer would ever come
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """The process ends; who waits is told now, and that what was sent may stand (L6)."""
+        self._on_fatal(error)
+        _fail(self._opened, error)
+        self.core.close()
         self._pump()
+        unknown = OutcomeUnknown(f"log {self.core.identity.log_id}: its owner failed ({error}); a write may stand")
+        waiting: list[asyncio.Future[Any]] = [*self._tickets.values(), *self._reads.values()]
+        for future in waiting:  # the core knows them no more: a defect came between
+            _fail(future, unknown)
 
     async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await self._loop.run_in_executor(self._executor, functools.partial(function, *arguments))
@@ -322,9 +336,8 @@ class LogDriver:
     async def _checkpoint_on_the_way(self, checkpoint: Callable[[], Awaitable[None]]) -> None:
         try:
             await checkpoint()
-        except StorageError as error:
-            if not self._opened.done():
-                self._opened.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `open` must not wait for ever
+            _fail(self._opened, error)
             return
         self.core.resume_replay()
         self._pump()
@@ -379,7 +392,7 @@ class LogDriver:
     }
 
 
-def _fail(future: asyncio.Future[Any], error: StorageError) -> None:
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # a caller that has gone away is no reason for a warning

@@ -1,0 +1,1 @@
+"""Pure parts under attack; each test is named after what was lost."""
