@@ -9,6 +9,7 @@ threads and a local disk instead.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
@@ -41,22 +42,35 @@ if TYPE_CHECKING:
 LIMITS = ShardLimits(checkpoint_seconds=3600.0, grace_seconds=0.0)
 BUDGET_BYTES = 64 * 1024 * 1024
 DATABASE = "db"
+_WRITERS = itertools.count(1)
 
 
 class SimExecutor(Executor):
-    """Calls wait until the loop comes by, and then one of them, drawn by the seed, is made."""
+    """Calls wait until the loop comes by, and then one of them, drawn by the seed, is made.
+
+    While it is ``asleep`` none is made, as in a process that was paused.
+    """
 
     def __init__(self, seed: int) -> None:
+        self.asleep = False
         self._random = random.Random(seed)
         self._waiting: list[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = []
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
         self._waiting.append((future, fn, args))
-        asyncio.get_running_loop().call_soon(self._one)
+        if not self.asleep:
+            asyncio.get_running_loop().call_soon(self._one)
         return future
 
+    def wake(self) -> None:
+        self.asleep = False
+        for _ in self._waiting:
+            asyncio.get_running_loop().call_soon(self._one)
+
     def _one(self) -> None:
+        if self.asleep or not self._waiting:
+            return
         future, function, arguments = self._waiting.pop(self._random.randrange(len(self._waiting)))
         if not future.set_running_or_notify_cancel():
             return
@@ -107,6 +121,7 @@ class StorageNode:
         self.shards: dict[int, Shard] = {}
         self.fatal: list[BaseException] = []
         self.writes = 0
+        self.writer = next(_WRITERS).to_bytes(15, "little")
         self.catalog: Catalog
 
     async def open(self, logs: Sequence[int] = (1, 2), partitions: int = 2) -> None:
@@ -155,7 +170,7 @@ class StorageNode:
         parts = []
         for partition, rows in route(table, pa.RecordBatch.from_pydict(values)):
             self.writes += 1
-            write_id = WriteId(1, self.name[:15] + bytes([writer]), 0, self.writes, 1)
+            write_id = WriteId(1, self.writer + bytes([writer]), 0, self.writes, 1)
             born = self.shards[partition.log_id].state.position
             append = Append(table, partition.id, rows, write_id, born)
             parts.append(Part(partition.log_id, append, tuple(rows.column("n").to_pylist())))
