@@ -48,7 +48,7 @@ class RunningNode:
         self.process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
-    def start(self) -> RunningNode:
+    def start(self) -> Self:
         """Start the process and wait until it says that it is ready."""
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log:
