@@ -278,8 +278,13 @@ class EmbeddedBackend:
         partitions: list[PartitionSnapshot] = []
         for log_id in logs:
             partitions.extend(shards[log_id].snapshot(newest))
-        cutoffs = [c for log_id in logs if (c := shards[log_id].cutoff_ns(newest.database_id)) is not None]
-        return TableSnapshot(newest, tuple(partitions), max(cutoffs, default=None))
+        return TableSnapshot(newest, tuple(partitions), self._cutoff(newest, [shards[log_id] for log_id in logs]))
+
+    def _cutoff(self, table: Table, shards: Sequence[Shard]) -> int | None:
+        """The recorded cut-off (L36); none once the period was cleared, or rows acknowledged since were never seen."""
+        if self._catalog.current.databases_by_id[table.database_id].retention_ns is None:
+            return None
+        return max((c for shard in shards if (c := shard.cutoff_ns(table.database_id)) is not None), default=None)
 
     async def _record_cutoffs(self, tables: Sequence[Table], shards: dict[int, Shard]) -> None:
         catalog = self._catalog.current
