@@ -238,9 +238,9 @@ class Machines:
             self._starts[key] = self._step_of(Node(core))
         return self._starts[key]
 
-    def start_read(self) -> Step:
+    def start_read(self, reader_class: type[LogReader] | None = None) -> Step:
         """A store read begins."""
-        return self._reader_step(Node(self._reader_class(STORE_ID, LOG_ID, RowState)))
+        return self._reader_step(Node((reader_class or self._reader_class)(STORE_ID, LOG_ID, RowState)))
 
     def step(self, machine: int, event: Event) -> Step:
         """What ``event`` leads to in this state, by running the real code (once)."""
