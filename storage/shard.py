@@ -33,7 +33,7 @@ from storage.frames import ENTRIES_MAX, NO_WRITE_ID, OBJECT_BYTES_MAX, EntryKind
 from storage.logdriver import LogDriver
 from storage.logeffects import CheckpointDraft
 from storage.objects import CreateOutcome
-from storage.shardstate import ShardState, encode_frozen
+from storage.shardstate import ShardState, encode_frozen, held_bytes
 from storage.store import data_folder, epoch_of, part_path, parts_folder
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class Shard:
                 f"a write of {encoded} bytes in {len(entries)} parts for one shard: "
                 f"at most {OBJECT_BYTES_MAX} bytes in {ENTRIES_MAX} parts; send less at once"
             )
-        size = sum(p.rows.get_total_buffer_size() for p in parts)
+        size = sum(held_bytes(p.rows) for p in parts)
         self._reserve(size + encoded)  # under way they are held twice
         try:
             futures = driver.append(entries, [p.rows for p in parts])
