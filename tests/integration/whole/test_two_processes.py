@@ -1,4 +1,4 @@
-"""Two processes: on one folder the second is refused; on one store the first is fenced and acknowledges no more."""
+"""Two processes: one folder refuses the second; on one store the first is fenced and acknowledges no more."""
 
 from __future__ import annotations
 
