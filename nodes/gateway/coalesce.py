@@ -58,7 +58,7 @@ WRITTEN: Final = WriteReport()
 
 @dataclass(slots=True, eq=False)
 class _Body:
-    """One client's body. ``now_ns`` is the time of its lines without one, fixed once."""
+    """One client's body. ``now_ns`` is the time of its lines without one; once it was parsed it never changes (L8)."""
 
     data: bytes
     is_all_or_nothing: bool
@@ -321,6 +321,8 @@ class Coalescer:
 
     async def _prepare(self, lane: _Lane, bodies: list[_Body]) -> _Group:
         """Parse, and change the Catalog for the accepted rows; again when it changed meanwhile."""
+        for body in bodies:  # L8: written again by itself, a line must get the time that it may stand at already
+            body.now_ns = bodies[0].now_ns
         error: Exception = StaleTable("not tried")
         view = self._backend.catalog
         for _ in range(ATTEMPTS_MAX):
@@ -425,10 +427,12 @@ class Coalescer:
 
 
 def _take(lane: _Lane, coalesce_bytes: int) -> list[_Body]:
-    """The next bodies of a lane: always one, more up to ``coalesce_bytes`` together."""
+    """The next bodies of a lane: always one, more up to ``coalesce_bytes`` together; those tried keep their time."""
     bodies = [lane.waiting.popleft()]
     size = len(bodies[0].data)
     while lane.waiting and len(bodies) < GROUP_BODIES_MAX and size + len(lane.waiting[0].data) <= coalesce_bytes:
+        if lane.waiting[0].attempts and lane.waiting[0].now_ns != bodies[0].now_ns:
+            break
         bodies.append(lane.waiting.popleft())
         size += len(bodies[-1].data)
     lane.waiting_bytes -= size
