@@ -125,7 +125,8 @@ class EmbeddedBackend:
             await shard.open()
         except LogDamaged as error:  # L3: that shard stays closed, others serve
             self._closed_shards[shard.log_id] = str(error)
-            log.error("a shard stays closed", shard=shard.log_id, reason=str(error))
+            way_out = f"stop the node, then: runnel store skip --log {shard.log_id} --object SEQUENCE"
+            log.error("a shard stays closed", shard=shard.log_id, reason=str(error), to_give_up_the_object=way_out)
             return
         self._watch(stack, shard.driver.closed, f"shard {shard.log_id}")
 
