@@ -172,7 +172,7 @@ class Planner:
         )
         if self._root.bucket is not None and self._s3 is not None:
             register_s3(context, self._root.bucket, self._s3)
-        return context, Views(context, FileTables(context, self._root.url))
+        return context, Views(context, FileTables(context, self._root.url), limits.tails_bytes_max)
 
     def _check_files(self, snapshots: Sequence[TableSnapshot]) -> None:
         """LOG L16: DataFusion reads a file that is not there when it plans as an empty one, so look after it.

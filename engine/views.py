@@ -92,12 +92,13 @@ def probe_name(table: Table) -> str:
 
 
 class Views:
-    """Builds and keeps views of snapshots."""
+    """Builds and keeps views of snapshots; those kept hold at most ``tails_bytes_max`` of tails."""
 
-    def __init__(self, context: SessionContext, files: FileTables) -> None:
+    def __init__(self, context: SessionContext, files: FileTables, tails_bytes_max: int) -> None:
         self._context = context
         self._files = files
-        self._kept: OrderedDict[int, tuple[Key, View]] = OrderedDict()
+        self._tails_bytes_max = tails_bytes_max
+        self._kept: OrderedDict[int, tuple[Key, View, int]] = OrderedDict()
 
     def view(self, snapshot: TableSnapshot, tails: Tails) -> View:
         """The table as users see it at this snapshot. Raises UnsupportedFormat for ops other than patch."""
@@ -110,10 +111,17 @@ class Views:
             self._kept.move_to_end(table.id)
             return kept[1]
         view = _Builder(self._context, self._files, snapshot, tails, None).build()
-        self._kept[table.id] = (key, view)
-        if len(self._kept) > VIEWS_KEPT:
-            self._kept.popitem(last=False)
+        held = sum(layer.get_total_buffer_size() for layers in tails.values() for layer in layers)
+        self._kept[table.id] = (key, view, held)
+        self._kept.move_to_end(table.id)
+        self._let_go()
         return view
+
+    def _let_go(self) -> None:
+        """The least recently used first: a view keeps the tail that it was built over, also when rows are in files."""
+        total = sum(held for _, _, held in self._kept.values())
+        while self._kept and (len(self._kept) > VIEWS_KEPT or total > self._tails_bytes_max):
+            total -= self._kept.popitem(last=False)[1][2]
 
     def narrowed(self, snapshot: TableSnapshot, tails: Tails, pushed: Pushed) -> View:
         """The same rows without those that no condition of `pushed` lets through, for one query."""
