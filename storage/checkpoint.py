@@ -109,11 +109,16 @@ def section_from_table(section: Section, table: pa.Table) -> Entry:
 
 
 def decode_sections(entries: Iterable[Entry], where: str) -> dict[Section, list[dict[str, Any]]]:
+    """All sections of a Checkpoint object as rows; see `decode_tables`."""
+    return {section: table.to_pylist() for section, table in decode_tables(entries, where).items()}
+
+
+def decode_tables(entries: Iterable[Entry], where: str) -> dict[Section, pa.Table]:
     """All sections of a Checkpoint object; one that is absent is empty, META always has its one row.
 
     Raises CorruptObject, and UnsupportedFormat for an unknown or reserved section or column.
     """
-    found: dict[Section, list[dict[str, Any]]] = {}
+    found: dict[Section, pa.Table] = {}
     for entry in entries:
         if entry.kind != EntryKind.SECTION:
             raise CorruptObject(f"{where}: a Checkpoint holds an entry that is no section")
@@ -123,12 +128,12 @@ def decode_sections(entries: Iterable[Entry], where: str) -> dict[Section, list[
         if section in found or len(entry.frames) != 1 or entry.frames[0].type is not FrameType.IPC:
             raise CorruptObject(f"{where}: section {section.name} is there twice, or is no table")
         found[section] = _read_table(section, entry.frames[0].parts()[0], entry.row_count, where)
-    if len(found.get(Section.META, ())) != 1:
+    if Section.META not in found or found[Section.META].num_rows != 1:
         raise CorruptObject(f"{where}: a Checkpoint without its META section")
-    return {s: found.get(s, []) for s in SCHEMAS}
+    return {s: found[s] if s in found else SCHEMAS[s].empty_table() for s in SCHEMAS}
 
 
-def _read_table(section: Section, payload: bytes | memoryview, rows: int, where: str) -> list[dict[str, Any]]:
+def _read_table(section: Section, payload: bytes | memoryview, rows: int, where: str) -> pa.Table:
     try:
         table = pa.ipc.open_stream(pa.py_buffer(payload)).read_all()
     except (pa.ArrowException, OSError, EOFError) as error:
@@ -137,8 +142,7 @@ def _read_table(section: Section, payload: bytes | memoryview, rows: int, where:
         raise UnsupportedFormat(f"{where}: section {section.name} has columns that this version does not know")
     if table.num_rows != rows:
         raise CorruptObject(f"{where}: section {section.name}: {table.num_rows} rows where {rows} were written")
-    found: list[dict[str, Any]] = table.to_pylist()
-    return found
+    return table
 
 
 def file_row(file: DataFile) -> dict[str, Any]:
@@ -179,4 +183,5 @@ def decode_part(store_id: bytes, log_id: int, data: bytes, where: str) -> tuple[
     frame, end = decode_frame(view, PART.size, len(data), True, where)
     if frame is None or frame.type is not FrameType.IPC or end != len(data):
         raise CorruptObject(f"{where}: a part is one table and nothing else")
-    return tuple(file_from_row(row, where) for row in _read_table(Section.FILES, frame.parts()[0], rows, where))
+    table = _read_table(Section.FILES, frame.parts()[0], rows, where)
+    return tuple(file_from_row(row, where) for row in table.to_pylist())

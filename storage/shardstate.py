@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
 
@@ -19,7 +19,7 @@ from storage.checkpoint import (
     Part,
     Section,
     decode_part,
-    decode_sections,
+    decode_tables,
     file_from_row,
     file_row,
     section_entry,
@@ -41,6 +41,9 @@ WRITE_IDS_MAX: Final = 100_000
 
 COLUMN_BYTES: Final = 1024
 """What a column of a batch holds beside its values: Arrow's objects and alignment, measured at 0.7 to 1.3 KB."""
+
+WRITE_IDS_PIECE: Final = 4096
+"""Write ids that are encoded at once."""
 
 PartitionKey = tuple[int, int]
 """(table id, partition id)."""
@@ -71,8 +74,7 @@ class PartitionState:
     tail: list[TailEntry] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
+class Remembered(NamedTuple):
     """Where the entry of a write id stands."""
 
     sequence: int
@@ -109,13 +111,23 @@ def held_bytes(rows: pa.RecordBatch) -> int:
 
 
 def _write_id_table(write_ids: tuple[list[WriteId], list[Remembered]]) -> pa.Table:
-    """Column by column: a hundred thousand ids as rows would take most of a second."""
+    """Column by column, a few at a time: a hundred thousand ids as rows would take most of a second, and as
+    one piece would keep the event loop from running beside this thread."""
     schema = SCHEMAS[Section.WRITE_IDS]
-    if not write_ids[0]:
-        return schema.empty_table()
-    places = ((at.sequence, at.first_offset, at.written_ms) for at in write_ids[1])
-    columns = (*zip(*write_ids[0], strict=True), *zip(*places, strict=True))
-    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+    pieces = []
+    for start in range(0, len(write_ids[0]), WRITE_IDS_PIECE):
+        end = start + WRITE_IDS_PIECE
+        columns = (*zip(*write_ids[0][start:end], strict=True), *zip(*write_ids[1][start:end], strict=True))
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+        pieces.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    return pa.Table.from_batches(pieces, schema)
+
+
+def _write_ids(table: pa.Table) -> OrderedDict[WriteId, Remembered]:
+    """The reverse of `_write_id_table`."""
+    columns = [column.to_pylist() for column in table.columns]
+    keys = map(WriteId._make, zip(*columns[:5], strict=True))
+    return OrderedDict(zip(keys, map(Remembered._make, zip(*columns[5:], strict=True)), strict=True))
 
 
 def encode_frozen(frozen: Frozen, new_files: Sequence[DataFile]) -> tuple[Entry, ...]:
@@ -188,7 +200,9 @@ class ShardState:
         if checkpoint is None:
             return ()
         where = f"log {self.log_id} checkpoint {checkpoint.header.sequence}"
-        sections = decode_sections(checkpoint.entries, where)
+        tables = decode_tables(checkpoint.entries, where)
+        self.write_ids = _write_ids(tables.pop(Section.WRITE_IDS))
+        sections = {section: table.to_pylist() for section, table in tables.items()}
         (meta,) = sections[Section.META]
         self.k = self.position = meta["covered"]
         self.horizon, self.revision = meta["horizon"], meta["revision"]
@@ -197,9 +211,6 @@ class ShardState:
             self.partitions[row["table_id"], row["partition"]] = PartitionState(
                 row["start"], row["next"], row["changes_from"], row["bytes"], row["time_high"], self.checkpoint_seq
             )
-        for row in sections[Section.WRITE_IDS]:
-            key = WriteId(row["kind"], row["writer"], row["epoch"], row["sequence"], row["span"])
-            self.write_ids[key] = Remembered(row["object"], row["first_offset"], row["written_ms"])
         self.drops = {row["table_id"]: row["revision"] for row in sections[Section.DROPS]}
         self.cutoffs = {r["database_id"]: Cutoff(r["cutoff"], r["recorded_ms"]) for r in sections[Section.CUTOFFS]}
         self.loose = tuple(file_from_row(row, where) for row in sections[Section.FILES])

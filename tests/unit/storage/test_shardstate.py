@@ -127,7 +127,7 @@ class History:
         return DataFile(path, *key, low, high, low, high, min(times), max(times), high - low + 1, 100 + self.files, 1)
 
     def part(self, files: tuple[DataFile, ...]) -> Part:
-        path = f"parts/1/1-{self.files:032x}"
+        path = f"parts/1/1-{len(self.parts):032x}"
         self.parts[path] = encode_part(STORE, LOG, files)
         return Part(path, files)
 
