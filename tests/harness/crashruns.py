@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from storage.errors import StorageError
-from tests.harness.storagenode import Ledger, Part, SimExecutor, StorageNode, check_node, settle
+from tests.harness.storagenode import Ledger, SimExecutor, StorageNode, check_node
 from tests.harness.stores import Crash, Fault, FaultStore, MemoryStore
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ FAULTY: Mapping[Fault, float] = {
     Fault.LOST_ANSWER: 0.06, Fault.LOST_REQUEST: 0.04, Fault.LATE: 0.06, Fault.CONFLICT: 0.04,
     Fault.UNAVAILABLE: 0.05, Fault.FULL: 0.04,
 }  # fmt: skip
-LIVES_MAX = 3
 
 
 @dataclass
@@ -196,6 +195,3 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-__all__ = ["FAULTY", "Outcome", "Part", "run", "settle"]
