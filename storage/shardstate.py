@@ -404,8 +404,11 @@ class ShardState:
 
     def snapshot(self, table: Table) -> Iterator[PartitionSnapshot]:
         """The partitions of ``table`` in this Log, at this position: files and tail, both never, neither never."""
-        for (table_id, number), state in self.partitions.items():
-            if table_id == table.id and table_id not in self.drops:
+        if table.id in self.drops:
+            return
+        for number in (partition.id for partition in table.partitions):  # never all tables: there may be very many
+            state = self.partitions.get((table.id, number))
+            if state is not None:
                 position = (self.log_id, self.epoch, state.changed_at)
                 yield PartitionSnapshot(number, position, state.files, tuple(e.batch for e in state.tail))
 
