@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import uuid
 from collections import defaultdict
@@ -24,7 +25,15 @@ from nodes.systemtables import parquet_files
 from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits, CatalogSnapshot
-from storage.errors import LogBacklogFull, LogDamaged, MemoryExhausted, NoSuchDatabase, ShardClosed, StorageError
+from storage.errors import (
+    LogBacklogFull,
+    LogDamaged,
+    MemoryExhausted,
+    NoSuchDatabase,
+    ShardClosed,
+    StorageError,
+    StoreFull,
+)
 from storage.frames import WriteId
 from storage.keys import route
 from storage.log import Identity
@@ -35,6 +44,7 @@ from storage.store import CATALOG_LOG, open_identity
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from pathlib import Path
 
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.settings_model import Budgets, Settings
@@ -50,10 +60,18 @@ ROOM_SECONDS_MAX: Final = 5.0
 ROOM_POLL_SECONDS: Final = 0.02
 LOG_BYTES_FACTOR: Final = 4
 """A Log may grow to so many times `log.checkpoint_bytes` before appends wait: bulk loads outrun a checkpoint."""
+DISK_SPARE_BYTES: Final = 2 * 2**20
+"""Of a local disk, kept free beside what the next Checkpoints need: for the Checkpoints themselves and the Catalog."""
+DISK_PLENTY_BYTES: Final = 512 * 2**20
+"""More than all writes under way can need: above it nothing is counted."""
 SWEEP_SECONDS: Final = 300.0
 """How often files that nothing names are looked for (LOG L20)."""
 
 log = structlog.get_logger(__name__)
+
+
+class _RoomIsKept(StoreFull):
+    """What is free belongs to the next Checkpoint; when that stands there may be room again."""
 
 
 class EmbeddedBackend:
@@ -70,6 +88,7 @@ class EmbeddedBackend:
         self._closed_shards: dict[int, str] = {}
         self._stack = contextlib.AsyncExitStack()
         self._store: ObjectStore
+        self._disk: Path | None = None
         self._catalog: Catalog
         self._engine: Engine
         self._store_id: uuid.UUID
@@ -92,6 +111,8 @@ class EmbeddedBackend:
         loop = asyncio.get_running_loop()
         self._store = await loop.run_in_executor(executor, open_store, settings.store_url, s3_options(settings))
         stack.callback(self._store.close)
+        probe = self._store.local_path("probe")
+        self._disk = None if probe is None else probe.parent
         await loop.run_in_executor(executor, prove_store, self._store)  # L33
         identity = await loop.run_in_executor(executor, open_identity, self._store)
         self._store_id = identity.id
@@ -234,14 +255,40 @@ class EmbeddedBackend:
         deadline = loop.time() + ROOM_SECONDS_MAX
         while True:
             try:
+                self._check_disk(appends)
                 await shard.append(appends)
-            except (LogBacklogFull, MemoryExhausted):
+            except (LogBacklogFull, MemoryExhausted, _RoomIsKept):
                 if loop.time() >= deadline:
                     raise
                 self._relieve()
                 await asyncio.sleep(ROOM_POLL_SECONDS)
             else:
                 return
+
+    def _check_disk(self, appends: Sequence[Append]) -> None:
+        """L23: appends leave so much of a local disk free that the Checkpoint of what is in the Logs still fits.
+
+        A DataFile is smaller than the objects that it stands for. Without this the Log could fill the disk, and
+        the Checkpoint that would free it could never be written.
+        """
+        if self._disk is None:
+            return
+        found = os.statvfs(self._disk)
+        free = found.f_bavail * found.f_frsize
+        pending = sum(shard.state.log_bytes_above_k for shard in self._open_ones())
+        if free >= pending + DISK_PLENTY_BYTES:
+            return
+        incoming = sum(append.rows.nbytes for append in appends)
+        if free >= pending + 2 * incoming + DISK_SPARE_BYTES:  # twice: in the Log, and in the file that follows
+            return
+        if not pending:
+            raise StoreFull(f"{self._store.url}: no space left for new rows ({free} bytes free)")
+        for shard in self._open_ones():
+            shard.request_checkpoint()
+        raise _RoomIsKept(
+            f"{self._store.url}: no space left for new rows: the {free} bytes that are free are kept for a checkpoint, "
+            "which is under way; free some space or try again"
+        )
 
     def _relieve(self) -> None:
         """When half of the memory for rows is used, the shard that holds most makes room (L23)."""
