@@ -30,9 +30,11 @@ from storage.errors import (
     LogDamaged,
     MemoryExhausted,
     NoSuchDatabase,
+    OutcomeUnknown,
     ShardClosed,
     StorageError,
     StoreFull,
+    StoreUnavailable,
 )
 from storage.frames import WriteId
 from storage.keys import route
@@ -58,6 +60,9 @@ WRITE_ID_KIND: Final = 1
 ROOM_SECONDS_MAX: Final = 5.0
 """How long a write waits for a checkpoint to make room, before 503."""
 ROOM_POLL_SECONDS: Final = 0.02
+ANSWER_SECONDS_MAX: Final = 90.0
+"""How long a client waits for a store that says nothing: three times the longest request to it, by default."""
+_SILENT: Final = f"the store has not answered in {ANSWER_SECONDS_MAX:.0f} seconds"
 LOG_BYTES_FACTOR: Final = 4
 """A Log may grow to so many times `log.checkpoint_bytes` before appends wait: bulk loads outrun a checkpoint."""
 DISK_SPARE_BYTES: Final = 2 * 2**20
@@ -224,11 +229,19 @@ class EmbeddedBackend:
 
     async def refresh(self) -> CatalogSnapshot:
         """The Catalog, proved to be the newest (L29)."""
-        return await self._catalog.prove()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                return await self._catalog.prove()
+        except TimeoutError:
+            raise StoreUnavailable(f"the Catalog: {_SILENT}; try again") from None
 
     async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogSnapshot:
         """Apply changes; durable when it returns (L4)."""
-        return await self._catalog.alter(changes)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                return await self._catalog.alter(changes)
+        except TimeoutError:
+            raise OutcomeUnknown(f"the Catalog: {_SILENT}; the change may stand") from None
 
     async def write(self, batches: Sequence[Batch], principal: Principal) -> None:
         """Split by partition and append to each Log, at once and atomic per shard (L8, L17)."""
@@ -237,14 +250,23 @@ class EmbeddedBackend:
             for partition, rows in route(batch.table, batch.rows):
                 self._writes += 1
                 write_id = WriteId(WRITE_ID_KIND, self._writer, 0, self._writes, 1)
-                born = self._shard(partition.log_id).state.position
+                born = self._shards[partition.log_id].state.position
                 parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born))
         if len(parts) == 1:
             ((log_id, appends),) = parts.items()
-            await self._append(self._shard(log_id), appends)
+            await self._append_to(log_id, appends)
         else:
-            await _all(*(self._append(self._shard(log_id), appends) for log_id, appends in parts.items()))
+            await _all(*(self._append_to(log_id, appends) for log_id, appends in parts.items()))
         self._relieve()
+
+    async def _append_to(self, log_id: int, appends: Sequence[Append]) -> None:
+        """Append to one Log within a bounded time. A closed shard refuses its own part only (L3)."""
+        shard = self._shard(log_id)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                await self._append(shard, appends)
+        except TimeoutError:
+            raise OutcomeUnknown(f"shard {log_id}: {_SILENT}; the write may stand") from None
 
     async def _append(self, shard: Shard, appends: Sequence[Append]) -> None:
         """Append; while a checkpoint makes room, wait a bounded time before the client is told to come back (L23).
@@ -297,7 +319,7 @@ class EmbeddedBackend:
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         """Plan and start one statement over one snapshot of each table (L14)."""
-        catalog = await self._catalog.prove()
+        catalog = await self.refresh()
         if catalog.database(request.database) is None:
             raise NoSuchDatabase(f"database not found: {request.database}")
         return await self._engine.query(
@@ -410,11 +432,11 @@ class EmbeddedBackend:
 
 
 async def _all(*work: Awaitable[object]) -> None:
-    """Run all to their end, then raise the first error: a part that failed does not abandon the others (L17)."""
+    """Run all to their end, then raise the error that says most: what may stand must not be called failed (L6, L17)."""
     results = await asyncio.gather(*work, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if errors:
+        raise next((error for error in errors if isinstance(error, OutcomeUnknown)), errors[0])
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nodes.gateway.batches import StaleTable, TableShapes, ensure
 from nodes.gateway.refusals import Refused, refuse_rows
-from storage.errors import NoSuchDatabase, NoSuchTable, RequestTooLarge, SchemaConflict, StorageError
+from storage.errors import NoSuchDatabase, NoSuchTable, RequestTooLarge, SchemaConflict, ShardClosed, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -278,7 +278,7 @@ class Coalescer:
             return
         try:
             await self._backend.write([batch for group in groups for batch in group.batches], principal)
-        except RequestTooLarge as error:
+        except (RequestTooLarge, ShardClosed) as error:
             await self._write_apart(groups, error)
         except (NoSuchTable, NoSuchDatabase, SchemaConflict) as error:
             await self._backend.refresh()
@@ -291,8 +291,11 @@ class Coalescer:
             for group in groups:
                 self._answer(group)
 
-    async def _write_apart(self, groups: Sequence[_Group], error: RequestTooLarge) -> None:
-        """Too much for one object together: each group by itself, a group of several bodies body by body."""
+    async def _write_apart(self, groups: Sequence[_Group], error: StorageError) -> None:
+        """Too much for one object, or for a shard that is closed: not the fault of all (L3, F15).
+
+        Each group by itself, a group of several bodies body by body.
+        """
         if len(groups) > 1:
             for group in groups:
                 await self._write([group])
