@@ -41,16 +41,24 @@ def _meminfo_total_bytes(root: Path) -> int:
 
 def _cgroup_limits_bytes(root: Path) -> list[int]:
     limits = [_text(folder / "memory.max") for folder in _cgroup_folders(root)]
-    limits.append(_text(root / "sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    limits += [_text(folder / "memory.limit_in_bytes") for folder in _memory_folders_v1(root)]
     return [int(limit) for limit in limits if limit.isdigit() and int(limit) < CGROUP_V1_UNLIMITED_BYTES]
 
 
 def _cgroup_folders(root: Path) -> list[Path]:
     """Our cgroup v2 folder and those above it: each of them may hold a limit."""
-    top = root / "sys/fs/cgroup"
+    return _folders(root, root / "sys/fs/cgroup", "0::")
+
+
+def _memory_folders_v1(root: Path) -> list[Path]:
+    """The same for version 1; in a container, whose root is our cgroup, the ones below it do not exist."""
+    return _folders(root, root / "sys/fs/cgroup/memory", ":memory:")
+
+
+def _folders(root: Path, top: Path, mark: str) -> list[Path]:
     for line in _text(root / "proc/self/cgroup").splitlines():
-        if line.startswith("0::"):
-            parts = [part for part in line[3:].split("/") if part not in ("", "..")]
+        if mark in line:
+            parts = [part for part in line.partition(mark)[2].split("/") if part not in ("", "..")]
             return [top.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
     return [top]
 

@@ -56,6 +56,18 @@ def test_cgroup_version_1(tmp_path: Path, text: str, limit: int) -> None:
     assert memory_limit_bytes(tmp_path) == limit
 
 
+@pytest.mark.parametrize(("inner", "limit"), [("268435456", 268435456), ("9223372036854771712", 536870912)])
+def test_a_nested_cgroup_of_version_1(tmp_path: Path, inner: str, limit: int) -> None:
+    lay(
+        tmp_path,
+        proc__meminfo=MEMINFO,
+        proc__self__cgroup="4:memory:/outer/inner\n3:cpuset:/\n0::/",
+        sys__fs__cgroup__memory__outer__inner__memory_dot_limit_in_bytes=inner,
+        sys__fs__cgroup__memory__outer__memory_dot_limit_in_bytes="536870912",
+    )
+    assert memory_limit_bytes(tmp_path) == limit
+
+
 @pytest.mark.parametrize(("text", "cpus"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None)])
 def test_cpu_quota(tmp_path: Path, text: str, cpus: int | None) -> None:
     allowed = cpus_allowed(lay(tmp_path, sys__fs__cgroup__cpu_dot_max=text))
