@@ -109,8 +109,9 @@ class ParserLimits:
     """Errors reported for one body; all further ones are only counted."""
     columns_max: int = 100_000
     """Columns of one table, time included; the catalog may allow fewer."""
-    cells_max: int = 64 << 20
-    """Rows times columns, over all tables of a call: bounds the memory that a small sparse body can ask for."""
+    cells_max: int = 16 << 20
+    """Rows times columns, over all tables of a call: bounds the memory that a small sparse body can ask for.
+    At 8 bytes each twice what one object of a Log can take; the densest body of 10 MiB has a fifth of it."""
 
 
 @dataclass(frozen=True, slots=True)
