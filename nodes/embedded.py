@@ -352,9 +352,11 @@ class EmbeddedBackend:
 
     def _cutoff(self, table: Table, shards: Sequence[Shard]) -> int | None:
         """The recorded cut-off (L36); none once the period was cleared, or rows acknowledged since were never seen."""
-        if self._catalog.current.databases_by_id[table.database_id].retention_ns is None:
+        database = self._catalog.current.databases_by_id[table.database_id]
+        if database.retention_ns is None:
             return None
-        return max((c for shard in shards if (c := shard.cutoff_ns(table.database_id)) is not None), default=None)
+        found = [shard.cutoff_ns(database.id, database.retention_ns) for shard in shards]
+        return max((cutoff for cutoff in found if cutoff is not None), default=None)
 
     async def _record_cutoffs(self, tables: Sequence[Table], shards: dict[int, Shard]) -> None:
         catalog = self._catalog.current

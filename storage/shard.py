@@ -315,10 +315,13 @@ class Shard:
             (future,) = self.driver.append([record_entry(EntryKind.RETENTION, record)], [None])
             await asyncio.shield(future)
 
-    def cutoff_ns(self, database_id: int) -> int | None:
-        """The recorded cut-off of a database in this Log."""
+    def cutoff_ns(self, database_id: int, retention_ns: int = 0) -> int | None:
+        """The recorded cut-off of a database in this Log; for a period made longer since, what it would have been.
+
+        Else rows that are written within the longer period would be acknowledged and never shown.
+        """
         known = self.state.cutoffs.get(database_id)
-        return None if known is None else known.time_ns
+        return None if known is None else min(known.time_ns, known.recorded_ms * 1_000_000 - retention_ns)
 
     # -- checkpoints (L18, L22, L23) ---------------------------------------------------------------------
 
