@@ -354,7 +354,8 @@ class LogCore:
         if header is not None and header.nonce == flight.header.nonce:
             if data == b"".join(flight.buffers):
                 self._effects.append(SettleObject(flight.sequence))
-            else:  # L3: our own object stands torn; it must not be acknowledged
+            else:  # L3: our own object stands torn: neither acknowledged nor called "not written"
+                flight.unknown = True
                 self._damaged(f"{self._where(flight.sequence)}: the store holds other bytes than were written")
         elif flight.kind is ObjectKind.OPEN:  # L9: someone was faster, list again
             self._inflight = None

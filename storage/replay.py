@@ -112,8 +112,8 @@ class Replay:
             self._advance()
 
     def resume(self) -> None:
-        """The Checkpoint on the way stands: go on (L23)."""
-        self.paused = False
+        """The Checkpoint on the way stands: go on, if it has made room (L23)."""
+        self.paused = self._is_full()
         self._advance()
 
     def _advance(self) -> None:
@@ -121,7 +121,7 @@ class Replay:
         while not self.paused and self._following in self._ahead:
             self._apply(self._following, self._ahead.pop(self._following))
             self._following += 1
-            self.paused = self._may_pause() and self._state.replay_is_full() and self._following < self._end
+            self.paused = self._is_full()
         if self.paused:
             return
         while self._asked < min(self._end, self._following + self._window()):
@@ -135,9 +135,10 @@ class Replay:
             return REPLAY_READS_MIN
         return max(REPLAY_READS_MIN, min(REPLAY_READS_MAX, REPLAY_AHEAD_BYTES_MAX // self._largest))
 
-    def _may_pause(self) -> bool:
-        """L3: a Checkpoint on the way would cover an unreadable object that nobody has given up, and hide it."""
-        return not self._lost()
+    def _is_full(self) -> bool:
+        """L23: make a Checkpoint before more is replayed. Not while an object is unreadable that nobody has given
+        up: that Checkpoint would cover and hide it (L3)."""
+        return self._following < self._end and self._state.replay_is_full() and not self._lost()
 
     def _lost(self) -> list[str]:
         return [reason for sequence, reason in self._unreadable.items() if sequence not in self._skips]
