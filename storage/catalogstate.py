@@ -311,6 +311,8 @@ def check_name(name: str, what: str) -> None:
         size = len(name.encode())
     except UnicodeEncodeError:
         raise InvalidName(f"{what} name {name!r} is not Unicode text") from None
+    if "\0" in name:  # Arrow's C interface ends names there: the table could not be queried any more
+        raise InvalidName(f"{what} name {name!r} contains a NUL character")
     if size > NAME_BYTES_MAX:
         raise InvalidName(f"{what} name of {size} bytes: at most {NAME_BYTES_MAX}")
 

@@ -233,14 +233,20 @@ def test_odd_names_of_databases_are_refused(node: RunningNode, name: str) -> Non
     goes_on(node)
 
 
-def test_nul_in_a_measurement_is_refused_as_in_influxdb(node: RunningNode) -> None:
-    """In every other place it is a character like any other."""
-    reply = post_lines(node, b"m,t=a v=1 1\na\x00b v=1 1", "nul")
+@pytest.mark.parametrize("line", [b"a\x00b v=1 1", b"m,t\x00=a v=1 1", b"m f\x00=1 1", b"a\x00b,t\x00=a f\x00=1 1"])
+def test_nul_in_a_name_is_refused(node: RunningNode, line: bytes) -> None:
+    """A column with such a name would make its table unreadable: names cross C interfaces in the engine."""
+    reply = post_lines(node, b"m,t=a v=1 1\n" + line, "nul")
     assert (reply.status, [bad["line_number"] for bad in reply.json["data"]]) == (400, [2])
-    node.write(b'm,t=b\x00,k\x00=c f\x00=1i,s="\x00inside\x00" 2', "nul")
+    assert ask(node, "POST", "/write?db=nul", b"m,t=a v=2 2\n" + line).status == 400
+    assert node.query("SELECT t, v FROM m", "nul") == [{"t": "a", "v": 1.0}]
+    goes_on(node)
+
+
+def test_nul_in_a_value_is_a_character(node: RunningNode) -> None:
+    node.write(b'm,t=b\x00 s="\x00inside\x00" 2', "nuls")
     for _ in range(2):
-        rows = node.query('SELECT t, "k\x00", "f\x00", s FROM m WHERE t = \'b\x00\'', "nul")
-        assert rows == [{"t": "b\x00", "k\x00": "c", "f\x00": 1, "s": "\x00inside\x00"}]
+        assert node.query("SELECT t, s FROM m WHERE t = 'b\x00'", "nuls") == [{"t": "b\x00", "s": "\x00inside\x00"}]
         checkpoint(node)
     goes_on(node)
 

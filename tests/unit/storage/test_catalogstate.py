@@ -200,6 +200,8 @@ def test_the_same_change_twice_in_one_list_is_made_once() -> None:
         (EnsureTable("d", "t", [field("")]), InvalidName),
         (EnsureTable("d", "t", [field("x" * 65_537)]), InvalidName),
         (EnsureTable("d", "t", [field("\ud800")]), InvalidName),
+        (EnsureTable("d", "t", [field("a\x00b")]), InvalidName),
+        (EnsureTable("d", "a\x00b"), InvalidName),
         (EnsureTable("d", ""), InvalidName),
         (EnsureTable("d", "_runnel_x"), InvalidName),
         (EnsureTable("d", "t", exist_ok=False), AlreadyExists),
