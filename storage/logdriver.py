@@ -45,7 +45,7 @@ from storage.logeffects import (
     Ticket,
 )
 from storage.objects import CreateOutcome
-from storage.store import log_folder, object_name
+from storage.store import is_sequence, log_folder, object_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -220,7 +220,7 @@ class LogDriver:
                 await self._create(effect)
             elif isinstance(effect, ListObjects):
                 names = await self._retried(self._store.list, self._folder)
-                self.core.listed([int(n.name) for n in names if n.name.isdigit()])
+                self.core.listed([int(n.name) for n in names if is_sequence(n.name)])
             elif isinstance(effect, ReadObject):
                 self.core.read(effect.sequence, await self._read(self._path(effect.sequence)))
             elif isinstance(effect, ReadPart):

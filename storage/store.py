@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 STORE_FILE: Final = "store.json"
 LOGS_FOLDER: Final = "logs"
+SEQUENCE_DIGITS: Final = 20
 CATALOG_LOG: Final = 0
 """The log id of the Catalog; shards count from 1."""
 
@@ -83,7 +84,12 @@ def log_folder(log_id: int) -> str:
 
 def object_name(sequence: int) -> str:
     """L1: the name of an object is its sequence."""
-    return f"{sequence:020d}"
+    return f"{sequence:0{SEQUENCE_DIGITS}d}"
+
+
+def is_sequence(name: str) -> bool:
+    """Whether an object of a Log has this name; another one, as a number of fewer digits, would pass for its end."""
+    return len(name) == SEQUENCE_DIGITS and name.isascii() and name.isdigit()
 
 
 def data_folder(log_id: int) -> str:
