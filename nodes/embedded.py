@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import shutil
 import uuid
@@ -145,6 +146,8 @@ class EmbeddedBackend:
             stack.push_async_callback(shard.close)
             self._shards[log_id] = shard
         await asyncio.gather(*(self._open_shard(stack, shard) for shard in self._shards.values()))
+        closed = frozenset(self._closed_shards)
+        self._catalog.limits = dataclasses.replace(self._catalog.limits, closed_logs=closed)
 
     async def _open_shard(self, stack: contextlib.AsyncExitStack, shard: Shard) -> None:
         try:
@@ -165,7 +168,9 @@ class EmbeddedBackend:
             log_bytes=LOG_BYTES_FACTOR * settings.checkpoint_bytes,
             grace_seconds=settings.collect_grace,
             group_min_interval_seconds=settings.group_min_interval,
-            replay_bytes_max=min(2 * settings.checkpoint_bytes, self._budget.bytes_max // 2),
+            replay_bytes_max=min(
+                2 * settings.checkpoint_bytes, self._budget.bytes_max // (2 * len(self._catalog.current.logs))
+            ),
         )
 
     def _new_engine(self) -> Engine:

@@ -12,13 +12,17 @@ class MemoryBudget:
         self.bytes_max = bytes_max
         self.used = 0
 
-    def reserve(self, size: int) -> None:
-        """Take ``size`` bytes, or raise MemoryExhausted: the client retries when a checkpoint has made room."""
+    def require(self, size: int) -> None:
+        """Raise MemoryExhausted if there is no room for ``size`` bytes: the client retries after a checkpoint."""
         if self.used + size > self.bytes_max:
             raise MemoryExhausted(
                 f"the memory for rows that are not yet in files is used up ({self.used} of {self.bytes_max} bytes); "
                 "a checkpoint is under way, try again"
             )
+
+    def reserve(self, size: int) -> None:
+        """Take ``size`` bytes, or raise as `require` does."""
+        self.require(size)
         self.used += size
 
     def adjust(self, change: int) -> None:

@@ -75,6 +75,7 @@ class CatalogLimits:
     tables_max: int | None = None
     columns_max: int | None = None
     partitions_default: int = 1
+    closed_logs: frozenset[int] = frozenset()  # Logs that nobody can write now: new partitions go elsewhere
 
 
 @dataclass(frozen=True)
@@ -363,7 +364,8 @@ def _new_table(base: CatalogSnapshot, database: Database, change: EnsureTable, l
 def _partitions(base: CatalogSnapshot, limits: CatalogLimits) -> tuple[Partition, ...]:
     """Contiguous hash ranges, each on the Log that has the fewest partitions (F21)."""
     count = limits.partitions_default
-    load = {log: base.partitions_of_log.get(log, 0) for log in base.logs}
+    logs = [log for log in base.logs if log not in limits.closed_logs] or base.logs
+    load = {log: base.partitions_of_log.get(log, 0) for log in logs}
     bounds = [HASH_END * i // count for i in range(count + 1)]
     partitions = []
     for index in range(count):

@@ -222,6 +222,8 @@ class Shard:
                 raise NoSuchTable(f"table {part.table.name!r} (id {part.table.id}) was dropped")
 
     def _send(self, driver: LogDriver, parts: Sequence[Append]) -> list[asyncio.Future[Position]]:
+        size = sum(held_bytes(p.rows) for p in parts)
+        self._require_room(size)  # before the work of encoding: a write that waits for room asks many times
         entries = [rows_entry(p.table, p.partition, p.rows, p.write_id) for p in parts]
         encoded = sum(encoded_size(entry) for entry in entries)
         if encoded > OBJECT_BYTES_MAX or len(entries) > ENTRIES_MAX:  # F15: one object holds it, or it is refused
@@ -229,7 +231,6 @@ class Shard:
                 f"a write of {encoded} bytes in {len(entries)} parts for one shard: "
                 f"at most {OBJECT_BYTES_MAX} bytes in {ENTRIES_MAX} parts; send less at once"
             )
-        size = sum(held_bytes(p.rows) for p in parts)
         self._reserve(size + encoded)  # under way they are held twice
         try:
             futures = driver.append(entries, [p.rows for p in parts])
@@ -248,12 +249,16 @@ class Shard:
     def _landed(self, write_id: WriteId, _: asyncio.Future[Position]) -> None:
         self._in_flight.pop(write_id, None)
 
-    def _reserve(self, size: int) -> None:
+    def _require_room(self, size: int) -> None:
         try:
-            self._budget.reserve(size)
+            self._budget.require(size)
         except MemoryExhausted:
             self._due.set()
             raise
+
+    def _reserve(self, size: int) -> None:
+        self._require_room(size)
+        self._budget.adjust(size)
         self._reserved += size
         self._in_transit += size
 

@@ -279,7 +279,7 @@ def test_f19_a_dropped_database_takes_its_tables_with_it() -> None:
         (["Time", "TIME"], ["Time_2", "TIME_3"]),
         (["é", "ü", "1a", "a.b-c"], ["__2", "__3", "1a_4", "a.b-c"]),
         (["x" * 128, "x" * 129], ["x" * 128, "x" * 128 + "_3"]),
-        (["a\0b", "../x", "a b"], ["a_b_2", ".._x_3", "a_b_4"]),
+        (["a\x01b", "../x", "a b"], ["a_b_2", ".._x_3", "a_b_4"]),
     ],
 )
 def test_f19_storage_names_are_safe_and_unique_without_regard_to_case(names: list[str], stored: list[str]) -> None:
@@ -409,3 +409,13 @@ def test_objects_above_k_are_counted_across_a_checkpoint() -> None:
         log.commit(plan(log.state.snapshot, [CreateDatabase(f"d{number}")], NO_LIMITS, STAMP))
     log.state.checkpointed(9, 4, ())
     assert (log.state.covered(), log.state.objects_above_k) == (4, 2)
+
+
+def test_new_partitions_avoid_logs_that_nobody_can_write() -> None:
+    """L3: while a shard stays closed, new tables live in the others; when all are closed there is no choice."""
+    base = apply_effects(CatalogSnapshot(), [{"do": "logs", "ids": [1, 2, 3]}], 1)
+    for closed, expected in ((frozenset({1}), 2), (frozenset({1, 2}), 3), (frozenset({1, 2, 3}), 1)):
+        effects = plan(base, [EnsureTable("db", "t")], CatalogLimits(closed_logs=closed), "20260101T000000")
+        table = apply_effects(base, effects, 2).table("db", "t")
+        assert table is not None
+        assert [p.log_id for p in table.partitions] == [expected]
