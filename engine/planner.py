@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from engine import names
+from engine import names, stoppable
 from engine.batches import BatchSource
 from engine.errors import InvalidParameter, InvalidStatement, UnknownTable
 from engine.files import FileRoot, FileTables
@@ -148,7 +148,7 @@ class Planner:
                 context, views = self._shared()
                 self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
                 frame = _Naming(context, views, request, tails, system, params).frame()
-        started = _execute(frame)
+        started = _execute(context, frame)
         self._check_files(request.snapshots)
         return started
 
@@ -334,10 +334,10 @@ def _scan_conditions(frame: DataFrame) -> dict[str, list[list[Expr]]]:
     return found
 
 
-def _execute(frame: DataFrame) -> Started:
+def _execute(context: SessionContext, frame: DataFrame) -> Started:
     """Plan physically and start."""
     try:
-        return Started(frame.schema(), BatchSource(frame.execute_stream()))
+        return Started(frame.schema(), BatchSource(stoppable.execute(context, frame)))
     except Exception as error:
         raise planning_error(error) from error
     except BaseException as error:

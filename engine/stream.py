@@ -1,8 +1,8 @@
 """A running query, as the doors read it. Dropping DataFusion's stream is what cancels a query.
 
-What DataFusion 55 really stops: scans, filters, aggregates, sorts, windows and generated series at once. A join
-(hash, nested loop, cross) that finds no row to hand on never looks up and keeps its thread busy; others go on, as
-there are more threads than cores.
+What DataFusion 55 really stops: scans, filters, aggregates, sorts, windows and generated series at once, joins through
+`engine.stoppable`. A join that finds no row to hand on still looks up only between the batches of its input; others
+go on, as there are more threads than cores.
 """
 
 from __future__ import annotations
