@@ -14,7 +14,7 @@ from nodes import logs
 from nodes.assembly import embedded_parts
 from nodes.cli.client import Client
 from nodes.cli.lines import Body
-from nodes.cli.start import command
+from nodes.cli.start import command, end_for_sure
 from nodes.cli.write import Outcome, WriteOptions, write_bodies
 from nodes.demo import lines, paste, sample
 from nodes.demo.hostmetrics import HostMetrics
@@ -51,7 +51,7 @@ def demo(flags: Mapping[str, object], *, live: bool, once: bool) -> ExitCode:
             elif live:
                 await write_live(client, str(settings.data_dir))
 
-    return run_node(settings, embedded_parts(), [beside])
+    return end_for_sure(run_node(settings, embedded_parts(), [beside]))
 
 
 async def load_sample(client: Client, data: Path, console: Console) -> None:
