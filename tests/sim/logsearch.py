@@ -43,6 +43,8 @@ class Bounds:
     lost: int = 0  # creates whose answer is lost, and that may land later
     refused: int = 0  # creates that the store certainly refused
     closes: int = 0  # nodes that let go by themselves
+    again: int = 0  # writes that are sent once more under the same id (L7)
+    forget: bool = False  # Checkpoints that move the horizon up and forget all ids
     compact: bool = False  # Checkpoints that repeat the k in force
     full_rows: int = 0  # so many replayed rows need a Checkpoint on the way (L23)
     states_max: int = 5_000_000
@@ -68,6 +70,9 @@ class World(NamedTuple):
     lost: int = 0
     refused: int = 0
     closes: int = 0
+    again: int = 0
+    resent: int = 0  # of a write that was sent again, one try's "not written" says nothing of the other
+    born: tuple[int, ...] = ()  # of each row: what the writer knew of the Log when it first tried
 
 
 class Stores:
@@ -260,12 +265,19 @@ class Search:
             elif not node.committing and (world.checkpoints < bounds.checkpoints or phase is Phase.PAUSED):
                 more = world._replace(checkpoints=world.checkpoints + (phase is Phase.OWNER))
                 yield ("freeze",), more
+                if bounds.forget:
+                    yield ("forget",), more
                 if bounds.compact and node.core.state.k:
                     yield ("compact",), more
         if phase is not Phase.OWNER:
             return
         if world.rows < bounds.rows and not node.core.queued:
-            yield ("append", world.rows), world._replace(rows=world.rows + 1)
+            more = world._replace(rows=world.rows + 1)
+            if bounds.again:
+                more = more._replace(born=(*world.born, node.core.next_seq - 1))
+            yield ("append", world.rows), more
+        if world.again < bounds.again:
+            yield from self._sent_again(world, machine)
         if node.collect:
             yield ("collect",), world
         if world.owner_reads < bounds.owner_reads:
@@ -274,6 +286,18 @@ class Search:
                 ("prove", world.owner_reads),
                 world._replace(owner_reads=world.owner_reads + 1, needs=(*world.needs, need)),
             )
+
+    def _sent_again(self, world: World, machine: int) -> Iterator[tuple[Event, World]]:
+        """L7: whoever has heard no answer tries once more, here or at another owner; also if one was given."""
+        for row in range(world.rows):
+            bit = 1 << row
+            tried = world._replace(again=world.again + 1, failed=world.failed & ~bit, resent=world.resent | bit)
+            if self.machines.known(machine, row):
+                self.reached.add("known id")
+                tried = tried._replace(acked=tried.acked | bit)
+            elif world.born[row] < self.machines.nodes[machine].core.state.horizon:
+                self.reached.add("refused below the horizon")
+            yield ("again", row, world.born[row]), tried
 
     def _reader_steps(self, world: World) -> Iterator[World]:
         if world.reader == ABSENT:
@@ -319,7 +343,7 @@ class Search:
             case "acked", [int() as rows]:
                 return world._replace(acked=world.acked | rows)
             case "not written", [int() as rows]:
-                return world._replace(failed=world.failed | rows)
+                return world._replace(failed=world.failed | rows & ~world.resent)
             case "proved", [tuple() as reads, int() as rows]:
                 return self._proved(world, reads, rows)
             case "reads failed", [tuple() as reads]:
@@ -396,6 +420,7 @@ LARGE = {
     "both reads": Bounds(rows=1, owner_reads=1, store_reads=1, checkpoints=1),
     "two take-overs": Bounds(nodes=3, opens=3, rows=2, checkpoints=1),
     "refusals": Bounds(rows=2, checkpoints=1, refused=1, closes=1, lost=1),
+    "write ids": Bounds(nodes=3, opens=3, rows=1, checkpoints=1, again=1, forget=True, lost=1),
     "replay that pauses": Bounds(nodes=3, opens=3, rows=2, checkpoints=1, full_rows=1),
 }
 """Larger bounds: one to five million worlds each, half a minute to two minutes."""

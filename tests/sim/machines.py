@@ -65,8 +65,17 @@ def row_entry(row: int) -> Entry:
     return Entry(EntryKind.ROWS, (Frame(FrameType.CLIENT, bytes([row])),), row_count=1, offset_count=1)
 
 
-def checkpoint_section(covered: int, rows: int) -> Entry:
-    return Entry(EntryKind.SECTION, (Frame(FrameType.CLIENT, bytes([covered, rows])),))
+def checkpoint_section(frozen: Frozen) -> Entry:
+    return Entry(EntryKind.SECTION, (Frame(FrameType.CLIENT, bytes(frozen)),))
+
+
+class Frozen(NamedTuple):
+    """What a Checkpoint says: k, the rows up to k, and the write ids above the horizon (a bit for each row)."""
+
+    covered: int
+    rows: int
+    ids: int
+    horizon: int
 
 
 def first_bytes(entry: Entry) -> bytes:
@@ -74,18 +83,20 @@ def first_bytes(entry: Entry) -> bytes:
 
 
 class RowState:
-    """A set of rows (a bit each) and k. ``base`` is what the Checkpoint in force holds."""
+    """A set of rows (a bit each), their write ids and k. ``base`` is what the Checkpoint in force holds."""
 
-    __slots__ = ("base", "full_rows", "k", "last", "rows")
+    __slots__ = ("base", "full_rows", "horizon", "ids", "k", "last", "rows")
 
     def __init__(self, full_rows: int = 0) -> None:
         self.full_rows = full_rows
-        self.k = self.last = self.rows = self.base = 0
+        self.k = self.last = self.rows = self.base = self.ids = self.horizon = 0
 
     def load(self, checkpoint: LogObject | None) -> Sequence[str]:
         if checkpoint is not None:
-            self.k, self.rows = first_bytes(checkpoint.entries[0])
-            self.base, self.last = self.rows, self.k
+            frozen = Frozen(*first_bytes(checkpoint.entries[0]))
+            self.k = self.last = frozen.covered
+            self.rows = self.base = frozen.rows
+            self.ids, self.horizon = frozen.ids, frozen.horizon
         return ()
 
     def load_part(self, path: str, data: bytes) -> None:
@@ -109,11 +120,16 @@ class RowState:
             if self.rows & bit:
                 raise Violation(f"row {bit.bit_length() - 1} stands twice")
             self.rows |= bit
+            self.ids |= bit  # L7: replay only adds
+
+    def forget(self) -> None:
+        """L7: the horizon moves up to here, and every id below it is forgotten."""
+        self.ids, self.horizon = 0, self.last
 
     def checkpointed(self, sequence: int, covered: int, sections: Sequence[Entry]) -> None:
         if covered < self.k:
             raise Violation("k decreases (L18)")
-        self.k, self.base = first_bytes(sections[0])
+        self.k, self.base, _, _ = first_bytes(sections[0])
 
     def replay_is_full(self) -> bool:
         return 0 < self.full_rows <= (self.rows & ~self.base).bit_count()
@@ -194,7 +210,7 @@ class Node:
     core: Any
     pending: list[Event] = dataclasses.field(default_factory=list)
     answers: list[Event] = dataclasses.field(default_factory=list)
-    frozen: tuple[int, int] | None = None  # (k, rows) of a Checkpoint whose files are being written
+    frozen: Frozen | None = None  # a Checkpoint whose files are being written
     committing: bool = False
     collect: bool = False
 
@@ -274,14 +290,18 @@ class Machines:
             core.append([Ticket(event[1], row_entry(event[1]))], 1)
         elif what == "prove":
             core.prove(event[1])
-        elif what == "freeze":
+        elif what == "again":
+            self._again(core, *event[1:])
+        elif what in ("freeze", "forget"):
+            if what == "forget":
+                core.state.forget()
             covered = core.next_seq - 1 if core.is_owner else core.state.last
-            node.frozen = (covered, core.state.rows)
+            node.frozen = Frozen(covered, core.state.rows, core.state.ids, core.state.horizon)
         elif what == "compact":  # L18: a compaction's Checkpoint repeats the k in force
-            node.frozen = (core.state.k, core.state.base)
+            node.frozen = Frozen(core.state.k, core.state.base, core.state.ids, core.state.horizon)
         elif what == "commit":
             assert node.frozen is not None
-            draft = CheckpointDraft(node.frozen[0], (checkpoint_section(*node.frozen),))
+            draft = CheckpointDraft(node.frozen[0], (checkpoint_section(node.frozen),))
             node.frozen, node.committing = None, True
             core.checkpoint(draft, 1)
         elif what == "collect":
@@ -290,6 +310,19 @@ class Machines:
         else:
             assert event == ("close",)
             core.close()
+
+    def _again(self, core: LogCore, row: int, born: int) -> None:
+        """L7, as a shard has it: what is known or under way is not sent again; born below the horizon is refused."""
+        under_way = (*core._queue, *(core._inflight.tickets if core._inflight is not None else ()))
+        state = core.state
+        assert isinstance(state, RowState)
+        known = state.ids >> row & 1 or any(ticket.key == row for ticket in under_way)
+        if not known and born >= state.horizon:
+            core.append([Ticket(row, row_entry(row))], 1)
+
+    def known(self, machine: int, row: int) -> bool:
+        """Whether the owner remembers the write id of this row (L7)."""
+        return bool(self.nodes[machine].core.state.ids >> row & 1)
 
     def _answer(self, node: Node, answer: Event) -> None:
         method, *arguments = answer
