@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from engine.files import FileTables
     from engine.layers import Alone, Merge, Range
-    from storage.schema import DataFile, Table, TableSnapshot
+    from storage.schema import Column, DataFile, Table, TableSnapshot
 
 VIEWS_KEPT: Final = 256
 JOINS_MAX: Final = 6
@@ -210,7 +210,7 @@ class _Builder:
         self._pushed = pushed
         self._schema = Schema.memory_schema()
         self._registered = 0
-        self._parts: list[str] = []
+        self._parts: list[DataFrame] = []
         self._whole: list[str] = []
         self._merges = 0
 
@@ -223,7 +223,7 @@ class _Builder:
         try:
             for part in self._snapshot.partitions:
                 self._add_partition(self._layers(part.files, self._tails.get(part.partition, ())))
-            frame = self._context.sql(viewsql.union_all(self._finished_parts()))
+            frame = _union(self._finished_parts())
             files = sum(len(part.files) for part in self._snapshot.partitions)
             return View(frame.into_view(), self._merges > 0 or files > FILES_MANY)
         finally:
@@ -250,8 +250,7 @@ class _Builder:
         if is_whole and not isinstance(layer.source, pa.RecordBatch):
             self._whole.append(layer.source.path)
         elif ranges:
-            name, present = self._register(layer.source)
-            self._parts.append(viewsql.select_layer(self._table, name, present, [] if is_whole else ranges))
+            self._parts.append(self._shown(*self._rows(layer.source), [] if is_whole else ranges))
 
     def _add_merge(self, layers: Sequence[_Layer], merge: Merge) -> None:
         ranges = self._visible([(merge.low, merge.high)])
@@ -261,34 +260,47 @@ class _Builder:
         by_group = len(merge.indexes) > JOINS_MAX
         frames = [self._merge_frame(layers[i], ranges, by_group) for i in merge.indexes]
         merged = viewsql.group_layers if by_group else viewsql.join_layers
-        self._parts.append(merged(self._table, frames))
+        self._parts.append(self._context.sql(merged(self._table, frames)))
 
     def _merge_frame(self, layer: _Layer, ranges: Sequence[Range], with_offset: bool) -> str:
-        name, present = self._register(layer.source)
-        frame = self._context.sql(viewsql.select_layer(self._table, name, present, ranges, with_offset))
+        frame = self._shown(*self._rows(layer.source), ranges, with_offset)
         if self._pushed is not None:
             frame = frame.alias(self._pushed.qualifier)
             for condition in self._pushed.conditions:
                 frame = frame.filter(condition)
         return self._name(frame)
 
-    def _finished_parts(self) -> list[str]:
+    def _finished_parts(self) -> list[DataFrame]:
         """The parts, of which there is at least one: files that stand alone are one scan."""
+        schema = file_schema(self._table)
         if self._whole:
-            schema = file_schema(self._table)
-            name = self._name(self._files.table(schema, self._whole))
-            self._parts.insert(0, viewsql.select_layer(self._table, name, schema.names, []))
+            self._parts.insert(0, self._shown(self._files.table(schema, self._whole), schema.names, []))
         if not self._parts:
-            empty = self._context.read_batch(_empty(file_schema(self._table)))
-            name = self._name(empty)
-            self._parts.append(viewsql.select_layer(self._table, name, file_schema(self._table).names, []))
+            self._parts.append(self._shown(self._context.read_batch(_empty(schema)), schema.names, []))
         return self._parts
 
-    def _register(self, source: DataFile | pa.RecordBatch) -> tuple[str, Collection[str]]:
+    def _rows(self, source: DataFile | pa.RecordBatch) -> tuple[DataFrame, Collection[str]]:
+        """A layer's rows and the storage names that it has."""
         if isinstance(source, pa.RecordBatch):
-            return self._name(self._context.read_batches(_slices(source))), source.schema.names
+            return self._context.read_batches(_slices(source)), source.schema.names
         schema = file_schema(self._table)
-        return self._name(self._files.table(schema, [source.path])), schema.names
+        return self._files.table(schema, [source.path]), schema.names
+
+    def _shown(
+        self, frame: DataFrame, present: Collection[str], ranges: Sequence[Range], with_offset: bool = False
+    ) -> DataFrame:
+        """A layer under the users' names; without `ranges` all of its rows.
+
+        Not as SQL: there DataFusion's time grows with the square of the columns, to seconds at ten thousand.
+        """
+        from datafusion import col
+
+        if ranges:
+            frame = frame.filter(viewsql.in_ranges(self._table, ranges))
+        items = [_value(column, present).alias(column.name) for column in viewsql.shown(self._table)]
+        if with_offset:
+            items.append(col(viewsql.quote(OFFSET_COLUMN)))
+        return frame.select(*items)
 
     def _name(self, frame: DataFrame) -> str:
         name = f"l{self._registered}"
@@ -302,6 +314,25 @@ class _Builder:
         if cutoff is None:
             return list(ranges)
         return [(max(low, cutoff), high) for low, high in ranges if high >= cutoff]
+
+
+def _value(column: Column, present: Collection[str]) -> Expr:
+    """The column's value in a layer, as strings that DataFusion compares fastest, or NULL of its type."""
+    from datafusion import col, functions, lit
+
+    if column.storage_name not in present:
+        return functions.arrow_cast(lit(None), viewsql.SQL_TYPES[column.kind])
+    value = col(viewsql.quote(column.storage_name))
+    return functions.arrow_cast(value, "Utf8View") if column.kind is TypeKind.STRING else value
+
+
+def _union(parts: Sequence[DataFrame]) -> DataFrame:
+    """The rows of all parts; the plan's depth is the logarithm of their number."""
+    frames = list(parts)
+    while len(frames) > 1:
+        pairs = [frames[at].union(frames[at + 1]) for at in range(0, len(frames) - 1, 2)]
+        frames = pairs + frames[2 * len(pairs) :]
+    return frames[0]
 
 
 def _clipped(layers: Sequence[_Layer], pushed: Pushed) -> list[_Layer]:

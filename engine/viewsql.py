@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from storage.schema import OFFSET_COLUMN, TIME_COLUMN, Role, TypeKind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from engine.layers import Range
     from storage.schema import Column, Table
@@ -41,16 +41,6 @@ def shown(table: Table) -> list[Column]:
 def keys(table: Table) -> list[Column]:
     """The columns of the primary key."""
     return [column for column in shown(table) if column.role is not Role.FIELD]
-
-
-def select_layer(
-    table: Table, layer: str, present: Collection[str], ranges: Sequence[Range], with_offset: bool = False
-) -> str:
-    """A layer under the users' names. `present` are its storage names; without `ranges` all of its rows."""
-    items = [f"{_cast(column, present)} AS {quote(column.name)}" for column in shown(table)]
-    if with_offset:
-        items.append(quote(OFFSET_COLUMN))
-    return f"SELECT {', '.join(items)} FROM {layer}{_where(table, ranges)}"
 
 
 def join_layers(table: Table, frames: Sequence[str]) -> str:
@@ -92,20 +82,10 @@ def _names(columns: Iterable[Column]) -> str:
     return ", ".join(quote(column.name) for column in columns)
 
 
-def _cast(column: Column, present: Collection[str]) -> str:
-    """The column's value in a layer, as strings that DataFusion compares fastest, or NULL of its type."""
-    if column.storage_name not in present:
-        return f"arrow_cast(NULL, '{SQL_TYPES[column.kind]}')"
-    name = quote(column.storage_name)
-    return f"arrow_cast({name}, 'Utf8View')" if column.kind is TypeKind.STRING else name
-
-
-def _where(table: Table, ranges: Sequence[Range]) -> str:
-    if not ranges:
-        return ""
+def in_ranges(table: Table, ranges: Sequence[Range]) -> str:
+    """The condition that a row of a layer lies in one of the ranges."""
     time = quote(table.by_name[TIME_COLUMN].storage_name)
-    terms = [f"({time} >= {_instant(low)} AND {time} <= {_instant(high)})" for low, high in ranges]
-    return " WHERE " + " OR ".join(terms)
+    return " OR ".join(f"({time} >= {_instant(low)} AND {time} <= {_instant(high)})" for low, high in ranges)
 
 
 def _instant(time_ns: int) -> str:
