@@ -66,7 +66,7 @@ __all__ = ["Identity", "LogCore", "LogState", "Phase"]
 GROUP_ENTRIES_MAX: Final = 4096
 """Entries of one group commit."""
 RELIST_MAX: Final = 64
-"""Listings in a row that may contradict themselves before a take-over is called damaged."""
+"""Listings of one take-over: others may be faster so often before it is given up."""
 
 
 class Phase(enum.Enum):
@@ -196,16 +196,20 @@ class LogCore:
         self._effects.append(ReadObject(last))
 
     def _tail_read(self, sequence: int, data: bytes | None) -> None:
-        if data is None:  # collected meanwhile: a newer Checkpoint stands above
+        """The header that the open copies from: of the object below the end, or below those given up (L2, L3)."""
+        if data is None and sequence + 1 == self._end:  # collected meanwhile: a newer Checkpoint stands above
             self._relist()
             return
         try:
+            if data is None:
+                raise CorruptObject(f"{self._where(sequence)}: missing below an object that was given up")
             self._below = self._decode(sequence, data).header
         except (CorruptObject, UnsupportedFormat) as error:
-            if sequence not in self.skips:
-                self._damaged(str(error))
+            if data is None or sequence not in self.skips:
+                self.next_seq = self._end  # whatever stands from there on is newer
+                self._suspect(str(error))
                 return
-            if sequence > 1:  # L3: given up by the operator; what the open copies stands below it
+            if sequence > 1:
                 self._effects.append(ReadObject(sequence - 1))
                 return
         self._send_open()
@@ -496,8 +500,9 @@ class LogCore:
     def _pump_collection(self) -> None:
         if self.phase is not Phase.OWNER:
             return
-        if self._inflight is not None and self._inflight.kind is ObjectKind.CHECKPOINT:
-            return  # L19: while a Checkpoint's outcome is unknown nothing at all is deleted
+        flight = self._inflight
+        if flight is not None and (flight.unknown or flight.kind is ObjectKind.CHECKPOINT):
+            return  # L6, L19: nothing is deleted while a create is unknown, nor while a Checkpoint is under way
         if (effect := self._collector.following()) is not None:
             self._effects.append(effect)
 

@@ -212,6 +212,15 @@ SCRIPTS: dict[str, str] = {
     created 5 created   -> checkpoint 5 covers 3; delete 2
     deleted 2           -> collected 1
     """,
+    "L6: while a create is unknown nothing is deleted": WITH_CHECKPOINT
+    + """
+    collect             -> list
+    append c            -> create 5 data
+    created 5 unknown   -> create 5 data try 2
+    listed 1 2 3 4      ->
+    created 5 created   -> stood 5 c; delete 2
+    deleted 2           -> collected 1
+    """,
     "L19: a delete without an answer: the next collection begins with a listing": WITH_CHECKPOINT
     + """
     collect             -> list
@@ -645,7 +654,15 @@ def test_l3_a_torn_last_object_that_was_given_up() -> None:
         torn_log(),
     )
     run("start 1 -> list\n listed 1 -> read 1\n read 1 -> create 2 open", Shelf().open(1).torn(1))
-    run("start -> list\n listed 1 2 -> read 2\n read 2 -> closed LogDamaged", torn_log())
+    run("start -> list\n listed 1 2 -> read 2\n read 2 -> list\n listed 1 2 -> closed LogDamaged", torn_log())
+    run("start -> list\n listed 1 2 -> read 2\n read 2 -> list\n listed 1 2 3 -> closed Fenced", torn_log())
+
+
+def test_l3_what_stands_below_a_given_up_object_is_missing() -> None:
+    """L3: the torn object was the Checkpoint for which all others were deleted: damage, not a faster rival."""
+    script = "start 2 -> list\n listed 1 2 -> read 2\n read 2 -> read 1\n read 1 missing -> list\n"
+    run(script + "listed 2 -> closed LogDamaged", torn_log())
+    run(script + "listed 2 3 -> closed Fenced", torn_log())
 
 
 def test_l3_l23_no_checkpoint_on_the_way_hides_what_nobody_gave_up() -> None:
