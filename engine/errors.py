@@ -77,6 +77,12 @@ class QueryFailed(EngineError):
     code = "query_failed"
 
 
+class StatementFailed(QueryFailed):
+    """What the statement asks cannot be computed from these rows: division by zero, a bad cast (500, as InfluxDB)."""
+
+    code = "statement_failed"
+
+
 class TooManyQueries(EngineError):
     """As many queries run and wait as the limits allow (503)."""
 

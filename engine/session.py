@@ -17,6 +17,7 @@ from engine.errors import (
     NotSupported,
     QueryFailed,
     QueryMemoryExhausted,
+    StatementFailed,
     UnknownTable,
 )
 from storage.errors import SnapshotTooOld, StorageError, StoreUnavailable
@@ -45,6 +46,7 @@ _READ_ONLY: Final = re.compile(r"(DDL|DML|Statement) not supported")
 _EXHAUSTED: Final = re.compile(r"Resources exhausted|Not enough memory|disk space during the spilling")
 _FILE_MISSING: Final = re.compile(r"Object at location .* not found|No such file or directory|NoSuchKey")
 _STORE_DOWN: Final = re.compile(r"Object Store error|Generic \w+ error")
+_UNCOMPUTABLE: Final = re.compile(r"Arrow error: (Divide by zero|Cast|Arithmetic overflow|Compute|Parser|Invalid arg)")
 _PREFIX: Final = re.compile(r"^DataFusion error: ")
 
 
@@ -154,4 +156,4 @@ def running_error(error: BaseException) -> EngineError | StorageError:
         return SnapshotTooOld(f"a file of the snapshot is gone: {text}")
     if _STORE_DOWN.search(text):
         return StoreUnavailable(f"the object store did not answer a query: {text}")
-    return QueryFailed(text)
+    return StatementFailed(text) if _UNCOMPUTABLE.match(text) else QueryFailed(text)

@@ -78,6 +78,7 @@ INFLUX: Final[dict[str, HttpAnswer]] = {
     "query_memory_exhausted": HttpAnswer(503, Shape.TEXT, RETRY_SECONDS),
     "query_cancelled": HttpAnswer(503, Shape.TEXT, RETRY_SECONDS),
     "query_failed": _BROKEN,
+    "statement_failed": _BROKEN,
     "too_many_queries": HttpAnswer(503, Shape.TEXT, RETRY_SECONDS),
     # wire
     "wire": _BAD,

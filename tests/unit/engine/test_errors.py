@@ -44,7 +44,8 @@ def test_an_unknown_table_is_named_as_the_user_named_it() -> None:
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("DataFusion error: Arrow error: Divide by zero error", errors.QueryFailed),
+        ("DataFusion error: Arrow error: Divide by zero error", errors.StatementFailed),
+        ("DataFusion error: Internal error: a bug", errors.QueryFailed),
         ("DataFusion error: Not enough memory to continue external sort", errors.QueryMemoryExhausted),
         ("Object Store error: Object at location /x/y.parquet not found: No such file", SnapshotTooOld),
         ("Object Store error: Generic S3 error: Error performing GET: timed out", StoreUnavailable),
