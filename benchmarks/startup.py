@@ -36,6 +36,8 @@ NO_CHECKPOINTS = {
     "RUNNEL_LOG__CHECKPOINT_BYTES": "64 GiB",
     "RUNNEL_LOG__CHECKPOINT_OBJECTS": "10000000",
     "RUNNEL_LOG__CHECKPOINT_AGE": "100 h",
+    "RUNNEL_LOG__SHARDS": "1",  # one shard may replay all of it into memory, without a checkpoint on its way
+    "RUNNEL_MEMORY__BUDGET": "12 GiB",
 }
 ONE_LINE = b"first,tag=a value=1i 1763596800000000000\n"
 
