@@ -419,11 +419,12 @@ LARGE = {
     "store reads": Bounds(rows=2, store_reads=1, checkpoints=1, lost=1),
     "both reads": Bounds(rows=1, owner_reads=1, store_reads=1, checkpoints=1),
     "two take-overs": Bounds(nodes=3, opens=3, rows=2, checkpoints=1),
+    "three take-overs": Bounds(nodes=3, opens=4, rows=2, checkpoints=1, states_max=8_000_000),
     "refusals": Bounds(rows=2, checkpoints=1, refused=1, closes=1, lost=1),
     "write ids": Bounds(nodes=3, opens=3, rows=1, checkpoints=1, again=1, forget=True),
     "replay that pauses": Bounds(nodes=3, opens=3, rows=2, checkpoints=1, full_rows=1),
 }
-"""Larger bounds: one to five million worlds each, half a minute to two minutes."""
+"""Larger bounds: one to six million worlds each, up to two minutes."""
 
 
 def main() -> None:
