@@ -148,7 +148,7 @@ class Planner:
                 context, views = self._shared()
                 self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
                 frame = _Naming(context, views, request, tails, system, params).frame()
-        started = _execute(context, frame)
+        started = _execute(context, frame, _bytes(tails))
         self._check_files(request.snapshots)
         return started
 
@@ -334,10 +334,14 @@ def _scan_conditions(frame: DataFrame) -> dict[str, list[list[Expr]]]:
     return found
 
 
-def _execute(context: SessionContext, frame: DataFrame) -> Started:
+def _bytes(tails: Mapping[int, Tails]) -> int:
+    return sum(layer.get_total_buffer_size() for parts in tails.values() for part in parts.values() for layer in part)
+
+
+def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int) -> Started:
     """Plan physically and start."""
     try:
-        return Started(frame.schema(), BatchSource(stoppable.execute(context, frame)))
+        return Started(frame.schema(), BatchSource(stoppable.execute(context, frame, tails_bytes)))
     except Exception as error:
         raise planning_error(error) from error
     except BaseException as error:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.viewsql import NEWER
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -29,22 +31,25 @@ CHILDREN: Final[dict[int, tuple[int, ...]]] = {
     16: (1, 2), 19: (1,), 21: (1,), 22: (1, 2), 26: (1,), 30: (1,), COOPERATIVE: (1,), 34: (1, 2),
 }  # fmt: skip
 """Where each kind of node has its children; a kind that is missing here and has children is left as it is."""
-PLAN_BYTES_MAX: Final = 64 * 2**20
-"""A written plan holds the rows in memory that it reads; a larger one runs as it is."""
-_JOIN_LINE: Final = re.compile(r"^\s*\w+ Join:", re.MULTILINE)
+TAILS_BYTES_MAX: Final = 8 * 2**20
+"""A written plan holds the rows in memory that it reads, several times while it is read again; with more of them a
+statement runs as it is."""
+_JOIN: Final = re.compile(r"^\s*\w+ Join:.*\n\s*(.*)$", re.MULTILINE)
+"""A join's line in a logical plan, and the first line of what it joins."""
 _BYTES: Final = 2
 _FIXED: Final = {1: 8, 5: 4}
 
 
-def execute(context: SessionContext, frame: DataFrame) -> RecordBatchStream:
-    """Start the frame. Raises what DataFusion raises."""
-    plan = _stoppable(context, frame) if joins(frame) else None
+def execute(context: SessionContext, frame: DataFrame, tails_bytes: int) -> RecordBatchStream:
+    """Start the frame, which reads so many bytes of rows in memory. Raises what DataFusion raises."""
+    plan = _stoppable(context, frame) if tails_bytes <= TAILS_BYTES_MAX and joins(frame) else None
     return frame.execute_stream() if plan is None else context.execute(plan, 0)
 
 
 def joins(frame: DataFrame) -> bool:
-    """Whether the statement as it was written joins: views are not looked into."""
-    return _JOIN_LINE.search(frame.logical_plan().display_indent()) is not None
+    """Whether the statement itself joins: the merges of views are in its plan too, told by the alias of their input."""
+    plan = frame.logical_plan().display_indent()
+    return any(not first.startswith(f"SubqueryAlias: {NEWER}") for first in _JOIN.findall(plan))
 
 
 def _stoppable(context: SessionContext, frame: DataFrame) -> Any:
@@ -55,8 +60,6 @@ def _stoppable(context: SessionContext, frame: DataFrame) -> Any:
     try:
         written = plan.to_bytes(context)
     except Exception:  # noqa: BLE001 - DataFusion raises bare Exception for a node that has no written form
-        return None
-    if len(written) > PLAN_BYTES_MAX:
         return None
     try:
         changed = wrap_joins(memoryview(written))

@@ -28,6 +28,11 @@ SQL_TYPES: Final = {
 }
 
 
+NEWER: Final = "_runnel_newer"
+OLDER: Final = "_runnel_older"
+"""The two sides of a merge; `engine.stoppable` knows merges by them."""
+
+
 def quote(name: str) -> str:
     """A name as a quoted identifier."""
     return '"' + name.replace('"', '""') + '"'
@@ -49,12 +54,16 @@ def join_layers(table: Table, frames: Sequence[str]) -> str:
     IS NOT DISTINCT FROM in every term, in parentheses, lets DataFusion take one hash join in which NULL tags are
     equal; a term of another kind among them, or no parentheses, would not.
     """
-    matches = " AND ".join(f"(n.{quote(c.name)} IS NOT DISTINCT FROM o.{quote(c.name)})" for c in keys(table))
-    items = ", ".join(f"coalesce(n.{quote(c.name)}, o.{quote(c.name)}) AS {quote(c.name)}" for c in shown(table))
+    matches = " AND ".join(
+        f"({NEWER}.{quote(c.name)} IS NOT DISTINCT FROM {OLDER}.{quote(c.name)})" for c in keys(table)
+    )
+    items = ", ".join(
+        f"coalesce({NEWER}.{quote(c.name)}, {OLDER}.{quote(c.name)}) AS {quote(c.name)}" for c in shown(table)
+    )
     newest, *older = frames
     text = newest
     for frame in older:
-        text = f"(SELECT {items} FROM {text} AS n FULL JOIN {frame} AS o ON {matches})"
+        text = f"(SELECT {items} FROM {text} AS {NEWER} FULL JOIN {frame} AS {OLDER} ON {matches})"
     return f"SELECT {_names(shown(table))} FROM {text} AS merged"
 
 

@@ -78,7 +78,7 @@ def test_joins_give_the_same_rows(
     limits = {"target_partitions": partitions}
     is_ordered = "ORDER BY n LIMIT" in statement
     changed = world.ask(statement, limits)
-    monkeypatch.setattr(stoppable, "execute", lambda _, frame: frame.execute_stream())
+    monkeypatch.setattr(stoppable, "execute", lambda _, frame, __: frame.execute_stream())
     plain = world.ask(statement, limits)
     assert len(plain) > 0
     if is_ordered:
@@ -153,11 +153,19 @@ def test_other_statements_are_left_alone(context: SessionContext, statement: str
     assert not stoppable.joins(context.sql(statement))
 
 
+def test_merges_of_a_table_s_layers_are_no_joins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in every plan, make no more rows than they read, and their tails must not be copied."""
+    monkeypatch.setattr(stoppable, "_stoppable", lambda *_: pytest.fail("a merge was taken for a join"))
+    (row,) = world.ask("SELECT count(*) AS n, sum(usage) AS s FROM cpu WHERE host <> 'h3'")
+    assert row["n"] == 270
+    explained = "\n".join(row["plan"] for row in world.ask("EXPLAIN SELECT count(*) AS n FROM cpu"))
+    assert "Full Join" in explained, "nothing was merged: this test shows nothing"
+
+
 def test_a_plan_that_cannot_be_changed_runs_as_it_is(context: SessionContext, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = context.sql("SELECT count(*) AS n FROM a JOIN b ON a.k = b.k")
-    for name, value in [("PLAN_BYTES_MAX", 1), ("wrap_joins", lambda _: b"\xff\xff\xff")]:
-        with monkeypatch.context() as patch:
-            patch.setattr(stoppable, name, value)
-            assert vars(stoppable)["_stoppable"](context, frame) is None
-            (batch,) = stoppable.execute(context, frame)
-            assert batch.to_pyarrow().column(0).to_pylist() == [100]
+    monkeypatch.setattr(stoppable, "wrap_joins", lambda _: b"\xff\xff\xff")
+    assert vars(stoppable)["_stoppable"](context, frame) is None
+    for tails_bytes in (0, stoppable.TAILS_BYTES_MAX + 1):
+        (batch,) = stoppable.execute(context, frame, tails_bytes)
+        assert batch.to_pyarrow().column(0).to_pylist() == [100]
