@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import random
 import time
 import uuid
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 
 RETRY_FIRST_SECONDS: Final = 0.02
 RETRY_PAUSE_SECONDS_MAX: Final = 2.0
+OPEN_TRIES_MAX: Final = 8
+"""Tries of an open's create that the store refuses, before the node gives up: about four seconds."""
 CHECK_TRIES_MAX: Final = 6
 """Tries of the check behind a read; then the read fails with a retryable error (L13)."""
 
@@ -274,17 +277,29 @@ class LogDriver:
             await asyncio.sleep(early)  # L5: for stores that charge for each put; the next group gathers meanwhile
         self._sent_at = self._loop.time()
         try:
-            outcome = await self._run(self._store.create, self._path(effect.sequence), effect.buffers)
+            outcome = await self._send_create(effect)
         except FsyncFailed:
             raise
-        except StoreUnavailable as error:
-            # Certain that nothing was created; the same create may be sent again.
-            self.core.create_failed(effect.sequence, error)
-            return
         except StorageError as error:
             self.core.create_failed(effect.sequence, error)
             return
         self.core.created(effect.sequence, _OUTCOMES[outcome])
+
+    async def _send_create(self, effect: CreateObject) -> CreateOutcome:
+        """One transmission. A refusal is certain: nothing was created, so an open is sent again, for some seconds."""
+        tries = OPEN_TRIES_MAX if self.core.phase is Phase.OPENING else 1
+        for attempt in itertools.count(1):
+            try:
+                outcome: CreateOutcome = await self._run(
+                    self._store.create, self._path(effect.sequence), effect.buffers
+                )
+            except StoreUnavailable as error:
+                if attempt >= tries or not error.retriable:
+                    raise
+                await asyncio.sleep(pause_seconds(attempt + 1))
+            else:
+                return outcome
+        raise AssertionError("the count never ends")
 
     async def _check(self, effect: CheckNext) -> None:
         for attempt in range(1, CHECK_TRIES_MAX + 1):
