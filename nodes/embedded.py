@@ -66,6 +66,8 @@ ANSWER_SECONDS_MAX: Final = 90.0
 _SILENT: Final = f"the store has not answered in {ANSWER_SECONDS_MAX:.0f} seconds"
 LOG_BYTES_FACTOR: Final = 4
 """A Log may grow to so many times `log.checkpoint_bytes` before appends wait: bulk loads outrun a checkpoint."""
+TAILS_BYTES_MAX: Final = 256 * 2**20
+"""Sorted copies of memtables that are kept for queries; never more than the memtables themselves may have."""
 DISK_SPARE_BYTES: Final = 2 * 2**20
 """Of a local disk, kept free beside what the next Checkpoints need: for the Checkpoints themselves and the Catalog."""
 DISK_PLENTY_BYTES: Final = 512 * 2**20
@@ -185,6 +187,7 @@ class EmbeddedBackend:
             query_seconds=settings.query.timeout,
             target_partitions=settings.target_partitions,
             queries_max=settings.query.queries_max,
+            tails_bytes_max=min(TAILS_BYTES_MAX, self._budget.bytes_max),
         )
         return Engine(self._store.url, limits, s3_options(settings))
 

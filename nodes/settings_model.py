@@ -33,8 +33,11 @@ from nodes.settings_kinds import (
 )
 
 HTTP_PORT_DEFAULT: Final = 8181
-MEMORY_BUDGET_SHARE: Final = 0.6
-"""Of the memory this process may have: the interpreter, libraries and caches need the rest."""
+MEMORY_PROCESS_BYTES: Final = 256 * 2**20
+"""The interpreter, the libraries and their caches."""
+MEMORY_BUDGET_SHARE: Final = 1 / 3
+"""Of the rest. Measured: at its worst moment the process holds three times what is counted, as sorting a memtable
+copies it, checkpoints and queries do so at the same time, and allocators give back late."""
 MEMORY_BUDGET_BYTES_MIN: Final = 96 * 2**20
 WAITING_SHARE: Final = 0.1
 """Of the memory budget, for request bodies that wait."""
@@ -127,7 +130,7 @@ class MemorySettings:
     budget: int | None = setting(
         AUTO,
         optional(at_least(SIZE, 32 * 2**20), AUTO),
-        "Memory for rows and queries. auto: 60% of what the cgroup or the machine allows.",
+        "Memory for rows and queries. auto: a third of what the cgroup or the machine allows above 256 MiB.",
     )
     memtable_share: float = setting(
         0.4, SHARE, "Of the budget, for rows that are not yet in DataFiles; over it writes get 503."
@@ -266,7 +269,7 @@ class Settings:
         total = self.memory.budget
         if total is None:
             limit = machine.memory_limit_bytes() if limit_bytes is None else limit_bytes
-            total = max(MEMORY_BUDGET_BYTES_MIN, int(limit * MEMORY_BUDGET_SHARE))
+            total = max(MEMORY_BUDGET_BYTES_MIN, int((limit - MEMORY_PROCESS_BYTES) * MEMORY_BUDGET_SHARE))
         return Budgets(
             total_bytes=total,
             memtable_bytes=int(total * self.memory.memtable_share),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 WRITERS = 4
 READERS = 4
-SECONDS = 5.0
+SECONDS = 3.0
 
 
 @pytest.fixture(scope="module")

@@ -266,7 +266,7 @@ def test_derived_values(tmp_path: Path) -> None:
 
 
 def test_the_budget_follows_what_the_machine_allows() -> None:
-    assert Settings().budgets(limit_bytes=10 * 2**30).total_bytes == 6 * 2**30
+    assert Settings().budgets(limit_bytes=10 * 2**30).total_bytes == 3489660928
     assert Settings().budgets(limit_bytes=1).total_bytes == 96 * 2**20
 
 
