@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 STORE_FILE: Final = "store.json"
 LOGS_FOLDER: Final = "logs"
 SEQUENCE_DIGITS: Final = 20
+IDENTITY_TRIES_MAX: Final = 6
+IDENTITY_PAUSE_SECONDS: Final = 0.02
+"""Six tries take a little more than a second."""
 CATALOG_LOG: Final = 0
 """The log id of the Catalog; shards count from 1."""
 
@@ -47,7 +51,18 @@ class _Version(msgspec.Struct):
 
 
 def open_identity(store: ObjectStore) -> StoreIdentity:
-    """Read ``store.json``, creating it for an empty store (F1)."""
+    """Read ``store.json``, creating it for an empty store (F1). Blocking; a store that refuses is asked again."""
+    for attempt in range(1, IDENTITY_TRIES_MAX):
+        try:
+            return _open_identity(store)
+        except StoreUnavailable as error:
+            if not error.retriable:
+                raise
+            time.sleep(IDENTITY_PAUSE_SECONDS * 2**attempt)
+    return _open_identity(store)
+
+
+def _open_identity(store: ObjectStore) -> StoreIdentity:
     if not store.exists(STORE_FILE):
         if store.list_all(LOGS_FOLDER) and not store.exists(STORE_FILE):
             raise CorruptObject(f"{store.url}: there are Logs but no {STORE_FILE}: restore it, they fit no other")

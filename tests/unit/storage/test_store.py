@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from storage.errors import CorruptObject, StoreUnavailable, UnsupportedFormat
 from storage.objects import check_path
 from storage.store import (
+    IDENTITY_TRIES_MAX,
     STORE_FILE,
     data_path,
     decode_identity,
@@ -36,14 +37,25 @@ def test_f1_an_empty_store_gets_an_identity_once() -> None:
 
 
 def test_f1_the_first_of_two_wins() -> None:
+    """A create that lands late changes nothing: every process goes by the one that stands."""
     inner = MemoryStore()
     slow = FaultStore(inner)
     slow.arm(Fault.LATE)
-    with pytest.raises(StoreUnavailable, match="try again"):
-        open_identity(slow)
-    winner = open_identity(inner)
+    first = open_identity(slow)
     slow.land_late()
-    assert open_identity(slow) == winner
+    assert open_identity(inner) == open_identity(slow) == first
+    assert slow.fired[Fault.LATE] == 1
+
+
+def test_a_store_that_refuses_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.store.IDENTITY_PAUSE_SECONDS", 0.0)
+    store = FaultStore(MemoryStore())
+    store.arm(Fault.UNAVAILABLE, "create", times=IDENTITY_TRIES_MAX - 1)
+    assert open_identity(store) == open_identity(store)
+    store = FaultStore(MemoryStore())
+    store.arm(Fault.UNAVAILABLE, "create", times=IDENTITY_TRIES_MAX)
+    with pytest.raises(StoreUnavailable):
+        open_identity(store)
 
 
 def test_f1_a_create_whose_answer_was_lost_is_read_again() -> None:
