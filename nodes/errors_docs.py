@@ -28,12 +28,15 @@ def _classes(root: type[Exception]) -> Iterator[type[Exception]]:
 
 
 def _meaning(code: str) -> str:
-    """The first sentence of the docstring of the class that fixes the code."""
-    for root in ROOTS:
-        for cls in _classes(root):
-            if vars(cls).get("code") == code:
-                return " ".join((cls.__doc__ or "").split("\n\n")[0].split()).replace("|", "\\|")
-    return ""
+    """The first sentence of the docstring of the class that fixes the code; the root's own module comes first."""
+    found = [
+        (cls.__module__ != root.__module__, cls.__module__, cls.__qualname__, cls.__doc__ or "")
+        for root in ROOTS
+        for cls in _classes(root)
+        if vars(cls).get("code") == code
+    ]
+    doc = min(found)[3] if found else ""
+    return " ".join(doc.split("\n\n")[0].split()).replace("|", "\\|")
 
 
 def markdown() -> str:

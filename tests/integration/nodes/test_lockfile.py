@@ -63,8 +63,13 @@ def test_one_process_cannot_hold_it_twice(tmp_path: Path) -> None:
 
 
 def test_children_do_not_keep_it(tmp_path: Path) -> None:
+    program = "print(flush=True); input()"
     with LockFile(tmp_path):
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+        child = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False
+        )
+        assert child.stdout is not None
+        child.stdout.readline()  # its exec is over: until then the kernel may not have closed what it inherited
     try:
         with LockFile(tmp_path):
             assert child.poll() is None
@@ -73,6 +78,7 @@ def test_children_do_not_keep_it(tmp_path: Path) -> None:
         child.wait()
         assert child.stdin is not None
         child.stdin.close()
+        child.stdout.close()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
