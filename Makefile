@@ -6,7 +6,7 @@ V := .venv/bin
 TESTS_PARALLEL ?= 2
 PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL)
 
-.PHONY: help setup run demo test check lint types floors format unit sim integration conformance chaos-local bench lock clean
+.PHONY: help setup run demo test check lint types floors format protos unit sim integration conformance chaos-local bench lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -50,6 +50,10 @@ types: .venv/.dev ## mypy strict over code and tests
 
 floors: .venv/.dev ## Who may import whom (import-linter)
 	$(V)/lint-imports --no-cache
+
+protos: .venv/.dev ## Generate the code beside protos/*.proto again
+	$(V)/python -m grpc_tools.protoc -I. --plugin=protoc-gen-mypy=$(V)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(V)/protoc-gen-mypy_grpc \
+	  --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. protos/*.proto
 
 check: lint types floors unit ## What every commit passes
 

@@ -1,0 +1,1 @@
+"""Who is here and who owns what: gossip, Raft, Placement, and the channels between nodes. Knows no storage."""
