@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from nodes.settings_model import Budgets, Settings
-    from nodes.status import NodeControl
+    from nodes.status import ClusterControl, NodeControl
 
 T = TypeVar("T")
 
@@ -75,21 +75,29 @@ class NodeBackend(Backend, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NodeContext:
-    """What every part gets. ``fail`` ends the node with an error, from any thread: fenced, fsync failed."""
+    """What every part gets. ``fail`` ends the node with an error, from any thread: fenced, fsync failed.
+
+    ``cluster`` is None in a process that is all of its cluster.
+    """
 
     settings: Settings
     budgets: Budgets
     health: Health
     control: NodeControl
     fail: Callable[[BaseException], None]
+    cluster: ClusterControl | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NodeParts:
-    """How to make the parts; nothing is opened before the context manager is entered."""
+    """How to make the parts; nothing is opened before the context manager is entered.
+
+    ``cluster`` answers from the beginning, while the backend is still opening.
+    """
 
     http: Callable[[NodeContext, Backend], AbstractAsyncContextManager[HttpServer]]
     backend: Callable[[NodeContext], AbstractAsyncContextManager[NodeBackend]]
+    cluster: ClusterControl | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +180,7 @@ class Node:
     async def run(self, beside: Sequence[Beside] = ()) -> None:
         """Live: returns after a clean stop, raises what ended the node otherwise."""
         self._loop = asyncio.get_running_loop()
-        context = NodeContext(self.settings, self._budgets, self.health, self, self.fail)
+        context = NodeContext(self.settings, self._budgets, self.health, self, self.fail, self._parts.cluster)
         with _signals(self._loop, self.stop), LockFile(self.settings.data_dir):
             try:
                 async with contextlib.AsyncExitStack() as stack:

@@ -20,6 +20,7 @@ from nodes.gateway.doors.influx.query import QueryDoor
 from nodes.gateway.doors.influx.status import StatusDoor
 from nodes.gateway.doors.influx.v1 import V1Door
 from nodes.gateway.doors.influx.write import WriteDoor
+from nodes.gateway.doors.operator import OperatorDoor
 from nodes.gateway.http import Limits
 from nodes.gateway.middleware.access import AccessMetrics
 from nodes.gateway.middleware.ready import ready_gate
@@ -27,7 +28,7 @@ from nodes.gateway.middleware.request_id import request_id
 from nodes.gateway.nodemetrics import NodeMetrics
 from nodes.gateway.server import HttpServer
 from nodes.metrics import Metrics
-from nodes.status import CHECKPOINT_PATH, STATUS_PATH
+from nodes.status import CHECKPOINT_PATH, CLUSTER_PATH, DRAIN_PATH, REBALANCE_PATH, STATUS_PATH
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from nodes.gateway.doors.influx.query import Encoder
     from nodes.health import Health
     from nodes.node import NodeContext
-    from nodes.status import NodeControl
+    from nodes.status import ClusterControl, NodeControl
     from wire.lineprotocol.model import LineParser
 
 WAITING_BYTES_DEFAULT: Final = 256 * 2**20
@@ -53,6 +54,7 @@ class GatewayParts:
     make_parser: Callable[[], LineParser]
     encode: Encoder
     control: NodeControl | None = None
+    cluster: ClusterControl | None = None
     revision: str = "unknown"
 
 
@@ -73,7 +75,7 @@ async def open_application(parts: GatewayParts, limits: GatewayLimits | None = N
     answers = Answers(parts.backend, parts.metrics)
     coalescer = Coalescer(parts.backend, parts.make_parser, parts.metrics, coalesce_bytes=limits.coalesce_bytes)
     gateway = Gateway(
-        influx_routes(parts, answers, coalescer),
+        [*influx_routes(parts, answers, coalescer), *operator_routes(parts, answers)],
         limits=limits.request,
         budget=budget,
         access=AccessMetrics(parts.metrics),
@@ -122,6 +124,7 @@ async def open_gateway(context: NodeContext, backend: Backend) -> AsyncIterator[
         make_parser=_make_parser,
         encode=_encode,
         control=context.control,
+        cluster=context.cluster,
         revision=_revision(),
     )
     limits = GatewayLimits(
@@ -179,6 +182,16 @@ def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -
         *free("GET", "/metrics", status.metrics),
         *free("GET", STATUS_PATH, status.status),
         *route("POST", CHECKPOINT_PATH, status.checkpoint),
+    ]
+
+
+def operator_routes(parts: GatewayParts, answers: Answers) -> list[Route]:
+    """Every endpoint of the operator's door. Looking works while the node starts."""
+    door = OperatorDoor(parts.cluster)
+    return [
+        Route("GET", CLUSTER_PATH, door.cluster, answers.on_error_v3, needs_backend=False),
+        Route("POST", DRAIN_PATH, door.drain, answers.on_error_v3, is_traced=True),
+        Route("POST", REBALANCE_PATH, door.rebalance, answers.on_error_v3, is_traced=True),
     ]
 
 
