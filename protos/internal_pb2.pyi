@@ -134,9 +134,12 @@ class AppendReply(_message.Message):
     FIRST_OFFSETS_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """the next `born`"""
     epoch: _builtins.int
+    refused: _builtins.bool
+    """born below the horizon: a first try may take `position`, on a later one nobody knows (LOG L7)"""
     @_builtins.property
     def first_offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -145,10 +148,11 @@ class AppendReply(_message.Message):
         first_offsets: _abc.Iterable[_builtins.int] | None = ...,
         position: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        refused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "first_offsets", b"first_offsets", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "first_offsets", b"first_offsets", "position", b"position", "refused", b"refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
