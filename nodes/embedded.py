@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import shutil
 import uuid
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 
-from engine.engine import Engine, EngineLimits
 from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
+from nodes.engineparts import new_engine
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
 from nodes.storeoptions import s3_options
 from nodes.systemtables import parquet_files
@@ -43,8 +42,9 @@ from storage.shard import Append, Shard, ShardLimits
 from storage.store import CATALOG_LOG, open_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
+    from engine.engine import Engine
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.settings_model import Budgets, Settings
     from storage.objects import ObjectStore
@@ -56,8 +56,6 @@ WRITE_ID_KIND: Final = 1
 """Ids of a gateway's writes: remembered down to the horizon (FORMAT F14)."""
 LOG_BYTES_FACTOR: Final = 4
 """A Log may grow to so many times `log.checkpoint_bytes` before appends wait: bulk loads outrun a checkpoint."""
-TAILS_BYTES_MAX: Final = 256 * 2**20
-"""Sorted copies of memtables that are kept for queries; never more than the memtables themselves may have."""
 SWEEP_SECONDS: Final = 300.0
 """How often files that nothing names are looked for (LOG L20)."""
 
@@ -71,7 +69,7 @@ class EmbeddedBackend:
         self._settings = settings
         self._fail = fail
         self._budget = MemoryBudget(budgets.memtable_bytes)
-        self._query_bytes = budgets.query_bytes
+        self._budgets = budgets
         self._writer = uuid.uuid4().bytes
         self._writes = 0
         self._shards: dict[int, Shard] = {}
@@ -113,7 +111,7 @@ class EmbeddedBackend:
         await self._catalog.open(range(1, settings.log.shards + 1))
         self._watch(stack, self._catalog.driver.closed, "the Catalog")
         await self._open_shards(stack, identity.id.bytes, node, executor)
-        self._engine = self._new_engine()
+        self._engine = new_engine(settings, self._budgets, self._store.url)
         stack.push_async_callback(self._engine.close)
         self._start(stack, self._sweep_now_and_then())
 
@@ -155,22 +153,6 @@ class EmbeddedBackend:
                 2 * settings.checkpoint_bytes, self._budget.bytes_max // (2 * len(self._catalog.current.logs))
             ),
         )
-
-    def _new_engine(self) -> Engine:
-        settings = self._settings
-        spill = settings.spill_dir
-        shutil.rmtree(spill, ignore_errors=True)
-        spill.mkdir(parents=True, exist_ok=True)
-        limits = EngineLimits(
-            memory_bytes=self._query_bytes,
-            spill_folder=spill,
-            spill_bytes_max=settings.query.spill_bytes_max,
-            query_seconds=settings.query.timeout,
-            target_partitions=settings.target_partitions,
-            queries_max=settings.query.queries_max,
-            tails_bytes_max=min(TAILS_BYTES_MAX, self._budget.bytes_max),
-        )
-        return Engine(self._store.url, limits, s3_options(settings))
 
     def _start(self, stack: contextlib.AsyncExitStack, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -316,6 +298,15 @@ class EmbeddedBackend:
         return [SystemTable("parquet_files", lambda: parquet_files(files()))]
 
     # -- for the node ------------------------------------------------------------------------------------
+
+    @property
+    def listen(self) -> Mapping[str, str]:
+        """Nothing beside HTTP."""
+        return {}
+
+    async def drain(self) -> None:
+        """One process hands nothing over: a checkpoint makes the next start fast."""
+        await self.checkpoint()
 
     async def checkpoint(self) -> None:
         """Checkpoint every shard and the Catalog."""
