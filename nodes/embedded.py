@@ -19,6 +19,8 @@ import structlog
 from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
 from nodes.engineparts import new_engine
+from nodes.outcomes import all_or_worst
+from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
 from nodes.storeoptions import s3_options
 from nodes.systemtables import parquet_files
@@ -38,11 +40,11 @@ from storage.keys import route
 from storage.log import Identity
 from storage.objects import open_store, prove_store
 from storage.schema import TableSnapshot
-from storage.shard import Append, Shard, ShardLimits
+from storage.shard import Append, Shard
 from storage.store import CATALOG_LOG, open_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from engine.engine import Engine
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
@@ -54,8 +56,6 @@ IO_THREADS: Final = 16
 """Threads for the object store: one create for each Log may be under way, beside reads and checkpoints."""
 WRITE_ID_KIND: Final = 1
 """Ids of a gateway's writes: remembered down to the horizon (FORMAT F14)."""
-LOG_BYTES_FACTOR: Final = 4
-"""A Log may grow to so many times `log.checkpoint_bytes` before appends wait: bulk loads outrun a checkpoint."""
 SWEEP_SECONDS: Final = 300.0
 """How often files that nothing names are looked for (LOG L20)."""
 
@@ -118,7 +118,7 @@ class EmbeddedBackend:
     async def _open_shards(
         self, stack: contextlib.AsyncExitStack, store_id: bytes, node: bytes, executor: ThreadPoolExecutor
     ) -> None:
-        limits = self._shard_limits()
+        limits = shard_limits(self._settings, self._budget, len(self._catalog.current.logs))
         for log_id in self._catalog.current.logs:
             shard = Shard(
                 self._store, Identity(store_id, log_id, node), self._catalog.table_by_id, self._budget, executor,
@@ -139,20 +139,6 @@ class EmbeddedBackend:
             log.error("a shard stays closed", shard=shard.log_id, reason=str(error), to_give_up_the_object=way_out)
             return
         self._watch(stack, shard.driver.closed, f"shard {shard.log_id}")
-
-    def _shard_limits(self) -> ShardLimits:
-        settings = self._settings.log
-        return ShardLimits(
-            checkpoint_bytes=settings.checkpoint_bytes,
-            checkpoint_seconds=settings.checkpoint_age,
-            checkpoint_objects=settings.checkpoint_objects,
-            log_bytes=LOG_BYTES_FACTOR * settings.checkpoint_bytes,
-            grace_seconds=settings.collect_grace,
-            group_min_interval_seconds=settings.group_min_interval,
-            replay_bytes_max=min(
-                2 * settings.checkpoint_bytes, self._budget.bytes_max // (2 * len(self._catalog.current.logs))
-            ),
-        )
 
     def _start(self, stack: contextlib.AsyncExitStack, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -223,11 +209,7 @@ class EmbeddedBackend:
                 write_id = WriteId(WRITE_ID_KIND, self._writer, 0, self._writes, 1)
                 born = self._shards[partition.log_id].state.position
                 parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born))
-        if len(parts) == 1:
-            ((log_id, appends),) = parts.items()
-            await self._append_to(log_id, appends)
-        else:
-            await _all(*(self._append_to(log_id, appends) for log_id, appends in parts.items()))
+        await all_or_worst([self._append_to(log_id, appends) for log_id, appends in parts.items()])
         self._appender.relieve()
 
     async def _append_to(self, log_id: int, appends: Sequence[Append]) -> None:
@@ -328,7 +310,7 @@ class EmbeddedBackend:
                 )
                 for d in catalog.databases()
             ],
-            logs=[self._catalog_status(), *(self._log_status(shard) for shard in self._shards.values())],
+            logs=[self._catalog_status(), *(log_status(shard) for shard in self._shards.values())],
         )
 
     def _table_status(self, table: Table) -> TableStatus:
@@ -351,22 +333,6 @@ class EmbeddedBackend:
             covered=state.k, checkpoint_sequence=core.checkpoint_seq, bytes_above_checkpoint=0,
             objects_above_checkpoint=state.objects_above_k,
         )  # fmt: skip
-
-    def _log_status(self, shard: Shard) -> LogStatus:
-        core, state = shard.driver.core, shard.state
-        return LogStatus(
-            id=shard.log_id, name=f"shard {shard.log_id}", state=core.phase.value, epoch=core.epoch,
-            sequence=core.next_seq - 1, covered=state.k, checkpoint_sequence=state.checkpoint_seq,
-            bytes_above_checkpoint=state.log_bytes_above_k, objects_above_checkpoint=state.objects_above_k,
-        )  # fmt: skip
-
-
-async def _all(*work: Awaitable[object]) -> None:
-    """Run all to their end, then raise the error that says most: what may stand must not be called failed (L6, L17)."""
-    results = await asyncio.gather(*work, return_exceptions=True)
-    errors = [result for result in results if isinstance(result, BaseException)]
-    if errors:
-        raise next((error for error in errors if isinstance(error, OutcomeUnknown)), errors[0])
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
