@@ -32,7 +32,7 @@ from nodes.status import BackendStatus, MemoryStatus, NodeStatus
 from storage.errors import ShardClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from nodes.settings_model import Budgets, Settings
@@ -64,8 +64,17 @@ class HttpServer(Protocol):
 class NodeBackend(Backend, Protocol):
     """A Backend that is open, replayed and serving since it was entered."""
 
+    @property
+    def listen(self) -> Mapping[str, str]:
+        """Where it listens beside HTTP: door -> HOST:PORT."""
+        ...
+
     async def checkpoint(self) -> None:
         """Write what is in memory to DataFiles and commit the Checkpoints."""
+        ...
+
+    async def drain(self) -> None:
+        """End cleanly: checkpoint, and hand over what others can serve. No request comes any more."""
         ...
 
     def status(self) -> BackendStatus:
@@ -203,6 +212,7 @@ class Node:
         backend = await self._unless_ended(stack.enter_async_context(self._parts.backend(context)))
         self._backend = backend
         stack.callback(self._forget_backend)
+        self._listen.update(backend.listen)
         self._slot.fill(backend)
         self.health.move(Phase.READY)
         log.info("ready", open_seconds=round(time.monotonic() - started, 3), **self._listen)
@@ -241,7 +251,7 @@ class Node:
         await http.drain(self.settings.node.drain_seconds)
         try:
             async with asyncio.timeout(CHECKPOINT_SECONDS_MAX):
-                await backend.checkpoint()
+                await backend.drain()
         except TimeoutError:
             log.warning("the last checkpoint took too long; the next start replays the Log instead")
         self._raise_failure()
