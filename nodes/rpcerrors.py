@@ -115,6 +115,7 @@ RETRIABLE_STATUS: Final = frozenset({_S.UNAVAILABLE, _S.RESOURCE_EXHAUSTED, _S.A
 
 NOT_SENT: Final = (
     "failed to connect to all addresses",
+    "errors resolving",
     "DNS resolution failed",
     "Name resolution failure",
     "empty address list",
