@@ -33,7 +33,8 @@ _HEAD: Final = struct.Struct(">BBH")  # wire version, MessagePack's array16, num
 _ARRAY16: Final = 0xDC
 _MESSAGES_MAX: Final = 255
 
-Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
+Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=META_BYTES_MAX)]
 Address: TypeAlias = Annotated[str, msgspec.Meta(max_length=64)]
 Incarnation: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=INCARNATION_MAX)]
