@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf, SyncObjException
+from pysyncobj.monotonic import monotonic as raft_clock
 from pysyncobj.node import TCPNode
 from pysyncobj.tcp_connection import TcpConnection
 from pysyncobj.tcp_server import SERVER_STATE, TcpServer
@@ -544,7 +545,7 @@ class _Voter(SyncObj):  # type: ignore[misc]
 
     def stand_in(self, seconds: float) -> None:
         """Stand for election in ``seconds``, if not sooner."""
-        self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, time.monotonic() + seconds)
+        self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, raft_clock() + seconds)
 
     def close(self) -> None:
         with self._closing:
