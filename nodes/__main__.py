@@ -10,6 +10,7 @@ import os
 import sys
 from typing import NoReturn
 
+from cluster.errors import ClusterError
 from nodes.exitcodes import ExitCode, NodeError, exit_code
 from storage.errors import StorageError
 
@@ -20,7 +21,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
     try:
         app(args=arguments, prog_name="runnel")
-    except (NodeError, StorageError) as error:
+    except (NodeError, StorageError, ClusterError) as error:
         fail(str(error), exit_code(error))
     except BrokenPipeError:
         # The reader of our output has seen enough (`runnel sql ... | head`); Python must not flush it once more.

@@ -1,6 +1,6 @@
-"""Which parts make a node of one process: the HTTP doors over the embedded backend.
+"""Which parts make a node: of one process (the HTTP doors over the embedded backend), and of each kind in a cluster.
 
-The one place that knows both `nodes.gateway` and `nodes.embedded`; imported only by commands that run a node.
+The one place that knows `nodes.gateway`, `nodes.embedded` and the kinds; imported only by commands that run a node.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
+    from cluster.members import Kind
     from nodes.node import NodeBackend, NodeContext
 
 
@@ -24,6 +25,12 @@ def embedded_parts() -> NodeParts:
     from nodes.gateway.assembly import open_gateway
 
     return NodeParts(http=open_gateway, backend=_backend)
+
+
+def parts_of(kind: Kind) -> NodeParts:
+    """One node of a cluster (`runnel gateway`, `ingest`, `query`): ``parts()`` of ``nodes.KIND.node``."""
+    parts: NodeParts = importlib.import_module(f"nodes.{kind.value}.node").parts()
+    return parts
 
 
 @contextlib.asynccontextmanager

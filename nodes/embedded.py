@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
-import shutil
 import uuid
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +16,11 @@ from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 
-from engine.engine import Engine, EngineLimits
 from engine.scan import SystemTable
+from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
+from nodes.engineparts import new_engine
+from nodes.outcomes import all_or_worst
+from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
 from nodes.storeoptions import s3_options
 from nodes.systemtables import parquet_files
@@ -27,14 +28,12 @@ from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits, CatalogSnapshot
 from storage.errors import (
-    LogBacklogFull,
     LogDamaged,
-    MemoryExhausted,
     NoSuchDatabase,
+    NoSuchTable,
     OutcomeUnknown,
     ShardClosed,
     StorageError,
-    StoreFull,
     StoreUnavailable,
 )
 from storage.frames import WriteId
@@ -42,13 +41,13 @@ from storage.keys import route
 from storage.log import Identity
 from storage.objects import open_store, prove_store
 from storage.schema import TableSnapshot
-from storage.shard import Append, Shard, ShardLimits
+from storage.shard import Append, Shard
 from storage.store import CATALOG_LOG, open_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
+    from engine.engine import Engine
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.settings_model import Budgets, Settings
     from storage.objects import ObjectStore
@@ -58,28 +57,10 @@ IO_THREADS: Final = 16
 """Threads for the object store: one create for each Log may be under way, beside reads and checkpoints."""
 WRITE_ID_KIND: Final = 1
 """Ids of a gateway's writes: remembered down to the horizon (FORMAT F14)."""
-ROOM_SECONDS_MAX: Final = 5.0
-"""How long a write waits for a checkpoint to make room, before 503."""
-ROOM_POLL_SECONDS: Final = 0.02
-ANSWER_SECONDS_MAX: Final = 90.0
-"""How long a client waits for a store that says nothing: three times the longest request to it, by default."""
-_SILENT: Final = f"the store has not answered in {ANSWER_SECONDS_MAX:.0f} seconds"
-LOG_BYTES_FACTOR: Final = 4
-"""A Log may grow to so many times `log.checkpoint_bytes` before appends wait: bulk loads outrun a checkpoint."""
-TAILS_BYTES_MAX: Final = 256 * 2**20
-"""Sorted copies of memtables that are kept for queries; never more than the memtables themselves may have."""
-DISK_SPARE_BYTES: Final = 2 * 2**20
-"""Of a local disk, kept free beside what the next Checkpoints need: for the Checkpoints themselves and the Catalog."""
-DISK_PLENTY_BYTES: Final = 512 * 2**20
-"""More than all writes under way can need: above it nothing is counted."""
 SWEEP_SECONDS: Final = 300.0
 """How often files that nothing names are looked for (LOG L20)."""
 
 log = structlog.get_logger(__name__)
-
-
-class _RoomIsKept(StoreFull):
-    """What is free belongs to the next Checkpoint; when that stands there may be room again."""
 
 
 class EmbeddedBackend:
@@ -89,14 +70,14 @@ class EmbeddedBackend:
         self._settings = settings
         self._fail = fail
         self._budget = MemoryBudget(budgets.memtable_bytes)
-        self._query_bytes = budgets.query_bytes
+        self._budgets = budgets
         self._writer = uuid.uuid4().bytes
         self._writes = 0
         self._shards: dict[int, Shard] = {}
         self._closed_shards: dict[int, str] = {}
         self._stack = contextlib.AsyncExitStack()
         self._store: ObjectStore
-        self._disk: Path | None = None
+        self._appender: Appender
         self._catalog: Catalog
         self._engine: Engine
         self._store_id: uuid.UUID
@@ -119,8 +100,7 @@ class EmbeddedBackend:
         loop = asyncio.get_running_loop()
         self._store = await loop.run_in_executor(executor, open_store, settings.store_url, s3_options(settings))
         stack.callback(self._store.close)
-        probe = self._store.local_path("probe")
-        self._disk = None if probe is None else probe.parent
+        self._appender = Appender(self._store, self._budget, self._open_ones)
         await loop.run_in_executor(executor, prove_store, self._store)  # L33
         identity = await loop.run_in_executor(executor, open_identity, self._store)
         self._store_id = identity.id
@@ -132,14 +112,14 @@ class EmbeddedBackend:
         await self._catalog.open(range(1, settings.log.shards + 1))
         self._watch(stack, self._catalog.driver.closed, "the Catalog")
         await self._open_shards(stack, identity.id.bytes, node, executor)
-        self._engine = self._new_engine()
+        self._engine = new_engine(settings, self._budgets, self._store.url)
         stack.push_async_callback(self._engine.close)
         self._start(stack, self._sweep_now_and_then())
 
     async def _open_shards(
         self, stack: contextlib.AsyncExitStack, store_id: bytes, node: bytes, executor: ThreadPoolExecutor
     ) -> None:
-        limits = self._shard_limits()
+        limits = shard_limits(self._settings, self._budget, len(self._catalog.current.logs))
         for log_id in self._catalog.current.logs:
             shard = Shard(
                 self._store, Identity(store_id, log_id, node), self._catalog.table_by_id, self._budget, executor,
@@ -160,36 +140,6 @@ class EmbeddedBackend:
             log.error("a shard stays closed", shard=shard.log_id, reason=str(error), to_give_up_the_object=way_out)
             return
         self._watch(stack, shard.driver.closed, f"shard {shard.log_id}")
-
-    def _shard_limits(self) -> ShardLimits:
-        settings = self._settings.log
-        return ShardLimits(
-            checkpoint_bytes=settings.checkpoint_bytes,
-            checkpoint_seconds=settings.checkpoint_age,
-            checkpoint_objects=settings.checkpoint_objects,
-            log_bytes=LOG_BYTES_FACTOR * settings.checkpoint_bytes,
-            grace_seconds=settings.collect_grace,
-            group_min_interval_seconds=settings.group_min_interval,
-            replay_bytes_max=min(
-                2 * settings.checkpoint_bytes, self._budget.bytes_max // (2 * len(self._catalog.current.logs))
-            ),
-        )
-
-    def _new_engine(self) -> Engine:
-        settings = self._settings
-        spill = settings.spill_dir
-        shutil.rmtree(spill, ignore_errors=True)
-        spill.mkdir(parents=True, exist_ok=True)
-        limits = EngineLimits(
-            memory_bytes=self._query_bytes,
-            spill_folder=spill,
-            spill_bytes_max=settings.query.spill_bytes_max,
-            query_seconds=settings.query.timeout,
-            target_partitions=settings.target_partitions,
-            queries_max=settings.query.queries_max,
-            tails_bytes_max=min(TAILS_BYTES_MAX, self._budget.bytes_max),
-        )
-        return Engine(self._store.url, limits, s3_options(settings))
 
     def _start(self, stack: contextlib.AsyncExitStack, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -241,7 +191,7 @@ class EmbeddedBackend:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
                 return await self._catalog.prove()
         except TimeoutError:
-            raise StoreUnavailable(f"the Catalog: {_SILENT}; try again") from None
+            raise StoreUnavailable(f"the Catalog: {SILENT}; try again") from None
 
     async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogSnapshot:
         """Apply changes; durable when it returns (L4)."""
@@ -249,7 +199,7 @@ class EmbeddedBackend:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
                 return await self._catalog.alter(changes)
         except TimeoutError:
-            raise OutcomeUnknown(f"the Catalog: {_SILENT}; the change may stand") from None
+            raise OutcomeUnknown(f"the Catalog: {SILENT}; the change may stand") from None
 
     async def write(self, batches: Sequence[Batch], principal: Principal) -> None:
         """Split by partition and append to each Log, at once and atomic per shard (L8, L17)."""
@@ -260,70 +210,22 @@ class EmbeddedBackend:
                 write_id = WriteId(WRITE_ID_KIND, self._writer, 0, self._writes, 1)
                 born = self._shards[partition.log_id].state.position
                 parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born))
-        if len(parts) == 1:
-            ((log_id, appends),) = parts.items()
-            await self._append_to(log_id, appends)
-        else:
-            await _all(*(self._append_to(log_id, appends) for log_id, appends in parts.items()))
-        self._relieve()
+        await all_or_worst([self._append_to(log_id, appends) for log_id, appends in parts.items()])
+        self._appender.relieve()
 
     async def _append_to(self, log_id: int, appends: Sequence[Append]) -> None:
         """Append to one Log within a bounded time. A closed shard refuses its own part only (L3)."""
         shard = self._shard(log_id)
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                await self._append(shard, appends)
-        except TimeoutError:
-            raise OutcomeUnknown(f"shard {log_id}: {_SILENT}; the write may stand") from None
-
-    async def _append(self, shard: Shard, appends: Sequence[Append]) -> None:
-        """Append; while a checkpoint makes room, wait a bounded time before the client is told to come back (L23).
-
-        Nothing was sent when room was missing, so trying again is the first try (L7).
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + ROOM_SECONDS_MAX
-        while True:
-            try:
-                self._check_disk(appends)
-                await shard.append(appends)
-            except (LogBacklogFull, MemoryExhausted, _RoomIsKept):
-                if loop.time() >= deadline:
-                    raise
-                self._relieve()
-                await asyncio.sleep(ROOM_POLL_SECONDS)
-            else:
-                return
-
-    def _check_disk(self, appends: Sequence[Append]) -> None:
-        """L23: appends leave so much of a local disk free that the Checkpoint of what is in the Logs still fits.
-
-        A DataFile is smaller than the objects that it stands for. Without this the Log could fill the disk, and
-        the Checkpoint that would free it could never be written.
-        """
-        if self._disk is None:
-            return
-        found = os.statvfs(self._disk)
-        free = found.f_bavail * found.f_frsize
-        pending = sum(shard.state.log_bytes_above_k for shard in self._open_ones())
-        if free >= pending + DISK_PLENTY_BYTES:
-            return
         incoming = sum(append.rows.nbytes for append in appends)
-        if free >= pending + 2 * incoming + DISK_SPARE_BYTES:  # twice: in the Log, and in the file that follows
-            return
-        if not pending:
-            raise StoreFull(f"{self._store.url}: no space left for new rows ({free} bytes free)")
-        for shard in self._open_ones():
-            shard.request_checkpoint()
-        raise _RoomIsKept(
-            f"{self._store.url}: no space left for new rows: the {free} bytes that are free are kept for a checkpoint, "
-            "which is under way; free some space or try again"
-        )
-
-    def _relieve(self) -> None:
-        """When half of the memory for rows is used, the shard that holds most makes room (L23)."""
-        if self._budget.used > self._budget.bytes_max // 2:
-            max(self._open_ones(), key=lambda shard: shard.state.tail_bytes).request_checkpoint()
+        try:
+            await self._appender.append(shard, incoming, lambda: shard.append(appends))
+        except NoSuchTable as error:
+            gone = frozenset(a.table.id for a in appends if a.table.id in shard.state.drops)
+            rest = [a for a in appends if a.table.id not in gone]
+            if gone and rest:  # nothing of this part was written, and the rows of the other tables still can be
+                await self._append_to(log_id, rest)
+            error.tables = gone
+            raise
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         """Plan and start one statement over one snapshot of each table (L14)."""
@@ -388,6 +290,15 @@ class EmbeddedBackend:
 
     # -- for the node ------------------------------------------------------------------------------------
 
+    @property
+    def listen(self) -> Mapping[str, str]:
+        """Nothing beside HTTP."""
+        return {}
+
+    async def drain(self) -> None:
+        """One process hands nothing over: a checkpoint makes the next start fast."""
+        await self.checkpoint()
+
     async def checkpoint(self) -> None:
         """Checkpoint every shard and the Catalog."""
         await asyncio.gather(*(shard.checkpoint() for shard in self._open_ones()))
@@ -408,7 +319,7 @@ class EmbeddedBackend:
                 )
                 for d in catalog.databases()
             ],
-            logs=[self._catalog_status(), *(self._log_status(shard) for shard in self._shards.values())],
+            logs=[self._catalog_status(), *(log_status(shard) for shard in self._shards.values())],
         )
 
     def _table_status(self, table: Table) -> TableStatus:
@@ -431,22 +342,6 @@ class EmbeddedBackend:
             covered=state.k, checkpoint_sequence=core.checkpoint_seq, bytes_above_checkpoint=0,
             objects_above_checkpoint=state.objects_above_k,
         )  # fmt: skip
-
-    def _log_status(self, shard: Shard) -> LogStatus:
-        core, state = shard.driver.core, shard.state
-        return LogStatus(
-            id=shard.log_id, name=f"shard {shard.log_id}", state=core.phase.value, epoch=core.epoch,
-            sequence=core.next_seq - 1, covered=state.k, checkpoint_sequence=state.checkpoint_seq,
-            bytes_above_checkpoint=state.log_bytes_above_k, objects_above_checkpoint=state.objects_above_k,
-        )  # fmt: skip
-
-
-async def _all(*work: Awaitable[object]) -> None:
-    """Run all to their end, then raise the error that says most: what may stand must not be called failed (L6, L17)."""
-    results = await asyncio.gather(*work, return_exceptions=True)
-    errors = [result for result in results if isinstance(result, BaseException)]
-    if errors:
-        raise next((error for error in errors if isinstance(error, OutcomeUnknown)), errors[0])
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

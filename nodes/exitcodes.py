@@ -10,6 +10,7 @@ import enum
 import errno
 from typing import ClassVar, Final
 
+from cluster.errors import ClusterError
 from storage.errors import StorageError
 
 
@@ -31,11 +32,11 @@ MEANINGS: Final[dict[ExitCode, str]] = {
     ExitCode.OK: "Done; also after SIGTERM or SIGINT, when everything was drained and closed.",
     ExitCode.FAILURE: "The answer is no: lines were rejected, the query failed, the node is not ready.",
     ExitCode.USAGE: "The command line is wrong.",
-    ExitCode.UNAVAILABLE: "A port is taken, or the server or the store cannot be reached.",
+    ExitCode.UNAVAILABLE: "A port is taken, or the server, the store or another node cannot be reached.",
     ExitCode.INTERNAL: "A fault in Runnel itself; the log has the traceback.",
     ExitCode.IO: "The store or a disk failed, is unsuitable, full or damaged.",
     ExitCode.TRY_LATER: "Another process runs on this data, or has taken it over: try again when it has ended.",
-    ExitCode.DENIED: "Permission denied, by the system or by the server.",
+    ExitCode.DENIED: "Permission denied, by the system, by the server or by another node.",
     ExitCode.CONFIG: "The settings cannot be used; the message names each problem.",
 }
 """A second SIGTERM or SIGINT ends the process at once with 128 + the signal's number, as shells expect."""
@@ -109,6 +110,14 @@ BY_STORAGE_CODE: Final[dict[str, ExitCode]] = {
     "limit_exceeded": ExitCode.FAILURE,
 }
 
+BY_CLUSTER_CODE: Final[dict[str, ExitCode]] = {
+    "cluster": ExitCode.INTERNAL,
+    "malformed_message": ExitCode.INTERNAL,
+    "cluster_misconfigured": ExitCode.CONFIG,
+    "cluster_denied": ExitCode.DENIED,
+    "peer_unavailable": ExitCode.UNAVAILABLE,
+}
+
 BY_ERRNO: Final[dict[int, ExitCode]] = {
     errno.EADDRINUSE: ExitCode.UNAVAILABLE,
     errno.EADDRNOTAVAIL: ExitCode.UNAVAILABLE,
@@ -126,6 +135,8 @@ def exit_code(error: BaseException) -> ExitCode:
         return error.exit_code
     if isinstance(error, StorageError):
         return BY_STORAGE_CODE.get(error.code, ExitCode.INTERNAL)
+    if isinstance(error, ClusterError):
+        return BY_CLUSTER_CODE.get(error.code, ExitCode.INTERNAL)
     if isinstance(error, OSError):
         return BY_ERRNO.get(error.errno or 0, ExitCode.IO)
     return ExitCode.INTERNAL

@@ -46,10 +46,13 @@ QUIET: Final[dict[str, int]] = {
 """Libraries that say more than an operator needs at our level."""
 
 
-def configure(settings: LogsSettings, node_name: str, stream: TextIO | None = None) -> None:
-    """Set up all logging of this process; may be called again (tests). ``stream`` None: standard error."""
+def configure(settings: LogsSettings, node_name: str, stream: TextIO | None = None, *, kind: str | None = None) -> None:
+    """Set up all logging of this process; may be called again (tests). ``stream`` None: standard error.
+
+    ``kind`` is what this node does in a cluster; it stands in each line beside the node's name.
+    """
     stream = sys.stderr if stream is None else stream
-    shared = _shared_processors(node_name)
+    shared = _shared_processors(node_name, kind)
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
@@ -97,9 +100,11 @@ def _hide(match: re.Match[str]) -> str:
     return f"{match['parameter'] or match['pair'] or match['influx']}{HIDDEN}"
 
 
-def _shared_processors(node_name: str) -> list[Processor]:
+def _shared_processors(node_name: str, kind: str | None) -> list[Processor]:
     def add_node(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event.setdefault("node", node_name)
+        if kind is not None:
+            event.setdefault("kind", kind)
         return event
 
     return [

@@ -32,11 +32,11 @@ from nodes.status import BackendStatus, MemoryStatus, NodeStatus
 from storage.errors import ShardClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from nodes.settings_model import Budgets, Settings
-    from nodes.status import NodeControl
+    from nodes.status import ClusterControl, NodeControl
 
 T = TypeVar("T")
 
@@ -64,8 +64,17 @@ class HttpServer(Protocol):
 class NodeBackend(Backend, Protocol):
     """A Backend that is open, replayed and serving since it was entered."""
 
+    @property
+    def listen(self) -> Mapping[str, str]:
+        """Where it listens beside HTTP: door -> HOST:PORT."""
+        ...
+
     async def checkpoint(self) -> None:
         """Write what is in memory to DataFiles and commit the Checkpoints."""
+        ...
+
+    async def drain(self) -> None:
+        """End cleanly: checkpoint, and hand over what others can serve. No request comes any more."""
         ...
 
     def status(self) -> BackendStatus:
@@ -75,21 +84,29 @@ class NodeBackend(Backend, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NodeContext:
-    """What every part gets. ``fail`` ends the node with an error, from any thread: fenced, fsync failed."""
+    """What every part gets. ``fail`` ends the node with an error, from any thread: fenced, fsync failed.
+
+    ``cluster`` is None in a process that is all of its cluster.
+    """
 
     settings: Settings
     budgets: Budgets
     health: Health
     control: NodeControl
     fail: Callable[[BaseException], None]
+    cluster: ClusterControl | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NodeParts:
-    """How to make the parts; nothing is opened before the context manager is entered."""
+    """How to make the parts; nothing is opened before the context manager is entered.
+
+    ``cluster`` answers from the beginning, while the backend is still opening.
+    """
 
     http: Callable[[NodeContext, Backend], AbstractAsyncContextManager[HttpServer]]
     backend: Callable[[NodeContext], AbstractAsyncContextManager[NodeBackend]]
+    cluster: ClusterControl | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +189,7 @@ class Node:
     async def run(self, beside: Sequence[Beside] = ()) -> None:
         """Live: returns after a clean stop, raises what ended the node otherwise."""
         self._loop = asyncio.get_running_loop()
-        context = NodeContext(self.settings, self._budgets, self.health, self, self.fail)
+        context = NodeContext(self.settings, self._budgets, self.health, self, self.fail, self._parts.cluster)
         with _signals(self._loop, self.stop), LockFile(self.settings.data_dir):
             try:
                 async with contextlib.AsyncExitStack() as stack:
@@ -195,6 +212,7 @@ class Node:
         backend = await self._unless_ended(stack.enter_async_context(self._parts.backend(context)))
         self._backend = backend
         stack.callback(self._forget_backend)
+        self._listen.update(backend.listen)
         self._slot.fill(backend)
         self.health.move(Phase.READY)
         log.info("ready", open_seconds=round(time.monotonic() - started, 3), **self._listen)
@@ -233,7 +251,7 @@ class Node:
         await http.drain(self.settings.node.drain_seconds)
         try:
             async with asyncio.timeout(CHECKPOINT_SECONDS_MAX):
-                await backend.checkpoint()
+                await backend.drain()
         except TimeoutError:
             log.warning("the last checkpoint took too long; the next start replays the Log instead")
         self._raise_failure()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 INTRODUCTION: Final = """\
 # Settings
 
-<!-- Made by `python -m nodes.settings --markdown`; a test compares. Change nodes/settings_model.py instead. -->
+<!-- Made by `python -m nodes.settings --markdown`; a test compares. Change nodes/settings_*.py instead. -->
 
 A value comes from a flag, else from the environment, else from the TOML file that `--config FILE` (or
 `RUNNEL_CONFIG`) names, else from the default. `runnel config show` prints each value and where it came from;
@@ -27,6 +27,7 @@ A value comes from a flag, else from the environment, else from the TOML file th
 - In the environment it is `RUNNEL_SECTION__KEY`, with two underscores: `RUNNEL_HTTP__LISTEN=127.0.0.1:8181`.
 - Sizes take `B`, `KiB` `MiB` `GiB` `TiB` (powers of 1024) and `KB` `MB` `GB` `TB` (powers of 1000); a bare number is
   bytes. Durations take `ms`, `s`, `min` (or `m`), `h`, `d`; a bare number is seconds.
+- Lists are separated by commas (`10.0.0.1:7946,10.0.0.2:7946`); in TOML they may be arrays of texts.
 - Secrets never print. Each can be read from a file: `RUNNEL_STORE__S3_SECRET_KEY_FILE=/run/secrets/key`, or the key
   `s3_secret_key_file` in TOML.
 - `RUNNEL_HOST` is the server that client commands (`runnel sql`, `write`, `status`, `files`, `health`) talk to.
@@ -61,6 +62,8 @@ def shown_json(loaded: Loaded) -> dict[str, dict[str, Any]]:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 

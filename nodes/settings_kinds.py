@@ -75,6 +75,22 @@ class Kind:
     show: Callable[[Any], str] = str
 
 
+@dataclass(frozen=True, slots=True)
+class Voter:
+    """NAME=HOST:PORT: an ingest node that votes, and where its Raft listens."""
+
+    name: str
+    address: Address
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.address}"
+
+
+def setting(default: Any, kind: Kind, doc: str) -> Any:
+    """Declare one field: its default as people would write it, its kind, and what it means."""
+    return dataclasses.field(default=kind.read(default), metadata={"kind": kind, "doc": doc})
+
+
 def parse_address(value: object) -> Address:
     """HOST:PORT; ``[::1]:8181`` for IPv6; ``:8181`` is refused, since "everywhere" should be written out."""
     host, colon, port = str(value).rpartition(":")
@@ -87,6 +103,20 @@ def parse_address(value: object) -> Address:
     if not port.isdigit() or int(port) > PORT_MAX:
         raise ValueError("the port is not a number up to 65535")
     return Address(host, int(port))
+
+
+def _peer(value: object) -> Address:
+    address = parse_address(value)
+    if address.port == 0:
+        raise ValueError("port 0 reaches nobody")
+    return address
+
+
+def _voter(value: object) -> Voter:
+    name, equals, address = str(value).partition("=")
+    if not equals or not name.strip():
+        raise ValueError("the node's name is missing")
+    return Voter(name.strip(), _peer(address.strip()))
 
 
 def _size(value: object) -> int:
@@ -137,9 +167,11 @@ SHARE: Final = Kind("share", "a number between 0 and 1, such as 0.4", _share, la
 TEXT: Final = Kind("text", "a text", _string)
 SECRET: Final = Kind("secret", "a text", lambda value: Secret(_string(value)))
 ADDRESS: Final = Kind("address", "HOST:PORT, such as 127.0.0.1:8181", parse_address)
+PEER: Final = Kind("peer", "HOST:PORT, such as 10.0.0.1:7946", _peer)
+VOTER: Final = Kind("voter", "NAME=HOST:PORT, such as ingest-1=10.0.0.1:7947", _voter)
 
 
-def at_least(kind: Kind, minimum: int) -> Kind:
+def at_least(kind: Kind, minimum: float) -> Kind:
     """The same kind with a smallest value."""
 
     def read(value: object) -> Any:
@@ -164,6 +196,21 @@ def optional(kind: Kind, word: str) -> Kind:
         return word if value is None else kind.show(value)
 
     return Kind(f"{kind.name} or {word}", f'{kind.allowed}, or "{word}"', read, show)
+
+
+def list_of(kind: Kind) -> Kind:
+    """Several of that kind as a tuple: separated by commas, or an array in TOML. "none" or nothing is the empty one."""
+
+    def read(value: object) -> tuple[Any, ...]:
+        if isinstance(value, list):
+            return tuple(kind.read(_string(part).strip()) for part in value)
+        text = _string(value).strip()
+        return () if text.lower() in ("", NONE) else tuple(kind.read(part.strip()) for part in text.split(","))
+
+    def show(values: tuple[Any, ...]) -> str:
+        return ",".join(kind.show(value) for value in values) or NONE
+
+    return Kind(f"list of {kind.name}", f'{kind.allowed}; several with commas between, or "{NONE}"', read, show)
 
 
 def choice(*words: str) -> Kind:

@@ -7,13 +7,13 @@ environment and file, and docs/settings.md is made from it.
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from nodes import machine
+from nodes.settings_cluster import ClusterSettings, GossipSettings, GrpcSettings, RaftSettings, TlsSettings
 from nodes.settings_kinds import (
     ADDRESS,
     AUTO,
@@ -25,11 +25,11 @@ from nodes.settings_kinds import (
     SIZE,
     TEXT,
     Address,
-    Kind,
     Secret,
     at_least,
     choice,
     optional,
+    setting,
 )
 
 HTTP_PORT_DEFAULT: Final = 8181
@@ -41,11 +41,6 @@ copies it, checkpoints and queries do so at the same time, and allocators give b
 MEMORY_BUDGET_BYTES_MIN: Final = 96 * 2**20
 WAITING_SHARE: Final = 0.1
 """Of the memory budget, for request bodies that wait."""
-
-
-def setting(default: Any, kind: Kind, doc: str) -> Any:
-    """Declare one field: its default as people would write it, its kind, and what it means."""
-    return dataclasses.field(default=kind.read(default), metadata={"kind": kind, "doc": doc})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +115,11 @@ class WriteSettings:
     )
     coalesce_bytes: int = setting(
         "1 MiB", SIZE, "Waiting bodies are joined and parsed together up to this size. 0: each by itself."
+    )
+    timeout: float = setting(
+        "30s",
+        at_least(DURATION, 1),
+        "How long a gateway goes on with a write while no ingest node owns its shard; over it: 503 with Retry-After.",
     )
 
 
@@ -238,6 +238,11 @@ class Settings:
     limits: LimitSettings = LimitSettings()
     logs: LogsSettings = LogsSettings()
     auth: AuthSettings = AuthSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    grpc: GrpcSettings = GrpcSettings()
+    gossip: GossipSettings = GossipSettings()
+    raft: RaftSettings = RaftSettings()
+    tls: TlsSettings = TlsSettings()
 
     @property
     def data_dir(self) -> Path:

@@ -1,7 +1,8 @@
 """What `GET /api/runnel/status` answers and `runnel status` prints.
 
 Pure values. `nodes.node` or the backend provides them through `NodeControl`; the HTTP door encodes them with
-msgspec; `nodes.cli.status` decodes them.
+msgspec; `nodes.cli.status` decodes them. Likewise for the whole cluster: `ClusterControl`, `GET /api/runnel/cluster`,
+`runnel cluster status`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import msgspec
 
 STATUS_PATH: Final = "/api/runnel/status"
 CHECKPOINT_PATH: Final = "/api/runnel/checkpoint"
+CLUSTER_PATH: Final = "/api/runnel/cluster"
+DRAIN_PATH: Final = "/api/runnel/cluster/drain"
+REBALANCE_PATH: Final = "/api/runnel/cluster/rebalance"
 
 
 class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,4 +102,65 @@ class NodeControl(Protocol):
 
     async def checkpoint(self) -> None:
         """Checkpoint every shard and the Catalog now; raises a StorageError when one cannot."""
+        ...
+
+
+class MemberStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One node as the answering one sees it through gossip: ``kind`` and ``state`` as in `cluster.members`.
+
+    ``addresses`` maps a door ("http", "grpc", "gossip", "raft") to HOST:PORT; ``revision`` is the newest of the
+    Catalog that it has said to know.
+    """
+
+    name: str
+    kind: str
+    state: str
+    version: str = ""
+    zone: str = ""
+    addresses: dict[str, str] = {}
+    load: float = 0.0
+    revision: int = 0
+
+
+class ShardOwner(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard's log id and the name of the node that owns it; ``owner`` is empty while nobody does."""
+
+    shard: int
+    owner: str = ""
+
+
+class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The cluster as one node sees it. The Placement's version is (``placement_epoch``, ``placement_number``)."""
+
+    name: str
+    controller: str = ""
+    placement_epoch: int = 0
+    placement_number: int = 0
+    members: list[MemberStatus] = []
+    shards: list[ShardOwner] = []
+
+
+class ShardsMoved(msgspec.Struct, frozen=True, kw_only=True):
+    """What `drain` and `rebalance` answer: how many shards have another owner now."""
+
+    moved: int
+
+
+class ClusterControl(Protocol):
+    """What an operator can ask of the cluster through any of its nodes."""
+
+    def cluster_status(self) -> ClusterStatus:
+        """Everything `runnel cluster status` shows; does not block and does no I/O."""
+        ...
+
+    async def drain(self, node: str) -> int:
+        """Give the shards of ``node`` to others and give it no more; how many moved.
+
+        The caller has seen ``node`` in `cluster_status`. Raises a ClusterError: no controller answers, nobody is
+        left to take them.
+        """
+        ...
+
+    async def rebalance(self) -> int:
+        """Spread the shards evenly over the ingest nodes that are not drained; how many moved."""
         ...

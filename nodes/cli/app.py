@@ -12,6 +12,11 @@ import typer
 
 CLIENT = "Ask a server"
 PROCESS = "Run a server"
+CLUSTER = "Run one node of a cluster"
+CLUSTER_FLAGS = (
+    "data.dir", "store.url", "http.listen", "grpc.listen", "gossip.listen", "raft.listen", "raft.voters", "node.name",
+    "cluster.join", "cluster.zone", "cluster.secret_file", "log.shards",
+)  # fmt: skip
 
 app = typer.Typer(
     name="runnel",
@@ -47,6 +52,38 @@ Http = Annotated[
 Name = Annotated[str | None, typer.Option(help="This node's name in logs. [dim]\\[default: the host name][/dim]")]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with settings (docs/settings.md).")]
 Shards = Annotated[int | None, typer.Option(help="Shards of a store that is created now. [dim]\\[default: 8][/dim]")]
+Grpc = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help="Where gRPC for other nodes is served. [dim]\\[default: 127.0.0.1:50051][/dim]"
+    ),
+]
+Gossip = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Where gossip listens (UDP, TCP). [dim]\\[default: 127.0.0.1:7946][/dim]"),
+]
+Raft = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Where Raft listens, if it votes. [dim]\\[default: 127.0.0.1:7947][/dim]"),
+]
+Voters = Annotated[
+    str | None,
+    typer.Option(metavar="NAME=HOST:PORT,...", help="The 1, 3 or 5 ingest nodes that vote, with their Raft addresses."),
+]
+NodeName = Annotated[
+    str | None, typer.Option("--name", help="This node's name in the cluster. [dim]\\[default: the host name][/dim]")
+]
+Join = Annotated[str | None, typer.Option(metavar="HOST:PORT,...", help="Gossip addresses of nodes to ask at start.")]
+Zone = Annotated[str | None, typer.Option(help="Where this node stands: a rack, an availability zone.")]
+SecretFile = Annotated[
+    str | None, typer.Option("--secret-file", metavar="FILE", help="The cluster's secret (`runnel cluster init`).")
+]
+SharedStore = Annotated[
+    str | None,
+    typer.Option(
+        "--store", metavar="URL", help="Object store of the whole cluster: s3://bucket/prefix, or a folder they share."
+    ),
+]
 Host = Annotated[
     str | None,
     typer.Option(metavar="URL", help="The server. [dim]\\[default: RUNNEL_HOST, else http://127.0.0.1:8181][/dim]"),
@@ -86,6 +123,92 @@ def start(
 
     flags = {"data.dir": data, "store.url": store, "http.listen": http, "node.name": name, "log.shards": shards}
     raise typer.Exit(run(config, flags))
+
+
+@app.command(rich_help_panel=CLUSTER)
+def gateway(
+    data: Data = None,
+    store: SharedStore = None,
+    http: Http = None,
+    grpc: Grpc = None,
+    gossip: Gossip = None,
+    raft: Raft = None,
+    voters: Voters = None,
+    name: NodeName = None,
+    join: Join = None,
+    zone: Zone = None,
+    secret_file: SecretFile = None,
+    config: Config = None,
+    shards: Shards = None,
+) -> None:
+    """Run a gateway: the node of a cluster that clients talk to.
+
+    It takes writes and queries over HTTP, sends writes to the ingest nodes that own their shards and queries to the
+    query nodes. Run two or more behind a balancer; they keep nothing of their own. Every node answers /health and
+    /metrics.
+    """
+    from nodes.cli.kinds import run
+
+    flags = cluster_flags(data, store, http, grpc, gossip, raft, voters, name, join, zone, secret_file, shards)
+    raise typer.Exit(run("gateway", config, flags))
+
+
+@app.command(rich_help_panel=CLUSTER)
+def ingest(
+    data: Data = None,
+    store: SharedStore = None,
+    http: Http = None,
+    grpc: Grpc = None,
+    gossip: Gossip = None,
+    raft: Raft = None,
+    voters: Voters = None,
+    name: NodeName = None,
+    join: Join = None,
+    zone: Zone = None,
+    secret_file: SecretFile = None,
+    config: Config = None,
+    shards: Shards = None,
+) -> None:
+    """Run an ingest node: it owns shards, writes their Logs to the store, and keeps the newest rows.
+
+    Three make a cluster that survives one of them: give all three the same --voters. When one ends, cleanly or
+    not, the others take its shards over from the store; nothing that was acknowledged is lost.
+    """
+    from nodes.cli.kinds import run
+
+    flags = cluster_flags(data, store, http, grpc, gossip, raft, voters, name, join, zone, secret_file, shards)
+    raise typer.Exit(run("ingest", config, flags))
+
+
+@app.command(rich_help_panel=CLUSTER)
+def query(
+    data: Data = None,
+    store: SharedStore = None,
+    http: Http = None,
+    grpc: Grpc = None,
+    gossip: Gossip = None,
+    raft: Raft = None,
+    voters: Voters = None,
+    name: NodeName = None,
+    join: Join = None,
+    zone: Zone = None,
+    secret_file: SecretFile = None,
+    config: Config = None,
+    shards: Shards = None,
+) -> None:
+    """Run a query node: it plans and runs queries over the store and the ingest nodes' newest rows.
+
+    It keeps nothing, so any number may come and go.
+    """
+    from nodes.cli.kinds import run
+
+    flags = cluster_flags(data, store, http, grpc, gossip, raft, voters, name, join, zone, secret_file, shards)
+    raise typer.Exit(run("query", config, flags))
+
+
+def cluster_flags(*values: object) -> dict[str, object]:
+    """The flags of a cluster's node as settings, in the order in which the commands declare them."""
+    return dict(zip(CLUSTER_FLAGS, values, strict=True))
 
 
 @app.command(rich_help_panel=PROCESS)
@@ -209,12 +332,15 @@ def config_show(
 @config_app.command("check")
 def config_check(
     config: Config = None,
+    kind: Annotated[
+        Literal["start", "gateway", "ingest", "query"], typer.Option(help="The command that would use them.")
+    ] = "start",
     json: Json = False,
 ) -> None:
-    """Check the settings that `runnel start` would use: exit 0, or 78 with every problem named."""
+    """Check the settings that a node would use: exit 0, or 78 with every problem named."""
     from nodes.cli.config import check
 
-    raise typer.Exit(check(config, is_json=json))
+    raise typer.Exit(check(config, kind, is_json=json))
 
 
 @store_app.command("skip")

@@ -6,6 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from cluster.members import Kind
+from nodes.clustercheck import check_cluster
 from nodes.exitcodes import ExitCode
 from nodes.settings import SettingsError, load
 from nodes.settings_docs import shown, shown_json
@@ -33,10 +35,13 @@ def show(config: Path | None, flags: Mapping[str, object], *, is_json: bool) -> 
     return ExitCode.OK
 
 
-def check(config: Path | None, *, is_json: bool) -> ExitCode:
-    """Name every problem, one a line on standard error (with ``is_json`` as a list on standard output)."""
+def check(config: Path | None, kind: str, *, is_json: bool) -> ExitCode:
+    """Name every problem, one a line on standard error (with ``is_json`` as a list on standard output).
+
+    ``kind`` is the command whose node is meant: "start", or a kind of a cluster's node.
+    """
     try:
-        load(config)
+        check_cluster(load(config).settings, None if kind == "start" else Kind(kind))
         problems: tuple[str, ...] = ()
     except SettingsError as error:
         problems = error.problems

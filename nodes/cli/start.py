@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from nodes import logs
 from nodes.assembly import embedded_parts
+from nodes.clustercheck import check_cluster
 from nodes.node import run_node
 from nodes.settings import Settings, load
 
@@ -27,6 +28,7 @@ EXIT_SECONDS_MAX: Final = 5.0
 def start(config: Path | None, flags: Mapping[str, object]) -> ExitCode:
     """Run a node until it is told to stop. Raises SettingsError before anything is opened."""
     settings = load(config, flags).settings
+    check_cluster(settings, None)
     logs.configure(settings.logs, settings.node_name)
     return end_for_sure(run_node(settings, embedded_parts(), [show_banner] if sys.stdout.isatty() else []))
 

@@ -20,6 +20,7 @@ from nodes.gateway.doors.influx.query import QueryDoor
 from nodes.gateway.doors.influx.status import StatusDoor
 from nodes.gateway.doors.influx.v1 import V1Door
 from nodes.gateway.doors.influx.write import WriteDoor
+from nodes.gateway.doors.operator import OperatorDoor
 from nodes.gateway.http import Limits
 from nodes.gateway.middleware.access import AccessMetrics
 from nodes.gateway.middleware.ready import ready_gate
@@ -27,7 +28,7 @@ from nodes.gateway.middleware.request_id import request_id
 from nodes.gateway.nodemetrics import NodeMetrics
 from nodes.gateway.server import HttpServer
 from nodes.metrics import Metrics
-from nodes.status import CHECKPOINT_PATH, STATUS_PATH
+from nodes.status import CHECKPOINT_PATH, CLUSTER_PATH, DRAIN_PATH, REBALANCE_PATH, STATUS_PATH
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from nodes.gateway.doors.influx.query import Encoder
     from nodes.health import Health
     from nodes.node import NodeContext
-    from nodes.status import NodeControl
+    from nodes.status import ClusterControl, NodeControl
     from wire.lineprotocol.model import LineParser
 
 WAITING_BYTES_DEFAULT: Final = 256 * 2**20
@@ -45,7 +46,10 @@ REQUEST_LIMITS_DEFAULT: Final = Limits()
 
 @dataclass(frozen=True, slots=True)
 class GatewayParts:
-    """What the gateway is built over. ``make_parser`` is called once, in the parser's thread, at the first write."""
+    """What the gateway is built over. ``make_parser`` is called once, in the parser's thread, at the first write.
+
+    Without doors only health, metrics and the operator's routes are served: ingest and query nodes.
+    """
 
     backend: Backend
     health: Health
@@ -53,6 +57,8 @@ class GatewayParts:
     make_parser: Callable[[], LineParser]
     encode: Encoder
     control: NodeControl | None = None
+    cluster: ClusterControl | None = None
+    has_doors: bool = True
     revision: str = "unknown"
 
 
@@ -72,8 +78,9 @@ async def open_application(parts: GatewayParts, limits: GatewayLimits | None = N
     budget = WaitingBudget(limits.waiting_bytes_max)
     answers = Answers(parts.backend, parts.metrics)
     coalescer = Coalescer(parts.backend, parts.make_parser, parts.metrics, coalesce_bytes=limits.coalesce_bytes)
+    doors = influx_routes(parts, answers, coalescer) if parts.has_doors else []
     gateway = Gateway(
-        influx_routes(parts, answers, coalescer),
+        [*doors, *status_routes(parts, answers), *operator_routes(parts, answers)],
         limits=limits.request,
         budget=budget,
         access=AccessMetrics(parts.metrics),
@@ -111,9 +118,18 @@ async def open_server(
             yield server
 
 
+def open_gateway(context: NodeContext, backend: Backend) -> contextlib.AbstractAsyncContextManager[HttpServer]:
+    """The HTTP part of a node that clients talk to, from its settings."""
+    return _open(context, backend, has_doors=True)
+
+
+def open_operator(context: NodeContext, backend: Backend) -> contextlib.AbstractAsyncContextManager[HttpServer]:
+    """The HTTP part of a node that only nodes talk to: health, metrics, the operator's routes."""
+    return _open(context, backend, has_doors=False)
+
+
 @contextlib.asynccontextmanager
-async def open_gateway(context: NodeContext, backend: Backend) -> AsyncIterator[HttpServer]:
-    """The node's HTTP part, from its settings."""
+async def _open(context: NodeContext, backend: Backend, *, has_doors: bool) -> AsyncIterator[HttpServer]:
     http = context.settings.http
     parts = GatewayParts(
         backend=backend,
@@ -122,6 +138,8 @@ async def open_gateway(context: NodeContext, backend: Backend) -> AsyncIterator[
         make_parser=_make_parser,
         encode=_encode,
         control=context.control,
+        cluster=context.cluster,
+        has_doors=has_doors,
         revision=_revision(),
     )
     limits = GatewayLimits(
@@ -147,13 +165,9 @@ def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -
     queries = QueryDoor(parts.backend, answers, parts.encode)
     configure = ConfigureDoor(parts.backend, answers, queries)
     v1 = V1Door(parts.backend, answers)
-    status = StatusDoor(answers, parts.health, parts.metrics, parts.control, parts.revision)
 
     def route(methods: str, pattern: str, handler: Handler, on_error: ErrorWriter = answers.on_error_v3) -> list[Route]:
         return [Route(method, pattern, handler, on_error, is_traced=True) for method in methods.split()]
-
-    def free(methods: str, pattern: str, handler: Handler) -> list[Route]:
-        return [Route(method, pattern, handler, answers.on_error_v3, needs_backend=False) for method in methods.split()]
 
     return [
         Route("POST", "/api/v3/write_lp", write.v3, answers.on_error_v3),
@@ -170,6 +184,17 @@ def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -
         *route("DELETE", "/api/v3/configure/database/retention_period", configure.clear_retention),
         *route("POST", "/api/v3/configure/table", configure.create_table),
         *route("DELETE", "/api/v3/configure/table", configure.delete_table),
+    ]
+
+
+def status_routes(parts: GatewayParts, answers: Answers) -> list[Route]:
+    """Health, metrics and status: every node has them."""
+    status = StatusDoor(answers, parts.health, parts.metrics, parts.control, parts.revision)
+
+    def free(methods: str, pattern: str, handler: Handler) -> list[Route]:
+        return [Route(method, pattern, handler, answers.on_error_v3, needs_backend=False) for method in methods.split()]
+
+    return [
         *free("GET POST", "/ping", status.ping),
         *free("GET", "/health", status.health),
         *free("GET", "/api/v1/health", status.health),
@@ -178,7 +203,17 @@ def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -
         *free("GET", "/health/startup", status.startup),
         *free("GET", "/metrics", status.metrics),
         *free("GET", STATUS_PATH, status.status),
-        *route("POST", CHECKPOINT_PATH, status.checkpoint),
+        Route("POST", CHECKPOINT_PATH, status.checkpoint, answers.on_error_v3, is_traced=True),
+    ]
+
+
+def operator_routes(parts: GatewayParts, answers: Answers) -> list[Route]:
+    """Every endpoint of the operator's door. Looking works while the node starts."""
+    door = OperatorDoor(parts.cluster)
+    return [
+        Route("GET", CLUSTER_PATH, door.cluster, answers.on_error_v3, needs_backend=False),
+        Route("POST", DRAIN_PATH, door.drain, answers.on_error_v3, is_traced=True),
+        Route("POST", REBALANCE_PATH, door.rebalance, answers.on_error_v3, is_traced=True),
     ]
 
 

@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 
+import nodes.appender
 import nodes.embedded
 from nodes.backend import Principal, QueryRequest
 from nodes.embedded import EmbeddedBackend
@@ -65,6 +66,7 @@ async def node_at(folder: Path, shards: int = 2) -> AsyncIterator[Node]:
         mock.patch.object(nodes.embedded, "open_store", opened),
         mock.patch.object(nodes.embedded, "prove_store", return_value=None),
         mock.patch.object(nodes.embedded, "ANSWER_SECONDS_MAX", SHORT_SECONDS),
+        mock.patch.object(nodes.appender, "ANSWER_SECONDS_MAX", SHORT_SECONDS),
     ):
         async with EmbeddedBackend(settings, settings.budgets(), failures.append) as backend:
             coalescer = Coalescer(backend, lambda: ReferenceParser(ParserLimits()), Metrics())

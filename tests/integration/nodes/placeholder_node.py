@@ -18,7 +18,7 @@ from nodes.status import BackendStatus
 from storage import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from nodes.backend import Batch, CatalogView, Change, Principal, QueryRequest, QueryResult
     from nodes.node import NodeContext
@@ -81,6 +81,13 @@ class PlaceholderBackend:
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         raise errors.NoSuchDatabase("placeholder")
+
+    @property
+    def listen(self) -> Mapping[str, str]:
+        return {}
+
+    async def drain(self) -> None:
+        await self.checkpoint()
 
     async def checkpoint(self) -> None:
         await asyncio.sleep(self._seconds("checkpoint"))

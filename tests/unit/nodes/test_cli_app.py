@@ -17,7 +17,7 @@ from nodes.settings import FIELDS
 from storage.errors import StoreUnavailable
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ("start", "demo", "sql", "write", "status", "files", "health", "config")
+COMMANDS = ("start", "demo", "sql", "write", "status", "files", "health", "config", "gateway", "ingest", "query")
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +42,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("command", "words"),
     [
         (("start",), ("--data", "--store", "--http", "--name", "--config", "--shards", "127.0.0.1:8181", "SIGTERM")),
+        (("gateway",), ("--data", "--store", "--grpc", "--gossip", "--join", "--secret-file", "clients talk to")),
+        (("ingest",), ("--voters", "--raft", "owns shards", "nothing that was acknowledged is lost")),
+        (("query",), ("--zone", "any number may come and go")),
         (("demo",), ("flight", "--http", "--once", "live")),
         (("write",), ("--db", "--precision", "--batch-lines", "gzip", "standard input", "their numbers in the file")),
         (("sql",), ("--db", "--format", "prompt", "semicolon", "\\?")),
@@ -117,6 +120,33 @@ def test_start_passes_its_flags_as_settings(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(flags) <= set(FIELDS)
 
 
+@pytest.mark.parametrize("kind", ["gateway", "ingest", "query"])
+def test_a_kind_passes_its_flags_as_settings(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr("nodes.cli.kinds.run", recorder)
+    given = {
+        "data": "/d", "store": "s3://b", "http": "127.0.0.1:1", "grpc": "127.0.0.1:2", "gossip": "127.0.0.1:3",
+        "raft": "127.0.0.1:4", "voters": "n=127.0.0.1:4", "name": "n", "join": "h:3,i:3", "zone": "z",
+        "secret-file": "s",
+    }  # fmt: skip
+    runnel(kind, *(word for name, value in given.items() for word in (f"--{name}", value)), "--shards", "3")
+    (((told, config, flags), _),) = recorder.calls
+    assert (told, config) == (kind, None)
+    assert list(flags.values()) == [*given.values(), 3]
+    assert list(flags) == [
+        "data.dir", "store.url", "http.listen", "grpc.listen", "gossip.listen", "raft.listen", "raft.voters",
+        "node.name", "cluster.join", "cluster.zone", "cluster.secret_file", "log.shards",
+    ]  # fmt: skip
+    assert set(flags) <= set(FIELDS)
+
+
+def test_bad_settings_of_a_cluster_are_exit_78(capsys: pytest.CaptureFixture[str]) -> None:
+    assert runnel("gateway", "--grpc", "10.0.0.1:1", "--name", "g") == ExitCode.CONFIG
+    err = capsys.readouterr().err
+    assert err.startswith("runnel: grpc.listen = 10.0.0.1:1 can be reached")
+    assert "store.url is missing" in err
+
+
 def test_write_passes_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     monkeypatch.setattr("nodes.cli.write.write", recorder)
@@ -167,6 +197,14 @@ def test_config_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     document = json.loads(capsys.readouterr().out)
     assert document["ok"] is False
     assert 'auth.mode = "off"' in document["problems"][0]
+
+
+def test_config_check_of_a_kind(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[node]\nname = "i1"\n[raft]\nvoters = "i1=127.0.0.1:7947"\n')
+    assert runnel("config", "check", "--config", str(path)) == 0
+    assert runnel("config", "check", "--config", str(path), "--kind", "ingest") == ExitCode.CONFIG
+    assert "store.url is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

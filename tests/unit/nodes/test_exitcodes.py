@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nodes.exitcodes import BY_STORAGE_CODE, MEANINGS, ExitCode, NodeError, PortTaken, exit_code
+from cluster import errors as cluster_errors
+from cluster.errors import ClusterError
+from nodes.exitcodes import BY_CLUSTER_CODE, BY_STORAGE_CODE, MEANINGS, ExitCode, NodeError, PortTaken, exit_code
 from nodes.lockfile import DataFolderLocked
 from nodes.settings import SettingsError
 from storage import errors
@@ -26,6 +28,12 @@ def classes(root: type[Exception]) -> Iterator[type[Exception]]:
 def test_the_table_has_every_storage_error_and_no_other() -> None:
     codes = {c.code for c in classes(StorageError) if issubclass(c, StorageError) and c.__module__ == errors.__name__}
     assert codes == set(BY_STORAGE_CODE)
+
+
+def test_the_table_has_every_cluster_error_and_no_other() -> None:
+    found = classes(ClusterError)
+    codes = {c.code for c in found if issubclass(c, ClusterError) and c.__module__ == cluster_errors.__name__}
+    assert codes == set(BY_CLUSTER_CODE)
 
 
 def test_every_node_error_has_a_code_of_its_own() -> None:
@@ -48,6 +56,9 @@ def test_every_exit_code_is_explained() -> None:
         (errors.LogDamaged("x"), 74),
         (errors.StoreUnavailable("x"), 69),
         (errors.Fenced("x"), 75),
+        (cluster_errors.ClusterMisconfigured("x"), 78),
+        (cluster_errors.ClusterDenied("x"), 77),
+        (cluster_errors.PeerUnavailable("x"), 69),
         (OSError(errno.EADDRINUSE, "in use"), 69),
         (OSError(errno.ENOSPC, "full"), 74),
         (PermissionError(errno.EACCES, "denied"), 77),

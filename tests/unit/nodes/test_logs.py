@@ -46,6 +46,14 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
+def test_a_nodes_kind_stands_in_each_line() -> None:
+    stream = io.StringIO()
+    logs.configure(LogsSettings(), "n1", stream, kind="ingest")
+    logging.getLogger("uvicorn.error").warning("a library's line")
+    structlog.get_logger("nodes.x").info("ours")
+    assert [(line["node"], line["kind"]) for line in lines(stream)] == [("n1", "ingest")] * 2
+
+
 def test_json_lines_have_time_level_node_and_request_id() -> None:
     stream = configured()
     with structlog.contextvars.bound_contextvars(request_id="r-1"):

@@ -12,7 +12,7 @@ import pytest
 from nodes.exitcodes import ExitCode
 from nodes.settings import FIELDS, Origin, Settings, SettingsError, load
 from nodes.settings_docs import markdown, shown, shown_json
-from nodes.settings_kinds import Address, Secret
+from nodes.settings_kinds import Address, Secret, Voter
 
 ROOT = Path(__file__).parents[3]
 
@@ -100,6 +100,14 @@ def test_every_field_is_declared_whole(field: object) -> None:
         ("memory.query_share", "0.25", 0.25),
         ("http.listen", "[::1]:0", Address("::1", 0)),
         ("http.listen", "localhost:99", Address("localhost", 99)),
+        ("grpc.listen", "none", None),
+        ("grpc.listen", "127.0.0.1:0", Address("127.0.0.1", 0)),
+        ("cluster.join", "", ()),
+        ("cluster.join", "none", ()),
+        ("cluster.join", "a:1, [::1]:2", (Address("a", 1), Address("::1", 2))),
+        ("raft.voters", "i1=a:1", (Voter("i1", Address("a", 1)),)),
+        ("cluster.partitions_default", "auto", None),
+        ("gossip.probe_timeout", "20ms", 0.02),
     ],
 )
 def test_values_in_the_environment(name: str, written: str, value: object) -> None:
@@ -126,6 +134,11 @@ def test_values_in_the_environment(name: str, written: str, value: object) -> No
         ("http.listen", "::1:80", "brackets"),
         ("auth.mode", "on", '"off"'),
         ("limits.tables_max", "many", '"none"'),
+        ("cluster.join", "a:1,,b:2", "several with commas between"),
+        ("cluster.join", "a:0", "port 0 reaches nobody"),
+        ("raft.voters", "a:1", "NAME=HOST:PORT"),
+        ("raft.voters", "=a:1", "the node's name is missing"),
+        ("gossip.probe_interval", "1ms", "at least 10ms"),
     ],
 )
 def test_a_wrong_value_says_what_is_allowed(name: str, written: str, says: str) -> None:
@@ -147,7 +160,7 @@ def test_toml_values_of_the_wrong_type(tmp_path: Path, written: str) -> None:
         ("RUNNEL_HTTP__LISTN", "http.listen"),
         ("RUNNEL_QUERRY__TIMEOUT", "query.timeout"),
         ("RUNNEL_HTTPS__LISTEN", "http.listen"),
-        ("RUNNEL_STORE__LISTEN", "http.listen"),
+        ("RUNNEL_STORE__BODY_SECONDS", "http.body_seconds"),
     ],
 )
 def test_an_unknown_name_is_an_error_with_the_nearest(variable: str, nearest: str) -> None:
@@ -162,6 +175,14 @@ def test_unknown_names_in_the_file(tmp_path: Path) -> None:
     assert len(found) == 2
     assert "outside a section" in found[0]
     assert "did you mean http.listen?" in found[1]
+
+
+def test_lists_may_be_arrays_in_the_file(tmp_path: Path) -> None:
+    file = toml(tmp_path, '[cluster]\njoin = ["a:1", "b:2"]\n[raft]\nvoters = ["i=a:1"]\n')
+    loaded = load(file, environment={})
+    assert [str(address) for address in loaded.settings.cluster.join] == ["a:1", "b:2"]
+    assert shown_json(loaded)["raft.voters"] == {"value": ["i=a:1"], "origin": "file"}
+    assert "cluster.join" in problems(toml(tmp_path, "[cluster]\njoin = [1]\n"))[0]
 
 
 def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
@@ -281,7 +302,7 @@ def test_nothing_else_reads_the_environment() -> None:
     reads = re.compile(r"os\.environ(?!\.setdefault\()|getenv\(")
     readers = [
         str(path.relative_to(ROOT))
-        for package in ("engine", "nodes", "storage", "wire")
+        for package in ("cluster", "engine", "nodes", "storage", "wire")
         for path in (ROOT / package).rglob("*.py")
         if reads.search(path.read_text())
     ]

@@ -1,0 +1,32 @@
+"""The engine of a node, from its settings. Used by `nodes.embedded` and `nodes.query.node`."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from engine.engine import Engine, EngineLimits
+from nodes.storeoptions import s3_options
+
+if TYPE_CHECKING:
+    from nodes.settings_model import Budgets, Settings
+
+TAILS_BYTES_MAX: Final = 256 * 2**20
+"""Sorted copies of memtables that are kept for queries; never more than the memtables themselves may have."""
+
+
+def new_engine(settings: Settings, budgets: Budgets, store_url: str) -> Engine:
+    """An engine with an empty spill folder. Nothing of DataFusion is imported before its first statement."""
+    spill = settings.spill_dir
+    shutil.rmtree(spill, ignore_errors=True)
+    spill.mkdir(parents=True, exist_ok=True)
+    limits = EngineLimits(
+        memory_bytes=budgets.query_bytes,
+        spill_folder=spill,
+        spill_bytes_max=settings.query.spill_bytes_max,
+        query_seconds=settings.query.timeout,
+        target_partitions=settings.target_partitions,
+        queries_max=settings.query.queries_max,
+        tails_bytes_max=min(TAILS_BYTES_MAX, budgets.memtable_bytes),
+    )
+    return Engine(store_url, limits, s3_options(settings))
