@@ -30,6 +30,7 @@ from storage.catalogstate import CatalogLimits, CatalogSnapshot
 from storage.errors import (
     LogDamaged,
     NoSuchDatabase,
+    NoSuchTable,
     OutcomeUnknown,
     ShardClosed,
     StorageError,
@@ -216,7 +217,15 @@ class EmbeddedBackend:
         """Append to one Log within a bounded time. A closed shard refuses its own part only (L3)."""
         shard = self._shard(log_id)
         incoming = sum(append.rows.nbytes for append in appends)
-        await self._appender.append(shard, incoming, lambda: shard.append(appends))
+        try:
+            await self._appender.append(shard, incoming, lambda: shard.append(appends))
+        except NoSuchTable as error:
+            gone = frozenset(a.table.id for a in appends if a.table.id in shard.state.drops)
+            rest = [a for a in appends if a.table.id not in gone]
+            if gone and rest:  # nothing of this part was written, and the rows of the other tables still can be
+                await self._append_to(log_id, rest)
+            error.tables = gone
+            raise
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         """Plan and start one statement over one snapshot of each table (L14)."""

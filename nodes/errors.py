@@ -1,7 +1,8 @@
 """What each error means at each door: one table for each, from an error's ``code`` to the door's status words.
 
-Codes come from `storage.errors`, `engine.errors`, `wire` and `nodes.gateway.faults`; a test proves that every
-one of them is here. Read by the doors; `docs/errors.md` can be printed from it.
+Codes come from `storage.errors`, `engine.errors`, `cluster.errors`, `wire` and `nodes.gateway.faults`; a test proves
+that every one of them is here. gRPC's table is in `nodes.rpcerrors`, apart, since it loads gRPC. Read by the doors;
+`docs/errors.md` can be printed from it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
+from cluster.errors import ClusterError
 from engine.errors import EngineError
 from nodes.gateway.faults import GatewayError
 from storage.errors import StorageError
@@ -84,6 +86,12 @@ INFLUX: Final[dict[str, HttpAnswer]] = {
     "wire": _BAD,
     "invalid_precision": _BAD,
     "line_refused": _BAD,
+    # cluster
+    "cluster": _BROKEN,
+    "malformed_message": _BROKEN,
+    "cluster_misconfigured": _BROKEN,
+    "cluster_denied": _BROKEN,
+    "peer_unavailable": _BUSY,
     # the gateway itself
     "gateway": _BROKEN,
     "bad_request": _BAD,
@@ -130,7 +138,7 @@ def influx_answer(error: BaseException) -> HttpAnswer | None:
 
     A class may share its parent's code and deny that retrying helps: that is a fault to look at, not a wait.
     """
-    if not isinstance(error, (StorageError, EngineError, WireError, GatewayError)):
+    if not isinstance(error, (StorageError, EngineError, ClusterError, WireError, GatewayError)):
         return None
     answer = INFLUX.get(error.code)
     if answer is not None and answer.retry_after_seconds is not None and not error.retriable:

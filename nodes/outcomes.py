@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from storage.errors import OutcomeUnknown
+from storage.errors import OutcomeUnknown, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -23,7 +23,22 @@ async def all_or_worst(work: Sequence[Coroutine[Any, Any, object]]) -> None:
     results = await asyncio.gather(*work, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
     if errors:
-        raise next((error for error in errors if _is_unknown(error)), errors[0])
+        raise _worst(errors)
+
+
+def _worst(errors: Sequence[BaseException]) -> BaseException:
+    """The first "unknown", else one that is not only about some tables, else one that names all of these."""
+    for error in errors:
+        if _is_unknown(error):
+            return error
+    named: set[int] = set()
+    for error in errors:
+        if not isinstance(error, StorageError) or not error.tables:
+            return error
+        named |= error.tables
+    assert isinstance(errors[0], StorageError)
+    errors[0].tables = frozenset(named)
+    return errors[0]
 
 
 def _is_unknown(error: BaseException) -> bool:

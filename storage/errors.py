@@ -14,6 +14,8 @@ class StorageError(Exception):
 
     code: ClassVar[str] = "storage"
     retriable: ClassVar[bool] = False
+    tables: frozenset[int] = frozenset()
+    """Of a write: the ids of the tables that it failed for, when the rows of all others were written."""
 
 
 class StoreUnavailable(StorageError):

@@ -46,7 +46,10 @@ REQUEST_LIMITS_DEFAULT: Final = Limits()
 
 @dataclass(frozen=True, slots=True)
 class GatewayParts:
-    """What the gateway is built over. ``make_parser`` is called once, in the parser's thread, at the first write."""
+    """What the gateway is built over. ``make_parser`` is called once, in the parser's thread, at the first write.
+
+    Without doors only health, metrics and the operator's routes are served: ingest and query nodes.
+    """
 
     backend: Backend
     health: Health
@@ -55,6 +58,7 @@ class GatewayParts:
     encode: Encoder
     control: NodeControl | None = None
     cluster: ClusterControl | None = None
+    has_doors: bool = True
     revision: str = "unknown"
 
 
@@ -74,8 +78,9 @@ async def open_application(parts: GatewayParts, limits: GatewayLimits | None = N
     budget = WaitingBudget(limits.waiting_bytes_max)
     answers = Answers(parts.backend, parts.metrics)
     coalescer = Coalescer(parts.backend, parts.make_parser, parts.metrics, coalesce_bytes=limits.coalesce_bytes)
+    doors = influx_routes(parts, answers, coalescer) if parts.has_doors else []
     gateway = Gateway(
-        [*influx_routes(parts, answers, coalescer), *operator_routes(parts, answers)],
+        [*doors, *status_routes(parts, answers), *operator_routes(parts, answers)],
         limits=limits.request,
         budget=budget,
         access=AccessMetrics(parts.metrics),
@@ -113,9 +118,18 @@ async def open_server(
             yield server
 
 
+def open_gateway(context: NodeContext, backend: Backend) -> contextlib.AbstractAsyncContextManager[HttpServer]:
+    """The HTTP part of a node that clients talk to, from its settings."""
+    return _open(context, backend, has_doors=True)
+
+
+def open_operator(context: NodeContext, backend: Backend) -> contextlib.AbstractAsyncContextManager[HttpServer]:
+    """The HTTP part of a node that only nodes talk to: health, metrics, the operator's routes."""
+    return _open(context, backend, has_doors=False)
+
+
 @contextlib.asynccontextmanager
-async def open_gateway(context: NodeContext, backend: Backend) -> AsyncIterator[HttpServer]:
-    """The node's HTTP part, from its settings."""
+async def _open(context: NodeContext, backend: Backend, *, has_doors: bool) -> AsyncIterator[HttpServer]:
     http = context.settings.http
     parts = GatewayParts(
         backend=backend,
@@ -125,6 +139,7 @@ async def open_gateway(context: NodeContext, backend: Backend) -> AsyncIterator[
         encode=_encode,
         control=context.control,
         cluster=context.cluster,
+        has_doors=has_doors,
         revision=_revision(),
     )
     limits = GatewayLimits(
@@ -150,13 +165,9 @@ def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -
     queries = QueryDoor(parts.backend, answers, parts.encode)
     configure = ConfigureDoor(parts.backend, answers, queries)
     v1 = V1Door(parts.backend, answers)
-    status = StatusDoor(answers, parts.health, parts.metrics, parts.control, parts.revision)
 
     def route(methods: str, pattern: str, handler: Handler, on_error: ErrorWriter = answers.on_error_v3) -> list[Route]:
         return [Route(method, pattern, handler, on_error, is_traced=True) for method in methods.split()]
-
-    def free(methods: str, pattern: str, handler: Handler) -> list[Route]:
-        return [Route(method, pattern, handler, answers.on_error_v3, needs_backend=False) for method in methods.split()]
 
     return [
         Route("POST", "/api/v3/write_lp", write.v3, answers.on_error_v3),
@@ -173,6 +184,17 @@ def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -
         *route("DELETE", "/api/v3/configure/database/retention_period", configure.clear_retention),
         *route("POST", "/api/v3/configure/table", configure.create_table),
         *route("DELETE", "/api/v3/configure/table", configure.delete_table),
+    ]
+
+
+def status_routes(parts: GatewayParts, answers: Answers) -> list[Route]:
+    """Health, metrics and status: every node has them."""
+    status = StatusDoor(answers, parts.health, parts.metrics, parts.control, parts.revision)
+
+    def free(methods: str, pattern: str, handler: Handler) -> list[Route]:
+        return [Route(method, pattern, handler, answers.on_error_v3, needs_backend=False) for method in methods.split()]
+
+    return [
         *free("GET POST", "/ping", status.ping),
         *free("GET", "/health", status.health),
         *free("GET", "/api/v1/health", status.health),
@@ -181,7 +203,7 @@ def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -
         *free("GET", "/health/startup", status.startup),
         *free("GET", "/metrics", status.metrics),
         *free("GET", STATUS_PATH, status.status),
-        *route("POST", CHECKPOINT_PATH, status.checkpoint),
+        Route("POST", CHECKPOINT_PATH, status.checkpoint, answers.on_error_v3, is_traced=True),
     ]
 
 

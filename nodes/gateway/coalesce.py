@@ -65,6 +65,8 @@ class _Body:
     answer: asyncio.Future[WriteReport]
     now_ns: int
     attempts: int = 0
+    only: frozenset[str] | None = None
+    """Tables whose rows are still to be written; None is all. A table may go while the others are written."""
 
 
 @dataclass(slots=True, eq=False)
@@ -309,10 +311,18 @@ class Coalescer:
             _fail(groups[0].bodies, error)
 
     def _again(self, group: _Group, error: StorageError) -> None:
-        """A table was dropped or changed between parse and write: back to the front of the lane."""
+        """A table was dropped or changed between parse and write: back to the front of the lane.
+
+        If the error names the tables that it failed for, the others' rows stand, and must not be written twice.
+        """
         lane = group.lane
+        lost = frozenset(batch.table.name for batch in group.batches if batch.table.id in error.tables)
+        if error.tables and not lost:
+            self._answer(group)
+            return
         for body in reversed(group.bodies):
             body.attempts += 1
+            body.only = lost if error.tables else body.only
             if body.attempts >= ATTEMPTS_MAX:
                 _fail([body], error)
                 continue
@@ -332,7 +342,7 @@ class Coalescer:
             parsed = await self._parse(lane, bodies, view)
             try:
                 refused, view = await self._alter(lane, bodies, parsed, view)
-                batches = self._batches(lane.database, parsed, view)
+                batches = self._batches(lane.database, parsed, view, bodies[0].only)
             except (SchemaConflict, StaleTable) as changed:
                 error, view = changed, await self._backend.refresh()
                 continue
@@ -374,7 +384,12 @@ class Coalescer:
         self, lane: _Lane, bodies: list[_Body], parsed: Parsed, view: CatalogView
     ) -> tuple[Refused, CatalogView]:
         """Add tables and columns for accepted rows. A refusal costs the lines that need it, not the others."""
-        changes = {t.name: c for t in parsed.tables if t.rows and (c := ensure(lane.database, t)) is not None}
+        only = bodies[0].only
+        changes = {
+            t.name: c
+            for t in parsed.tables
+            if t.rows and _is_wanted(t.name, only) and (c := ensure(lane.database, t)) is not None
+        }
         if not changes:
             return Refused(), view
         try:
@@ -404,10 +419,10 @@ class Coalescer:
                 errors[name] = error
         return refuse_rows(parsed, errors, [body.data for body in bodies], False), view
 
-    def _batches(self, database: str, parsed: Parsed, view: CatalogView) -> list[Batch]:
+    def _batches(self, database: str, parsed: Parsed, view: CatalogView, only: frozenset[str] | None) -> list[Batch]:
         batches = []
         for part in parsed.tables:
-            if not part.rows:
+            if not part.rows or not _is_wanted(part.name, only):
                 continue
             table = view.table(database, part.name)
             if table is None:
@@ -434,12 +449,17 @@ def _take(lane: _Lane, coalesce_bytes: int) -> list[_Body]:
     bodies = [lane.waiting.popleft()]
     size = len(bodies[0].data)
     while lane.waiting and len(bodies) < GROUP_BODIES_MAX and size + len(lane.waiting[0].data) <= coalesce_bytes:
-        if lane.waiting[0].attempts and lane.waiting[0].now_ns != bodies[0].now_ns:
+        following = lane.waiting[0]
+        if following.only != bodies[0].only or (following.attempts and following.now_ns != bodies[0].now_ns):
             break
         bodies.append(lane.waiting.popleft())
         size += len(bodies[-1].data)
     lane.waiting_bytes -= size
     return bodies
+
+
+def _is_wanted(table: str, only: frozenset[str] | None) -> bool:
+    return only is None or table in only
 
 
 def _reports(parsed: Parsed, refused: Refused, count: int) -> list[WriteReport]:

@@ -217,6 +217,27 @@ async def test_a_table_dropped_before_the_write_is_made_again(b: Bench) -> None:
 
 
 @bench
+async def test_when_one_table_of_several_went_only_its_rows_are_written_again(b: Bench) -> None:
+    await b.write("kept v=1 1\ngone v=1 1\nquiet v=0 0")
+    original = b.backend.write
+
+    async def racing(batches: Any, principal: Principal) -> None:
+        b.backend.write = original  # type: ignore[method-assign]
+        await b.backend.alter([DropTable("db", "gone")], principal)
+        await original([batch for batch in batches if batch.table.name != "gone"], principal)
+        error = NoSuchTable("gone")
+        error.tables = frozenset(batch.table.id for batch in batches if batch.table.name == "gone")
+        raise error
+
+    b.backend.write = racing  # type: ignore[method-assign]
+    reports = await b.write_all("kept v=2 2\ngone v=2 2", "quiet v=3 3")
+    assert reports == [WriteReport(), WriteReport()]
+    assert [row["v"] for row in b.rows("kept")] == [1.0, 2.0]
+    assert [row["v"] for row in b.rows("quiet")] == [0.0, 3.0]
+    assert b.rows("gone")[-1]["v"] == 2.0
+
+
+@bench
 async def test_a_table_that_is_always_gone_ends_in_an_error(b: Bench) -> None:
     b.backend.fail_writes = [NoSuchTable("gone") for _ in range(ATTEMPTS_MAX)]
     with pytest.raises(NoSuchTable):

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import cluster
 import engine
 import nodes.gateway
 import storage
 import wire
+from cluster.errors import ClusterError
 from engine.errors import EngineError
 from nodes.errors import INFLUX, V2_WORDS, HttpAnswer, Shape, influx_answer
 from nodes.gateway.faults import GatewayError
@@ -21,12 +23,12 @@ from wire.errors import WireError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOTS: list[type[Exception]] = [StorageError, EngineError, WireError, GatewayError]
+ROOTS: list[type[Exception]] = [StorageError, EngineError, ClusterError, WireError, GatewayError]
 
 
 def import_all() -> None:
     """Errors may be declared anywhere: import every module that is not a program."""
-    for package in (storage, wire, engine, nodes.gateway):
+    for package in (storage, wire, engine, cluster, nodes.gateway):
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
