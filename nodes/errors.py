@@ -58,6 +58,7 @@ INFLUX: Final[dict[str, HttpAnswer]] = {
     "outcome_unknown": _BUSY,
     "write_refused": _BUSY,
     "shard_closed": _BUSY,
+    "catalog_behind": _BUSY,
     "memory_exhausted": _BUSY,
     "log_backlog_full": _BUSY,
     "request_too_large": HttpAnswer(413),

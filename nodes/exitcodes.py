@@ -98,6 +98,7 @@ BY_STORAGE_CODE: Final[dict[str, ExitCode]] = {
     "outcome_unknown": ExitCode.TRY_LATER,
     "write_refused": ExitCode.TRY_LATER,
     "shard_closed": ExitCode.TRY_LATER,
+    "catalog_behind": ExitCode.TRY_LATER,
     "memory_exhausted": ExitCode.TRY_LATER,
     "log_backlog_full": ExitCode.TRY_LATER,
     "request_too_large": ExitCode.FAILURE,

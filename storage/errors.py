@@ -96,6 +96,13 @@ class ShardClosed(StorageError):
     retriable = True
 
 
+class CatalogBehind(StorageError):
+    """This node has not yet seen the Revision that something rests on; it catches up (LOG L30)."""
+
+    code = "catalog_behind"
+    retriable = True
+
+
 class MemoryExhausted(StorageError):
     """The memory budget for rows not yet in DataFiles is used up; a checkpoint is under way (LOG L23)."""
 
