@@ -41,6 +41,9 @@ class StandinControl:
             name="runnel", controller="ingest-1", placement_epoch=3, placement_number=9, members=MEMBERS, shards=shards
         )
 
+    def numbers(self) -> dict[str, float]:
+        return {}
+
     async def drain(self, node: str) -> int:
         if node == "ingest-1":
             raise StoreUnavailable("no other ingest node could take its shards")
