@@ -204,7 +204,7 @@ def _progress(count: int) -> Iterator[Callable[[dict[str, str]], None]]:
 
 def _complain(cluster: LocalCluster, failed: Mapping[str, str], folder: str) -> None:
     for name, reason in failed.items():
-        end = cluster.log_end(name, TAIL_LINES)
+        end = cluster.log_end(name, TAIL_LINES) or "(it has written nothing yet)"
         _say(f"{name} did not come up: {reason}; the end of {cluster.folder.log(name)}:\n\n{end}\n")
     option = _option(folder)
     _say(f"`runnel cluster up{option}` starts what is down again, `runnel cluster down{option}` stops the rest")

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MODULE: Final = "nodes"
 """``python -m nodes KIND`` starts a node."""
 POLL_SECONDS: Final = 0.1
+AFTER_FAILURE_SECONDS: Final = 30.0
+"""How much longer the others are awaited once a node has ended: without it they may never be ready."""
 HEALTH_SECONDS_MAX: Final = 2.0
 HEALTH_CHARACTERS_MAX: Final = 200
 LOG_BYTES_MAX: Final = 64 * 2**20
@@ -137,11 +139,12 @@ class LocalCluster:
     def wait_ready(
         self, names: Sequence[str], seconds: float, on_look: Callable[[dict[str, str]], None]
     ) -> dict[str, str]:
-        """Until all are ready, one has ended, or time is up. Returns what is wrong with those that are not ready.
+        """Until all are ready or time is up. Returns what is wrong with those that are not ready.
 
         ``on_look`` gets the same for those that are still awaited, at every look.
         """
-        deadline = time.monotonic() + seconds
+        started = time.monotonic()
+        deadline = started + seconds
         waiting = dict.fromkeys(names, "starting")
         failed: dict[str, str] = {}
         while waiting:
@@ -149,12 +152,14 @@ class LocalCluster:
                 reason = self._ended(name)
                 if reason:
                     failed[name] = reason
+                    deadline = min(deadline, time.monotonic() + AFTER_FAILURE_SECONDS)
                 waiting[name] = reason or ready_reason(self.node(name))
                 if reason or not waiting[name]:
                     del waiting[name]
             on_look(waiting)
             if time.monotonic() > deadline:
-                return failed | {name: f"not ready after {seconds:g} s: {why}" for name, why in waiting.items()}
+                waited = time.monotonic() - started
+                return failed | {name: f"not ready after {waited:.0f} s: {why}" for name, why in waiting.items()}
             if waiting:
                 time.sleep(POLL_SECONDS)
         return failed
@@ -184,10 +189,13 @@ class LocalCluster:
 
     def _ended(self, name: str) -> str:
         """Why it is not running any more; empty while it runs."""
+        if is_running(self.node(name)):
+            return ""
         child = self._children.get(name)
-        if child is not None and (code := child.poll()) is not None:
-            return f"it ended with exit code {code}" if code >= 0 else f"it was ended by signal {-code}"
-        return "" if is_running(self.node(name)) else "it has ended"
+        if child is None:
+            return "it has ended"
+        code = child.wait(HEALTH_SECONDS_MAX)  # it is gone, or waits for us to ask
+        return f"it ended with exit code {code}" if code >= 0 else f"it was ended by signal {-code}"
 
     def _budget_bytes(self) -> int:
         """Each takes an equal part of the machine, as if the others were not Runnel's."""
