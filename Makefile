@@ -6,7 +6,7 @@ V := .venv/bin
 TESTS_PARALLEL ?= 2
 PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL)
 
-.PHONY: help setup run demo test check lint types floors format protos unit sim integration conformance chaos-local bench lock clean
+.PHONY: help setup run demo test check lint types floors format protos unit sim integration conformance chaos-local chaos chaos-short chaos-long bench bench-cluster lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -74,6 +74,18 @@ test: lint types floors ## Everything that CI runs
 
 chaos-local: .venv/.dev ## 50 rounds of kill -9 under load, and again with lost answers
 	$(V)/python -m tests.chaos.kill_rounds --rounds 50
+
+chaos: .venv/.dev ## 20 rounds of faults against a whole cluster (as root also cut networks); prints its seed
+	$(V)/python -m tests.chaos.cluster_rounds --rounds 20
+
+chaos-short: .venv/.dev ## 3 rounds of that, the same each time
+	$(V)/python -m tests.chaos.cluster_rounds --rounds 3 --seed 1
+
+chaos-long: .venv/.dev ## 200 rounds of that
+	$(V)/python -m tests.chaos.cluster_rounds --rounds 200
+
+bench-cluster: .venv/.dev ## Fail-over, restarts under load, ingest and queries of a whole cluster; results in benchmarks/results
+	$(V)/python -m benchmarks.cluster --store
 
 bench: .venv/.dev ## Ingest and query loads against Runnel and its peers; results in benchmarks/results
 	$(V)/python -m benchmarks.run

@@ -70,16 +70,30 @@ class Catalog:
         """A table at its newest schema, also a deleted one: ids are never used again."""
         return self.state.snapshot.tables_by_id.get(table_id)
 
-    async def open(self, logs: Sequence[int], skips: frozenset[int] = frozenset()) -> None:
-        """Take the Catalog over; an empty one is told its format and which Logs there are (F6, F21)."""
+    @property
+    def closed(self) -> asyncio.Future[StorageError]:
+        """Done with the error that ended this ownership. There once `open` was called."""
+        return self.driver.closed
+
+    async def open(
+        self, logs: Sequence[int], skips: frozenset[int] = frozenset(), placement: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Take the Catalog over; an empty one is told its format and which Logs there are (F6, F21).
+
+        When it fails nothing is left running. ``placement`` is the newest that this node knows (L12).
+        """
         inline = self._store.local_path("probe") is not None
         self._driver = LogDriver(
             self._store, self._identity, self.state, self._executor, self._on_fatal, check_inline=inline
         )
-        await self._driver.open(skips)
-        if logs and not self.current.logs:
-            effects: list[Effect] = [{"do": "format", "version": FORMAT_VERSION}, {"do": "logs", "ids": list(logs)}]
-            await self._commit(effects)
+        try:
+            await self._driver.open(skips, placement)
+            if logs and not self.current.logs:
+                effects: list[Effect] = [{"do": "format", "version": FORMAT_VERSION}, {"do": "logs", "ids": list(logs)}]
+                await self._commit(effects)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Let it go. Idempotent."""

@@ -116,6 +116,7 @@ class LogCore:
         self.opens = 0
         self.written_at_ms = 0
         self.skips: frozenset[int] = frozenset()
+        self.placement = (0, 0)
         self._new_nonce = new_nonce
         self._effects: list[Effect] = []
         self._inflight: _InFlight | None = None
@@ -137,9 +138,13 @@ class LogCore:
         effects, self._effects = self._effects, []
         return effects
 
-    def start(self, now_ms: int, skips: frozenset[int] = frozenset()) -> None:
-        """Begin to take the Log over (L9). ``skips`` are corrupt sequences that an operator gave up (L3)."""
+    def start(self, now_ms: int, skips: frozenset[int] = frozenset(), placement: tuple[int, int] = (0, 0)) -> None:
+        """Begin to take the Log over (L9). ``skips`` are corrupt sequences that an operator gave up (L3).
+
+        ``placement`` (Catalog epoch, number) is what told us to: our headers tell it to whom we fence (L12).
+        """
         assert self.phase is Phase.IDLE
+        self.placement = placement
         self.written_at_ms = now_ms
         self.skips = skips
         self._relist()
@@ -301,6 +306,8 @@ class LogCore:
             checkpoint_seq=self.checkpoint_seq,
             opens=self.opens,
             written_at_ms=self.written_at_ms,
+            placement_epoch=self.placement[0],
+            placement_number=self.placement[1],
         )
 
     def _send(

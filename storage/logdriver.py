@@ -17,13 +17,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from storage.errors import (
+    CorruptObject,
+    Fenced,
     FsyncFailed,
     ObjectMissing,
     OutcomeUnknown,
     ShardClosed,
     StorageError,
     StoreUnavailable,
+    UnsupportedFormat,
 )
+from storage.frames import decode_header
 from storage.log import LogCore, Phase
 from storage.logeffects import (
     CheckNext,
@@ -52,7 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from concurrent.futures import Executor
 
-    from storage.frames import Entry
+    from storage.frames import Entry, Header
     from storage.log import Identity, LogState
     from storage.logeffects import CheckpointDraft, Effect
     from storage.objects import ObjectStore
@@ -61,6 +65,8 @@ RETRY_FIRST_SECONDS: Final = 0.02
 RETRY_PAUSE_SECONDS_MAX: Final = 2.0
 OPEN_TRIES_MAX: Final = 8
 """Tries of an open's create that the store refuses, before the node gives up: about four seconds."""
+SUCCESSOR_SECONDS_MAX: Final = 2.0
+"""How long a fenced owner looks for whom it lost to, before it says that it has ended (L12)."""
 CHECK_TRIES_MAX: Final = 6
 """Tries of the check behind a read; then the read fails with a retryable error (L13)."""
 
@@ -90,7 +96,12 @@ class Position:
 
 
 class LogDriver:
-    """One ownership of one Log. `open` takes it over; `closed` is done when it has ended, with the reason."""
+    """One ownership of one Log. `open` takes it over; `closed` is done when it has ended, with the reason.
+
+    ``successor`` is then the header of the open object that fenced us, if it could be read: the Placement and node
+    in it are news (L12). ``catch_up`` is awaited after our open object stands and before anything is replayed: what
+    the Log holds by then is of a Revision that a listing of the Catalog shows from then on (L30).
+    """
 
     def __init__(
         self,
@@ -103,6 +114,7 @@ class LogDriver:
         check_inline: bool = False,
         on_replay_full: Callable[[], Awaitable[None]] | None = None,
         min_interval_seconds: float = 0.0,
+        catch_up: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self.core = LogCore(identity, state, new_nonce)
         self._store = store
@@ -112,6 +124,9 @@ class LogDriver:
         self._check_inline = check_inline
         self._on_replay_full = on_replay_full
         self._min_interval_seconds = min_interval_seconds
+        self._catch_up = catch_up
+        self.successor: Header | None = None
+        self._error: StorageError | None = None
         self._sent_at = -min_interval_seconds
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[StorageError] = self._loop.create_future()
@@ -125,9 +140,9 @@ class LogDriver:
 
     # -- what callers do ---------------------------------------------------------------------------------
 
-    async def open(self, skips: frozenset[int] = frozenset()) -> int:
+    async def open(self, skips: frozenset[int] = frozenset(), placement: tuple[int, int] = (0, 0)) -> int:
         """Take the Log over and replay it; return the epoch. Raises LogDamaged, Fenced, StoreFull."""
-        self.core.start(_now_ms(), skips)
+        self.core.start(_now_ms(), skips, placement)
         self._pump()
         return await asyncio.shield(self._opened)
 
@@ -192,6 +207,8 @@ class LogDriver:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._error is not None:
+            self._end(self._error)
 
     def _refusal(self) -> StorageError:
         if self.closed.done():
@@ -222,8 +239,7 @@ class LogDriver:
             if isinstance(effect, CreateObject):
                 await self._create(effect)
             elif isinstance(effect, ListObjects):
-                names = await self._retried(self._store.list, self._folder)
-                self.core.listed([int(n.name) for n in names if is_sequence(n.name)])
+                await self._list()
             elif isinstance(effect, ReadObject):
                 self.core.read(effect.sequence, await self._read(self._path(effect.sequence)))
             elif isinstance(effect, ReadPart):
@@ -238,6 +254,24 @@ class LogDriver:
             self._pump()
         except Exception as error:  # noqa: BLE001 - L34 (fsync failed), or a defect: no answer would ever come
             self._give_up(error)
+
+    async def _list(self) -> None:
+        prepared = self._catch_up is None or self.core.phase is not Phase.VERIFYING
+        names = await self._retried(self._store.list, self._folder)
+        if not prepared and not await self._caught_up():
+            return
+        self.core.listed([int(n.name) for n in names if is_sequence(n.name)])
+
+    async def _caught_up(self) -> bool:
+        """L30: an owner's Catalog is at least at the highest Revision in its Log: what is there is there by now."""
+        assert self._catch_up is not None
+        try:
+            await self._catch_up()
+        except StorageError as error:
+            _fail(self._opened, error)
+            self.core.close()
+            return False
+        return True
 
     def _give_up(self, error: Exception) -> None:
         """The process ends; who waits is told now, and that what was sent may stand (L6)."""
@@ -391,8 +425,28 @@ class LogDriver:
         for future in (self._opened, self._checkpoint, self._collection):
             if future is not None:
                 _fail(future, notice.error)
+        self.successor, self._error = notice.successor, notice.error
+        if isinstance(notice.error, Fenced) and notice.successor is None:
+            task = self._loop.create_task(self._find_successor(notice.error))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._end(notice.error)
+
+    async def _find_successor(self, error: StorageError) -> None:
+        """L12: who fenced us stands where our next create would have met it, and is never deleted (L11)."""
+        try:
+            async with asyncio.timeout(SUCCESSOR_SECONDS_MAX):
+                data = await self._run(self._store.get, self._path(self.core.next_seq))
+            self.successor = decode_header(data, self._path(self.core.next_seq))
+        except (TimeoutError, ObjectMissing, StoreUnavailable, CorruptObject, UnsupportedFormat):
+            self.successor = None  # the owner of this shard learns it from its next Placement
+        finally:
+            self._end(error)
+
+    def _end(self, error: StorageError) -> None:
         if not self.closed.done():
-            self.closed.set_result(notice.error)
+            self.closed.set_result(error)
 
     _NOTICES: Final[dict[type, Callable[[LogDriver, Any], None]]] = {
         Opened: _on_opened,

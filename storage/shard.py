@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import time
 from dataclasses import dataclass
@@ -37,13 +38,13 @@ from storage.shardstate import ShardState, encode_frozen, held_bytes
 from storage.store import data_folder, epoch_of, part_path, parts_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from concurrent.futures import Executor
 
     import pyarrow as pa
 
     from storage.budget import MemoryBudget
-    from storage.frames import WriteId
+    from storage.frames import Header, WriteId
     from storage.log import Identity
     from storage.logdriver import Position
     from storage.objects import ObjectStore
@@ -112,13 +113,21 @@ class Shard:
         executor: Executor,
         limits: ShardLimits,
         on_fatal: Callable[[BaseException], None],
+        *,
+        revision: Callable[[], int] | None = None,
+        catch_up: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
+        """``tables`` looks into the Catalog as known here, ``revision`` says which one that is, and ``catch_up`` lists
+        it anew (L30: awaited when the Log has been taken over, before it is replayed). The Catalog's owner needs none.
+        """
         self.identity = identity
         self.limits = limits
         self.counters = ShardCounters()
         self.state = ShardState(identity.store_id, identity.log_id, tables, limits.replay_bytes_max)
         self._store = store
         self._tables = tables
+        self._revision = revision or (lambda: 0)
+        self._catch_up = catch_up
         self._budget = budget
         self._executor = executor
         self._reserved = 0
@@ -144,15 +153,37 @@ class Shard:
             raise ShardClosed(f"shard {self.log_id} is not open here: try again")
         return self._driver
 
-    async def open(self, skips: frozenset[int] = frozenset()) -> None:
-        """Take the Log over, replay it, and begin to checkpoint by itself."""
+    @property
+    def closed(self) -> asyncio.Future[StorageError]:
+        """Done with the error that ended this ownership. There once `open` was called."""
+        return self.driver.closed
+
+    @property
+    def successor(self) -> Header | None:
+        """The header of the open object that fenced us, when `closed` is done and it could be read (L12)."""
+        return self.driver.successor
+
+    @property
+    def revision(self) -> int:
+        """At least the highest Revision that anything in this Log rests on (L14, L30)."""
+        return max(self.state.revision, self._revision())
+
+    async def open(self, skips: frozenset[int] = frozenset(), placement: tuple[int, int] = (0, 0)) -> None:
+        """Take the Log over, replay it, and begin to checkpoint by itself. When it fails nothing is left running.
+
+        ``placement`` (Catalog epoch, number) is the one that named this node (L12); (0, 0) in one process.
+        """
         inline = self._store.local_path("probe") is not None
         self._driver = LogDriver(
             self._store, self.identity, self.state, self._executor, self._on_fatal,
             check_inline=inline, on_replay_full=self._checkpoint_on_the_way,
-            min_interval_seconds=self.limits.group_min_interval_seconds,
+            min_interval_seconds=self.limits.group_min_interval_seconds, catch_up=self._catch_up,
         )  # fmt: skip
-        self.state.epoch = await self._driver.open(skips)
+        try:
+            self.state.epoch = await self._driver.open(skips, placement)
+        except BaseException:
+            await self.close()
+            raise
         self._settle_budget()
         self._spawn(self._checkpoint_when_due())
 
@@ -389,7 +420,7 @@ class Shard:
     async def _checkpoint_now(self) -> None:
         begun = time.monotonic()
         self.state.advance_horizon(time.time_ns() // 1_000_000 - RETRY_SECONDS_MAX * 1000)
-        frozen = self.state.freeze()
+        frozen = dataclasses.replace(self.state.freeze(), revision=self.revision)  # L30
         files = await self._write_files(frozen)
         part = await self._write_part(files) if self.state.part_is_due(len(files)) else None
         fixed = await self._in_thread(encode_frozen, frozen, files)

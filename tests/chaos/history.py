@@ -95,6 +95,7 @@ class History:
     schema: dict[str, list[Operation]] = field(default_factory=dict)
     pulses: list[Pulse] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
     read_backs: int = 0
     violations: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -103,6 +104,7 @@ class History:
         """Rows of one body, with its outcome."""
         with self.lock:
             self.rows.update({row: Sent(value, outcome) for row, value in rows.items()})
+            self.outcomes[outcome] += len(rows)
 
     def key_sent(self, key: str, n: int, outcome: Outcome) -> None:
         """One rewrite of a key."""
@@ -127,8 +129,3 @@ class History:
         """One schema change or look at a database's name."""
         with self.lock:
             self.schema.setdefault(name, []).append(operation)
-
-    def count(self, outcome: Outcome) -> int:
-        """Rows with this outcome."""
-        with self.lock:
-            return sum(sent.outcome is outcome for sent in self.rows.values())

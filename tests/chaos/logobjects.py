@@ -47,7 +47,7 @@ class LogArchive:
 
     def gather(self) -> int:
         """Read what is new; objects known so far."""
-        for folder in sorted((self.store / "logs").iterdir()):
+        for folder in sorted(self.store.glob("logs/*")):
             for path in sorted(folder.iterdir()):
                 if path.name.isdigit() and (int(folder.name), int(path.name)) not in self.facts:
                     self._read(int(folder.name), path)
