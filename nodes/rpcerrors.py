@@ -15,6 +15,7 @@ import grpc
 import msgspec
 
 from cluster import errors as cluster_errors
+from cluster import raftfiles
 from cluster.errors import ClusterDenied, ClusterError, PeerUnavailable
 from engine import errors as engine_errors
 from engine.errors import EngineError
@@ -43,7 +44,7 @@ DETAILS_BYTES_MAX: Final = 2000
 RETRY_MS_MAX: Final = 600_000
 
 ROOTS: Final[tuple[type[Exception], ...]] = (StorageError, EngineError, ClusterError, WireError, GatewayError)
-_MODULES: Final = (storage_errors, engine_errors, cluster_errors, wire_errors, lineprotocol_errors, faults)
+_MODULES: Final = (storage_errors, engine_errors, cluster_errors, raftfiles, wire_errors, lineprotocol_errors, faults)
 
 _S: Final = grpc.StatusCode
 STATUS: Final[dict[str, grpc.StatusCode]] = {
@@ -95,6 +96,7 @@ STATUS: Final[dict[str, grpc.StatusCode]] = {
     "cluster_misconfigured": _S.FAILED_PRECONDITION,
     "cluster_denied": _S.PERMISSION_DENIED,
     "peer_unavailable": _S.UNAVAILABLE,
+    "raft_state_unsound": _S.INTERNAL,
     # the gateway itself
     "gateway": _S.INTERNAL,
     "bad_request": _S.INVALID_ARGUMENT,
