@@ -163,6 +163,7 @@ class GossipLoop:
         self._skewed: set[str] = set()
         self._refused_since: float | None = None
         self._denied: ClusterDenied | None = None
+        self._first_answer = asyncio.Event()
 
     # -- life -------------------------------------------------------------------------------------------
 
@@ -181,13 +182,16 @@ class GossipLoop:
         self._pump()
 
     async def first_join(self) -> None:
-        """One try of all seeds, and then more in the background. Raises ClusterDenied."""
+        """Try the seeds until one answers, none does, or a while has passed; it goes on in the background.
+
+        Raises ClusterDenied.
+        """
+        self._spawn(self._join_for_ever())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_JOIN_SECONDS):
-                await self._join_round()
+                await self._first_answer.wait()
         if self._denied is not None:
             raise self._denied
-        self._spawn(self._join_for_ever())
 
     async def close(self) -> None:
         if self._timer is not None:
@@ -385,6 +389,7 @@ class GossipLoop:
         except MalformedMessage as error:
             self._refuse(error, address)
         self._pump()
+        self._first_answer.set()
         return True
 
     def _check_clock(self, theirs: PushPull) -> None:
@@ -408,6 +413,7 @@ class GossipLoop:
     def _deny(self, error: ClusterDenied) -> None:
         if self._denied is None:
             self._denied = error
+            self._first_answer.set()
             self._around.on_denied(error)
 
     async def _join_round(self) -> bool:
@@ -434,9 +440,10 @@ class GossipLoop:
     async def _join_for_ever(self) -> None:
         pause = JOIN_PAUSE_FIRST_SECONDS
         while True:
+            answered = await self._join_round()
+            self._first_answer.set()
             alone = self.swim.live == 1
             await asyncio.sleep((pause if alone else SEED_CHECK_SECONDS) * random.uniform(0.5, 1.0))
-            answered = await self._join_round()
             pause = JOIN_PAUSE_FIRST_SECONDS if answered else min(JOIN_PAUSE_SECONDS_MAX, pause * 2)
 
     # -- the peers file ---------------------------------------------------------------------------------
