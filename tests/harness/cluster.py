@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import secrets
 import time
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from tests.harness.certificates import Authority
+from cluster.certificates import make_certificates
+from cluster.secret import make_secret
 from tests.harness.clusternode import Blueprint, ClusterNode
 from tests.harness.exchange import Reply, query_path, write_path
 from tests.harness.logscan import alarms
@@ -32,6 +32,8 @@ SETTLE_SECONDS_MAX: Final = 90.0
 POLL_SECONDS: Final = 0.05
 DOORS: Final = ("http", "grpc", "gossip", "raft")
 FAST: Final = {"RUNNEL_GOSSIP__PROBE_INTERVAL": "500ms", "RUNNEL_GOSSIP__PROBE_TIMEOUT": "250ms"}
+BEYOND_LOOPBACK: Final = {"RUNNEL_AUTH__MODE": "off"}
+"""Must be written out for an address that other machines reach; a namespace's is one."""
 _KINDS: Final = {"i": "ingest", "g": "gateway", "q": "query"}
 
 _open: Final[weakref.WeakSet[Cluster]] = weakref.WeakSet()
@@ -65,7 +67,10 @@ class View:
 
 @dataclass(eq=False)
 class Cluster:
-    """Started by ``with``. Nodes are i1.., g1.., q1..; ``store`` defaults to a folder that all of them share."""
+    """Started by ``with``. Nodes are i1.., g1.., q1..; ``store`` defaults to a folder that all of them share.
+
+    ``secure``: a secret and TLS between nodes; always beyond loopback, where nodes ask for it.
+    """
 
     folder: Path
     ingest: int = 3
@@ -105,12 +110,12 @@ class Cluster:
         places = {name: self.places(name) for name in names}
         voters = [f"{name}={_text(places[name]['raft'])}" for name in names if name[0] == "i"]
         join = [_text(places[name]["gossip"]) for name in names if name[0] == "i"]
-        secret = self._secret() if self.secure else None
-        authority = Authority(self.folder / "tls") if self.secure else None
+        is_secure = self.secure or not isinstance(self.network, Loopback)
+        secret = self.make_secret() if is_secure else None
         for name in names:
             environment = {**(FAST if self.fast else {}), **self.environment}
-            if authority is not None:
-                environment |= authority.certify(name, [self.network.host(name)]).settings()
+            if is_secure:
+                environment |= self.tls_settings(name) | BEYOND_LOOPBACK
             self.nodes[name] = ClusterNode(
                 Blueprint(
                     name, _KINDS[name[0]], self.folder / name, self.store_url, places[name], ",".join(voters),
@@ -122,12 +127,18 @@ class Cluster:
         """An address for each door of a node."""
         return {door: (self.network.host(name), self.network.port(name, door)) for door in DOORS}
 
-    def _secret(self) -> Path:
-        path = self.folder / "secret"
+    def make_secret(self) -> Path:
+        """The file of the cluster's secret."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(32))
-        return path
+        make_secret(self.folder / "secret")
+        return self.folder / "secret"
+
+    def tls_settings(self, name: str) -> dict[str, str]:
+        """A node's certificate, as its environment."""
+        files = make_certificates(self.folder / "tls", [self.network.host(name)], name)
+        return {
+            "RUNNEL_TLS__CA": str(files.ca), "RUNNEL_TLS__CERT": str(files.cert), "RUNNEL_TLS__KEY": str(files.key),
+        }  # fmt: skip
 
     @property
     def store_url(self) -> str:
