@@ -69,7 +69,8 @@ class View:
 class Cluster:
     """Started by ``with``. Nodes are i1.., g1.., q1..; ``store`` defaults to a folder that all of them share.
 
-    ``secure``: a secret and TLS between nodes; always beyond loopback, where nodes ask for it.
+    ``voters``: how many of the ingest nodes vote (all, or one less of an even number). ``secure``: a secret and TLS
+    between nodes; always beyond loopback, where nodes ask for it.
     """
 
     folder: Path
@@ -83,6 +84,7 @@ class Cluster:
     network: Network = field(default_factory=Loopback)
     module: str = "nodes"
     shards: int | None = None
+    voters: int | None = None
     nodes: dict[str, ClusterNode] = field(default_factory=dict, init=False)
 
     # -- its life ---------------------------------------------------------------------------------------
@@ -108,7 +110,8 @@ class Cluster:
         names = [f"i{n + 1}" for n in range(self.ingest)]
         names += [f"g{n + 1}" for n in range(self.gateways)] + [f"q{n + 1}" for n in range(self.queries)]
         places = {name: self.places(name) for name in names}
-        voters = [f"{name}={_text(places[name]['raft'])}" for name in names if name[0] == "i"]
+        voting = [name for name in names if name[0] == "i"][: self.voters or _odd(self.ingest)]
+        voters = [f"{name}={_text(places[name]['raft'])}" for name in voting]
         join = [_text(places[name]["gossip"]) for name in names if name[0] == "i"]
         is_secure = self.secure or not isinstance(self.network, Loopback)
         secret = self.make_secret() if is_secure else None
@@ -297,3 +300,8 @@ def _unsettled(name: str, view: View, cluster: Cluster, up: Sequence[str]) -> st
 
 def _text(address: tuple[str, int]) -> str:
     return f"{address[0]}:{address[1]}"
+
+
+def _odd(count: int) -> int:
+    """The most voters among that many nodes: 1, 3 or 5."""
+    return max(voters for voters in (1, 3, 5) if voters <= max(count, 1))
