@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import time
 import weakref
 from dataclasses import dataclass, field
@@ -86,6 +87,7 @@ class Cluster:
     shards: int | None = None
     voters: int | None = None
     nodes: dict[str, ClusterNode] = field(default_factory=dict, init=False)
+    outsiders: list[ClusterNode] = field(default_factory=list, init=False)
 
     # -- its life ---------------------------------------------------------------------------------------
 
@@ -159,7 +161,7 @@ class Cluster:
 
     def kill(self) -> None:
         """kill -9 everything that runs; never raises for a node that is gone."""
-        for node in self.nodes.values():
+        for node in [*self.nodes.values(), *self.outsiders]:
             with contextlib.suppress(OSError):
                 node.kill()
         _open.discard(self)
@@ -187,12 +189,19 @@ class Cluster:
 
     def add(self, name: str, **changes: Any) -> ClusterNode:
         """One more node, of the kind its first letter says, not yet started; ``changes`` go into its Blueprint."""
+        self.nodes[name] = self._like(name, changes)
+        return self.nodes[name]
+
+    def outsider(self, name: str, **changes: Any) -> ClusterNode:
+        """As `add`, but the cluster does not expect it to join; it ends with the cluster."""
+        changes = {"folder": self.folder / f"outsider-{len(self.outsiders)}-{name}", **changes}
+        self.outsiders.append(self._like(name, changes))
+        return self.outsiders[-1]
+
+    def _like(self, name: str, changes: Mapping[str, Any]) -> ClusterNode:
         model = next(node for node in self.nodes.values() if node.kind == _KINDS[name[0]]).blueprint
-        values = {field: getattr(model, field) for field in Blueprint.__dataclass_fields__}
-        values |= {"name": name, "folder": self.folder / name, "addresses": self.places(name)} | changes
-        found = ClusterNode(Blueprint(**values))
-        self.nodes[name] = found
-        return found
+        own = {"name": name, "folder": self.folder / name, "addresses": self.places(name)}
+        return ClusterNode(dataclasses.replace(model, **{**own, **changes}))
 
     def view(self, name: str, seconds: float = 5.0) -> View | None:
         """What this node says of the cluster; None when it does not say."""
