@@ -157,7 +157,7 @@ def garbage(seed: int) -> Iterator[bytes]:
 
 
 def test_garbage_on_every_port(cluster: Cluster) -> None:
-    held = []
+    held: list[socket.socket] = []
     for node in cluster.nodes.values():
         for door, address in node.blueprint.addresses.items():
             if door == "raft" and node.kind != "ingest":
