@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 V := .venv/bin
 TESTS_PARALLEL ?= 2
-PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL)
+PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL) --dist loadgroup
 
 .PHONY: help setup run demo up down ps logs test check lint types floors format protos unit sim integration conformance chaos-local chaos chaos-short chaos-long bench bench-cluster lock clean
 
