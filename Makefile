@@ -29,15 +29,20 @@ help: ## Show this help
 	@$(V)/uv pip install -q --python $(V)/python --no-deps -e .
 	@touch $@ .venv/.run
 
-setup: .venv/.dev ## Create .venv with everything for development
+# The line protocol kernel, compiled for this machine: else a user's first write would wait for it.
+.venv/.kernel: $(wildcard wire/lineprotocol/*.py) | .venv/.run
+	@$(V)/python -m wire.lineprotocol.warm
+	@touch $@
 
-run: .venv/.run ## Start Runnel as one process: HTTP on 127.0.0.1:8181, data in ./runnel-data
+setup: .venv/.dev .venv/.kernel ## Create .venv with everything for development
+
+run: .venv/.run .venv/.kernel ## Start Runnel as one process: HTTP on 127.0.0.1:8181, data in ./runnel-data
 	@$(V)/runnel start --data runnel-data
 
-demo: .venv/.run ## Start it with sample data loaded and print what to paste
+demo: .venv/.run .venv/.kernel ## Start it with sample data loaded and print what to paste
 	@$(V)/runnel demo
 
-up: .venv/.run ## Start a cluster as local processes: gateways on 127.0.0.1:8181 and :8182, data in ./runnel-cluster
+up: .venv/.run .venv/.kernel ## Start a cluster as local processes: gateways on 127.0.0.1:8181 and :8182, data in ./runnel-cluster
 	@$(V)/runnel cluster up
 
 down: .venv/.run ## Stop it cleanly; the data stays
@@ -100,7 +105,7 @@ chaos-long: .venv/.dev ## 200 rounds of that
 bench-cluster: .venv/.dev ## Fail-over, restarts under load, ingest and queries of a whole cluster; results in benchmarks/results
 	$(V)/python -m benchmarks.cluster --store
 
-bench: .venv/.dev ## Ingest and query loads against Runnel and its peers; results in benchmarks/results
+bench: .venv/.dev .venv/.kernel ## Ingest and query loads against Runnel and its peers; results in benchmarks/results
 	$(V)/python -m benchmarks.run
 
 lock: .venv/bin/uv ## Resolve the dependencies again (writes requirements/*.txt)
