@@ -173,7 +173,7 @@ class Placer:
         if peer is not None:
             peer.is_unreachable = True
             peer.unreachable_at = self._now
-            peer.ask_anew()  # a report that was asked for before says nothing of now
+            peer.asked_at, peer.ask_at = None, self._now + self.times.retry  # one under way says nothing of now
 
     def _note_reachable(self, event: Reachable) -> None:
         peer = self._peers.get(event.name)
