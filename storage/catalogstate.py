@@ -442,6 +442,13 @@ class CatalogState:
         self.position = 0
         self._above_k: list[int] = []
 
+    def copy(self) -> CatalogState:
+        """The same, to go on from; what was applied here stays as it is."""
+        other = CatalogState()
+        other.snapshot, other.k, other.position = self.snapshot, self.k, self.position
+        other._above_k = list(self._above_k)
+        return other
+
     def load(self, checkpoint: LogObject | None) -> Sequence[str]:
         """Start from a Checkpoint: one section row per database, so that each may become a part (F23)."""
         if checkpoint is None:
