@@ -8,6 +8,7 @@ read otherwise.
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -63,7 +64,7 @@ class CatalogFollower:
         self._poll_seconds = poll_seconds
         self._on_error = on_error
         self._cache = ObjectCache(CACHE_BYTES_MAX)
-        self._read = _Read(CatalogState())
+        self._read = _Read(CatalogState(follower=True))
         self._running: asyncio.Task[CatalogSnapshot] | None = None
         self._next: asyncio.Task[CatalogSnapshot] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -191,7 +192,8 @@ class CatalogFollower:
         if listed and listed[-1] == known.last:
             return  # were anything above it collected, the Checkpoint that made it garbage would stand there
         resume = Resume(known.base, known.last, known.state.copy) if known.last else None
-        reader = LogReader(self._store_id, CATALOG_LOG, CatalogState, resume)
+        new_state = functools.partial(CatalogState, follower=True)
+        reader = LogReader(self._store_id, CATALOG_LOG, new_state, resume)
         await driver.run(reader, listed)
         assert isinstance(reader.state, CatalogState)
         if reader.state.snapshot.revision >= self.current.revision:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from storage.changes import Change, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
-from storage.checkpoint import Section, decode_sections, section_entry
+from storage.checkpoint import Section, decode_tables, section_entry, section_from_table
 from storage.entries import decode_record
 from storage.errors import (
     AlreadyExists,
@@ -27,14 +28,15 @@ from storage.errors import (
     SchemaConflict,
     UnsupportedFormat,
 )
-from storage.frames import FORMAT_VERSION, SKIPPABLE_FROM, Entry, EntryKind
+from storage.frames import FORMAT_VERSION, NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind
 from storage.schema import RESERVED_PREFIX, TIME_COLUMN, Column, Database, Op, Partition, Role, Table, TypeKind
+from storage.writeids import Remembered, forget, read_write_ids, write_id_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from storage.changes import ColumnSpec
-    from storage.frames import LogObject
+    from storage.frames import LogObject, WriteId
 
 HASH_END: Final = 2**64
 """Partition maps cover [0, HASH_END)."""
@@ -434,17 +436,21 @@ def _drop_table(base: CatalogSnapshot, change: DropTable, stamp: str) -> list[Ef
 
 
 class CatalogState:
-    """What the Catalog's Log adds up to (LOG L28); the same rules as every Log."""
+    """What the Catalog's Log adds up to (LOG L28); the same rules as every Log. A follower remembers no write ids."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, follower: bool = False) -> None:
         self.snapshot = CatalogSnapshot()
         self.k = 0
         self.position = 0
+        self.horizon = 0
+        self.write_ids: OrderedDict[WriteId, Remembered] = OrderedDict()
+        self._follower = follower
         self._above_k: list[int] = []
 
     def copy(self) -> CatalogState:
-        """The same, to go on from; what was applied here stays as it is."""
-        other = CatalogState()
+        """A follower's, to go on from; what was applied here stays as it is."""
+        assert self._follower
+        other = CatalogState(follower=True)
         other.snapshot, other.k, other.position = self.snapshot, self.k, self.position
         other._above_k = list(self._above_k)
         return other
@@ -454,9 +460,14 @@ class CatalogState:
         if checkpoint is None:
             return ()
         where = f"catalog checkpoint {checkpoint.header.sequence}"
-        sections = decode_sections(checkpoint.entries, where)
+        tables = decode_tables(checkpoint.entries, where)
+        remembered = tables.pop(Section.WRITE_IDS)
+        if not self._follower:
+            self.write_ids = read_write_ids(remembered)
+        sections = {section: table.to_pylist() for section, table in tables.items()}
         (meta,) = sections[Section.META]
         self.k = self.position = meta["covered"]
+        self.horizon = meta["horizon"]
         if sections[Section.PARTS]:
             raise UnsupportedFormat(f"{where}: parts of the Catalog are of a newer version")
         effects: list[Effect] = []
@@ -481,9 +492,12 @@ class CatalogState:
         """Each record is one Revision, without a gap, save where an object between was given up (L3)."""
         where = f"catalog object {obj.header.sequence}"
         snapshot = self.snapshot
+        ids: dict[WriteId, Remembered] = {}
         for entry in obj.entries:
             if entry.kind == EntryKind.RECORD:
                 record = decode_record(entry, where)
+                if entry.write_id != NO_WRITE_ID and not self._follower:  # L7: replay only adds
+                    ids[entry.write_id] = Remembered(obj.header.sequence, record["revision"], obj.header.written_at_ms)
                 steps = record["revision"] - snapshot.revision
                 if steps != 1 and not 1 < steps <= obj.header.sequence - self.position:
                     raise CorruptObject(f"{where}: Revision {record['revision']} after {snapshot.revision}")
@@ -491,6 +505,7 @@ class CatalogState:
             elif entry.kind != EntryKind.SKIP and entry.kind < SKIPPABLE_FROM:
                 raise UnsupportedFormat(f"{where}: an entry of kind {entry.kind} does not belong into the Catalog")
         self.snapshot = snapshot
+        self.write_ids.update(ids)
         self.position = obj.header.sequence
         self._above_k.append(self.position)
 
@@ -504,6 +519,10 @@ class CatalogState:
 
     def replay_is_full(self) -> bool:
         return False
+
+    def advance_horizon(self, forget_before_ms: int) -> None:
+        """Forget ids of records written before ``forget_before_ms``, and the oldest of too many (L7)."""
+        self.horizon = forget(self.write_ids, self.horizon, forget_before_ms)
 
     def sections(self) -> tuple[Entry, ...]:
         """The whole Catalog as it is now."""
@@ -519,5 +538,9 @@ class CatalogState:
             effects = [database_effect(database), *tables.get(database.id, [])]
             state = msgspec.msgpack.encode(effects)
             rows.append({"revision": base.revision, "database_id": database.id, "state": state})
-        meta = [{"covered": self.position, "horizon": 0, "revision": base.revision}]
-        return (section_entry(Section.META, meta), section_entry(Section.CATALOG, rows))
+        meta = [{"covered": self.position, "horizon": self.horizon, "revision": base.revision}]
+        whole_state = (section_entry(Section.META, meta), section_entry(Section.CATALOG, rows))
+        if not self.write_ids:
+            return whole_state
+        ids = write_id_table(list(self.write_ids), list(self.write_ids.values()))
+        return (*whole_state, section_from_table(Section.WRITE_IDS, ids))
