@@ -13,7 +13,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from storage.catalogstate import CatalogState, plan
+from storage.catalogplan import plan
+from storage.catalogstate import CatalogState
 from storage.entries import record_entry
 from storage.errors import StorageError, WriteRefused
 from storage.frames import FORMAT_VERSION, NO_WRITE_ID, EntryKind
