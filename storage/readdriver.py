@@ -68,6 +68,7 @@ class ReadDriver:
         self._cache = cache
         self._sizes: dict[int, int] = {}
         self._ahead: dict[int, asyncio.Task[bytes | None]] = {}
+        self._listed: Sequence[int] | None = None
 
     async def list(self, start: int = 0) -> Sequence[int]:
         """All sequences of the Log from ``start`` on, as a listing that begins now shows them."""
@@ -77,12 +78,13 @@ class ReadDriver:
         self._sizes.update(sequences)
         return list(sequences)
 
-    async def run(self, reader: LogReader) -> None:
-        """Perform what ``reader`` asks for until it is done.
+    async def run(self, reader: LogReader, listed: Sequence[int] | None = None) -> None:
+        """Perform what ``reader`` asks for until it is done; ``listed`` is its first listing, if it was made already.
 
         Raises what it failed with: LogDamaged, or SnapshotTooOld when owners were faster too often; StoreUnavailable
         when the store does not answer; and what its state refuses.
         """
+        self._listed = listed
         try:
             while reader.phase not in (ReadPhase.DONE, ReadPhase.FAILED):
                 effects = reader.take()
@@ -99,6 +101,10 @@ class ReadDriver:
             raise reader.error
 
     async def _list_for(self, reader: LogReader) -> None:
+        given, self._listed = self._listed, None
+        if given is not None:
+            reader.listed(given)
+            return
         if reader.phase is ReadPhase.LISTING and reader.tries > 1:  # an owner is at work: let it finish
             self._let_go()
             await asyncio.sleep(pause_seconds(reader.tries))

@@ -39,6 +39,7 @@ from storage.objects import CreateOutcome
 from storage.shardstate import ShardState, encode_frozen, held_bytes
 from storage.store import data_folder, epoch_of, part_path, parts_folder
 from storage.tailanswer import tail_answer
+from storage.writeids import RETRY_SECONDS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -62,8 +63,6 @@ __all__ = ["Append", "EncodedAppend", "Shard", "ShardCounters", "ShardLimits"]
 _T = TypeVar("_T")
 _Part = TypeVar("_Part", Append, EncodedAppend)
 
-RETRY_SECONDS_MAX: Final = 600
-"""The longest time in which a writer repeats a write; older write ids are forgotten (LOG L7)."""
 CUTOFF_EVERY_MS: Final = 60_000
 """A retention cut-off is recorded at most so often for a database and Log (L36)."""
 CHECKPOINT_PAUSE_SECONDS: Final = 1.0

@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
 from storage.checkpoint import (
     FILES_INLINE_MAX,
-    SCHEMAS,
     Part,
     Section,
     decode_part,
@@ -27,23 +26,20 @@ from storage.checkpoint import (
 )
 from storage.entries import decode_record, decode_rows
 from storage.errors import CatalogBehind, CorruptObject, UnsupportedFormat
-from storage.frames import NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind, WriteId
+from storage.frames import NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind
 from storage.schema import PartitionSnapshot, TailBatch
+from storage.writeids import WRITE_IDS_MAX, Remembered, forget, read_write_ids, write_id_table
+
+__all__ = ["WRITE_IDS_MAX", "Cutoff", "Frozen", "Remembered", "ShardState", "encode_frozen", "held_bytes"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from storage.frames import Header, LogObject
+    from storage.frames import Header, LogObject, WriteId
     from storage.schema import DataFile, Table
-
-WRITE_IDS_MAX: Final = 100_000
-"""Write ids remembered; when there are more the horizon moves up (LOG L7)."""
 
 COLUMN_BYTES: Final = 1024
 """What a column of a batch holds beside its values: Arrow's objects and alignment, measured at 0.7 to 1.3 KB."""
-
-WRITE_IDS_PIECE: Final = 4096
-"""Write ids that are encoded at once."""
 
 PartitionKey = tuple[int, int]
 """(table id, partition id)."""
@@ -72,14 +68,6 @@ class PartitionState:
     changed_at: int = 0
     files: tuple[DataFile, ...] = ()
     tail: list[TailEntry] = field(default_factory=list)
-
-
-class Remembered(NamedTuple):
-    """Where the entry of a write id stands."""
-
-    sequence: int
-    first_offset: int
-    written_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,26 +105,6 @@ def held_bytes(rows: pa.RecordBatch) -> int:
     return held
 
 
-def _write_id_table(write_ids: tuple[list[WriteId], list[Remembered]]) -> pa.Table:
-    """Column by column, a few at a time: a hundred thousand ids as rows would take most of a second, and as
-    one piece would keep the event loop from running beside this thread."""
-    schema = SCHEMAS[Section.WRITE_IDS]
-    pieces = []
-    for start in range(0, len(write_ids[0]), WRITE_IDS_PIECE):
-        end = start + WRITE_IDS_PIECE
-        columns = (*zip(*write_ids[0][start:end], strict=True), *zip(*write_ids[1][start:end], strict=True))
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
-        pieces.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
-    return pa.Table.from_batches(pieces, schema)
-
-
-def _write_ids(table: pa.Table) -> OrderedDict[WriteId, Remembered]:
-    """The reverse of `_write_id_table`."""
-    columns = [column.to_pylist() for column in table.columns]
-    keys = map(WriteId._make, zip(*columns[:5], strict=True))
-    return OrderedDict(zip(keys, map(Remembered._make, zip(*columns[5:], strict=True)), strict=True))
-
-
 def encode_frozen(frozen: Frozen, new_files: Sequence[DataFile]) -> tuple[Entry, ...]:
     """The sections that are fixed when the memtable is frozen. Pure, and long for many write ids: off the loop."""
     added: dict[PartitionKey, int] = {}
@@ -154,7 +122,7 @@ def encode_frozen(frozen: Frozen, new_files: Sequence[DataFile]) -> tuple[Entry,
     return (
         section_entry(Section.META, meta),
         section_entry(Section.PARTITIONS, partitions),
-        section_from_table(Section.WRITE_IDS, _write_id_table(frozen.write_ids)),  # L7: with the horizon
+        section_from_table(Section.WRITE_IDS, write_id_table(*frozen.write_ids)),  # L7: with the horizon
         section_entry(Section.DROPS, [{"table_id": t, "revision": r} for t, r in frozen.drops.items()]),
         section_entry(Section.CUTOFFS, cutoffs),
     )
@@ -219,7 +187,7 @@ class ShardState:
         tables = decode_tables(checkpoint.entries, where)
         remembered = tables.pop(Section.WRITE_IDS)
         if self._only is None:
-            self.write_ids = _write_ids(remembered)
+            self.write_ids = read_write_ids(remembered)
         sections = {section: table.to_pylist() for section, table in tables.items()}
         (meta,) = sections[Section.META]
         self.k = self.position = meta["covered"]
@@ -422,12 +390,7 @@ class ShardState:
 
     def advance_horizon(self, forget_before_ms: int) -> None:
         """Forget ids of objects written before ``forget_before_ms``, and the oldest of a full table."""
-        while self.write_ids:
-            key, at = next(iter(self.write_ids.items()))
-            if at.written_ms >= forget_before_ms and len(self.write_ids) <= WRITE_IDS_MAX:
-                return
-            del self.write_ids[key]
-            self.horizon = max(self.horizon, at.sequence)
+        self.horizon = forget(self.write_ids, self.horizon, forget_before_ms, WRITE_IDS_MAX)
 
     # -- snapshots (L14) ---------------------------------------------------------------------------------
 

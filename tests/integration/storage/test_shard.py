@@ -22,8 +22,9 @@ from storage.entries import record_entry
 from storage.errors import LogBacklogFull, MemoryExhausted, NoSuchTable, RequestTooLarge, ShardClosed, WriteRefused
 from storage.frames import EntryKind, ObjectKind, decode_object
 from storage.objects import open_store
-from storage.shard import RETRY_SECONDS_MAX, Append
+from storage.shard import Append
 from storage.store import parts_folder
+from storage.writeids import RETRY_SECONDS_MAX
 from tests.harness.storagenode import (
     LIMITS,
     Ledger,

@@ -10,15 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage.catalogplan import STORAGE_NAME_CHARS_MAX, plan
 from storage.catalogstate import (
     HASH_END,
-    STORAGE_NAME_CHARS_MAX,
     CatalogLimits,
     CatalogSnapshot,
     CatalogState,
     Effect,
     apply_effects,
-    plan,
     table_effect,
 )
 from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
