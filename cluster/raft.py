@@ -62,9 +62,10 @@ LEADER_FALLBACK_SECONDS: Final = 2.0
 """A leader without a majority steps down after this."""
 RECONNECT_SECONDS: Final = 0.3
 TICK_SECONDS: Final = 0.05
-PROBE_SECONDS: Final = 0.1
-"""A leader whose connection broke is asked so often whether its port still answers, with half of it to answer."""
-RANK_SECONDS: Final = 0.15
+PROBE_SECONDS: Final = 0.05
+PROBE_ANSWER_SECONDS: Final = 0.02
+"""A leader whose connection broke is asked so often whether its port still answers, and has so long to say so."""
+RANK_SECONDS: Final = 0.3
 """A leader that refuses is gone: the voters stand one after another, so that they do not split the vote."""
 COMMAND_BYTES_MAX: Final = 1 << 20
 COMPACTION_ENTRIES: Final = 500
@@ -77,8 +78,8 @@ FAILED_TICKS_MAX: Final = 20
 UNSENT_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX
 SOCKET_BYTES: Final = 1 << 16
 SIGN_OF_LIFE_SECONDS: Final = 1.0
-"""Between voters that are silent otherwise: pysyncobj gives a connection up, vote and all, when it has heard nothing
-for 3.5 s, and followers have nothing to say to each other until they need each other's votes."""
+"""Between voters that are silent otherwise: pysyncobj gives up a connection, with the vote that it was about to send,
+when it has heard nothing for 3.5 s, and followers have nothing to say to each other until they vote."""
 _REGULAR: Final = 0
 """pysyncobj's type of a command that is for us; others are its own."""
 _TRANSIENT: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ECONNABORTED})
@@ -159,7 +160,9 @@ class Raft:
             raise PeerUnavailable(f"no majority of voters answered in {timeout} s") from None
         finally:
             self._waiting.discard(answer)
-        return self._is_applied(reason)
+        if reason in (FAIL_REASON.MISSING_LEADER, FAIL_REASON.QUEUE_FULL):
+            raise PeerUnavailable("no Raft leader")
+        return bool(reason == FAIL_REASON.SUCCESS)
 
     async def stop(self) -> None:
         """Leave. May be called again, and when not started."""
@@ -237,11 +240,6 @@ class Raft:
         elif self._silent_since is not None and time.monotonic() - self._silent_since > SILENCE_SECONDS:
             self._silent_since = None  # said once, until one has answered
             log.warning("no voter answers: not up, or wrong secret, or another voter list")
-
-    def _is_applied(self, reason: int) -> bool:
-        if reason in (FAIL_REASON.MISSING_LEADER, FAIL_REASON.QUEUE_FULL, FAIL_REASON.REQUEST_DENIED):
-            raise PeerUnavailable("no Raft leader")
-        return bool(reason == FAIL_REASON.SUCCESS)
 
 
 def _tell(callback: Callable[[Any], None], news: object) -> None:
@@ -491,7 +489,7 @@ class _Transport(TCPTransport):  # type: ignore[misc]
         if leader is None or leader == self._selfNode or voter.isNodeConnected(leader) or now < self._next_probe:
             return
         self._next_probe = now + PROBE_SECONDS
-        if refuses(leader.ip, leader.port, PROBE_SECONDS / 2):
+        if refuses(leader.ip, leader.port, PROBE_ANSWER_SECONDS):
             living = sorted({self._selfNode.address, *self._nodeAddrToNode} - {leader.address})
             voter.stand_in(living.index(self._selfNode.address) * RANK_SECONDS)
 
@@ -568,8 +566,9 @@ class _Voter(SyncObj):  # type: ignore[misc]
             self._applyCommand(with_checksum(command), lambda _, reason: on_answer(reason), _REGULAR)
 
     def stand_in(self, seconds: float) -> None:
-        """Stand for election in ``seconds``, if not sooner."""
+        """Stand for election in ``seconds``, if not sooner. In the raft thread."""
         self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, raft_clock() + seconds)
+        self._SyncObj__pipeNotifier.notify()  # the tick goes on at once
 
     def close(self) -> None:
         with self._closing:
