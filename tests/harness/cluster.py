@@ -10,6 +10,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import functools
+import subprocess
+import sys
 import time
 import weakref
 from dataclasses import dataclass, field
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from cluster.certificates import make_certificates
 from cluster.secret import make_secret
-from tests.harness.clusternode import Blueprint, ClusterNode
+from tests.harness.clusternode import ROOT, Blueprint, ClusterNode
 from tests.harness.exchange import Reply, query_path, write_path
 from tests.harness.logscan import alarms
 from tests.harness.networks import Loopback
@@ -35,9 +38,19 @@ DOORS: Final = ("http", "grpc", "gossip", "raft")
 FAST: Final = {"RUNNEL_GOSSIP__PROBE_INTERVAL": "500ms", "RUNNEL_GOSSIP__PROBE_TIMEOUT": "250ms"}
 BEYOND_LOOPBACK: Final = {"RUNNEL_AUTH__MODE": "off"}
 """Must be written out for an address that other machines reach; a namespace's is one."""
+STANDIN: Final = "tests.harness.standin"
+WARM_SECONDS_MAX: Final = 300.0
 _KINDS: Final = {"i": "ingest", "g": "gateway", "q": "query"}
 
 _open: Final[weakref.WeakSet[Cluster]] = weakref.WeakSet()
+
+
+@functools.cache
+def warm_parser() -> None:
+    """Compile the line protocol parser into its cache, once: two gateways that compile it for their first writes would
+    take a minute of a busy machine, and every timing with them."""
+    command = [sys.executable, "-m", "wire.lineprotocol.warm"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=WARM_SECONDS_MAX)
 
 
 @atexit.register
@@ -94,6 +107,8 @@ class Cluster:
     def __enter__(self) -> Self:
         _open.add(self)
         try:
+            if self.module != STANDIN:
+                warm_parser()
             self.plan()
             self.start()
             self.wait_settled()
