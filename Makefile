@@ -4,11 +4,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 V := .venv/bin
 TESTS_PARALLEL ?= 2
-PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL)
+PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL) --dist loadgroup
 IMAGE_BASE ?= debian:bookworm-slim
 COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: help setup run demo test check lint types floors format protos unit sim integration conformance chaos-local chaos chaos-short chaos-long bench bench-cluster lock clean
+.PHONY: help setup run demo up down ps logs test check lint types floors format protos unit sim integration conformance chaos-local chaos chaos-short chaos-long bench bench-cluster lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -38,6 +38,19 @@ run: .venv/.run ## Start Runnel as one process: HTTP on 127.0.0.1:8181, data in 
 
 demo: .venv/.run ## Start it with sample data loaded and print what to paste
 	@$(V)/runnel demo
+
+up: .venv/.run ## Start a cluster as local processes: gateways on 127.0.0.1:8181 and :8182, data in ./runnel-cluster
+	@$(V)/runnel cluster up
+
+down: .venv/.run ## Stop it cleanly; the data stays
+	@$(V)/runnel cluster down
+
+ps: .venv/.run ## List its processes, whether each is ready, and their ports
+	@$(V)/runnel cluster ps
+
+logs: .venv/.run ## Follow one node's log: make logs NODE=ingest-1
+	@test -n "$(NODE)" || { echo "Which node? make logs NODE=ingest-1; make ps lists them"; exit 2; }
+	@$(V)/runnel cluster logs $(NODE) --follow
 
 lint: .venv/.dev ## Ruff: rules and format
 	$(V)/ruff check .

@@ -28,6 +28,8 @@ CLUSTER_KEY: Final = "runnel-cluster"
 VERSION_KEY: Final = "runnel-version"
 MESSAGE_BYTES_MAX: Final = 64 * 2**20
 """One message, either way; rows travel in smaller ones."""
+METADATA_BYTES_MAX: Final = 64 * 1024
+"""Of headers and trailers: an error may name many tables."""
 KEEPALIVE_MS: Final = 10_000
 KEEPALIVE_TIMEOUT_MS: Final = 5_000
 RECONNECT_FIRST_MS: Final = 100
@@ -45,6 +47,7 @@ HOST_CHARACTERS_MAX: Final = 255
 OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_metadata_size", METADATA_BYTES_MAX),
     ("grpc.enable_retries", 0),  # L7: a try is one transmission
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),

@@ -106,8 +106,12 @@ class Backend(Protocol):
         """Prove the Catalog current before saying that something is not there (LOG L29)."""
         ...
 
-    async def write(self, batches: Sequence[Batch], principal: Principal) -> None:
-        """Make the rows durable; return when they are (LOG L4). Atomic per shard (L17)."""
+    async def write(self, batches: Sequence[Batch], principal: Principal, *, idempotency_key: str = "") -> None:
+        """Make the rows durable; return when they are (LOG L4). Atomic per shard (L17).
+
+        The same batches under the same ``idempotency_key`` are written once, however often and wherever they are
+        sent within `storage.shard.RETRY_SECONDS_MAX` (`nodes.idempotency`).
+        """
         ...
 
     async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogView:

@@ -19,6 +19,7 @@ import structlog
 from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
 from nodes.engineparts import new_engine
+from nodes.idempotency import KeyedIds
 from nodes.outcomes import all_or_worst
 from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
@@ -201,17 +202,21 @@ class EmbeddedBackend:
         except TimeoutError:
             raise OutcomeUnknown(f"the Catalog: {SILENT}; the change may stand") from None
 
-    async def write(self, batches: Sequence[Batch], principal: Principal) -> None:
+    async def write(self, batches: Sequence[Batch], principal: Principal, *, idempotency_key: str = "") -> None:
         """Split by partition and append to each Log, at once and atomic per shard (L8, L17)."""
+        keyed = KeyedIds(idempotency_key) if idempotency_key else None
         parts: dict[int, list[Append]] = defaultdict(list)
         for batch in batches:
             for partition, rows in route(batch.table, batch.rows):
-                self._writes += 1
-                write_id = WriteId(WRITE_ID_KIND, self._writer, 0, self._writes, 1)
+                write_id = keyed.of(batch.table.id, partition.id) if keyed is not None else self._next_id()
                 born = self._shards[partition.log_id].state.position
                 parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born))
         await all_or_worst([self._append_to(log_id, appends) for log_id, appends in parts.items()])
         self._appender.relieve()
+
+    def _next_id(self) -> WriteId:
+        self._writes += 1
+        return WriteId(WRITE_ID_KIND, self._writer, 0, self._writes, 1)
 
     async def _append_to(self, log_id: int, appends: Sequence[Append]) -> None:
         """Append to one Log within a bounded time. A closed shard refuses its own part only (L3)."""

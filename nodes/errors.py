@@ -93,6 +93,7 @@ INFLUX: Final[dict[str, HttpAnswer]] = {
     "cluster_misconfigured": _BROKEN,
     "cluster_denied": _BROKEN,
     "peer_unavailable": _BUSY,
+    "raft_state_unsound": _BROKEN,
     # the gateway itself
     "gateway": _BROKEN,
     "bad_request": _BAD,

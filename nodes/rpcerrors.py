@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
+import msgspec
 
 from cluster import errors as cluster_errors
+from cluster import raftfiles
 from cluster.errors import ClusterDenied, ClusterError, PeerUnavailable
 from engine import errors as engine_errors
 from engine.errors import EngineError
@@ -27,19 +29,22 @@ from wire.errors import WireError
 from wire.lineprotocol import errors as lineprotocol_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 CODE_KEY: Final = "runnel-code"
 FAMILY_KEY: Final = "runnel-family"
 """The package's root code: two families may give one code to different classes (`body_too_large`)."""
 RETRIABLE_KEY: Final = "runnel-retriable"
 RETRY_KEY: Final = "runnel-retry-ms"
+TABLES_KEY: Final = "runnel-tables-bin"
+"""`StorageError.tables` as MessagePack: whoever splits a write must know which rows stand."""
+TABLES_MAX: Final = 4096
 DETAILS_BYTES_MAX: Final = 2000
 """Of a message: percent-encoded it may be three times that, and clients take 8 KiB of trailing headers."""
 RETRY_MS_MAX: Final = 600_000
 
 ROOTS: Final[tuple[type[Exception], ...]] = (StorageError, EngineError, ClusterError, WireError, GatewayError)
-_MODULES: Final = (storage_errors, engine_errors, cluster_errors, wire_errors, lineprotocol_errors, faults)
+_MODULES: Final = (storage_errors, engine_errors, cluster_errors, raftfiles, wire_errors, lineprotocol_errors, faults)
 
 _S: Final = grpc.StatusCode
 STATUS: Final[dict[str, grpc.StatusCode]] = {
@@ -92,6 +97,7 @@ STATUS: Final[dict[str, grpc.StatusCode]] = {
     "cluster_misconfigured": _S.FAILED_PRECONDITION,
     "cluster_denied": _S.PERMISSION_DENIED,
     "peer_unavailable": _S.UNAVAILABLE,
+    "raft_state_unsound": _S.INTERNAL,
     # the gateway itself
     "gateway": _S.INTERNAL,
     "bad_request": _S.INVALID_ARGUMENT,
@@ -152,7 +158,7 @@ class RpcStatus:
 
     status: grpc.StatusCode
     details: str
-    metadata: tuple[tuple[str, str], ...]
+    metadata: tuple[tuple[str, str | bytes], ...]
 
 
 def rpc_status(error: BaseException) -> RpcStatus | None:
@@ -163,10 +169,16 @@ def rpc_status(error: BaseException) -> RpcStatus | None:
     status = STATUS.get(code, _S.INTERNAL)
     if status in RETRIABLE_STATUS and not retriable:
         status = _S.INTERNAL
-    metadata = [(CODE_KEY, code), (FAMILY_KEY, _family(type(error))), (RETRIABLE_KEY, str(int(retriable)))]
+    metadata: list[tuple[str, str | bytes]] = [
+        (CODE_KEY, code),
+        (FAMILY_KEY, _family(type(error))),
+        (RETRIABLE_KEY, str(int(retriable))),
+    ]
     wait = retry_ms(error)
     if wait is not None:
         metadata.append((RETRY_KEY, str(wait)))
+    if isinstance(error, StorageError) and 0 < len(error.tables) <= TABLES_MAX:
+        metadata.append((TABLES_KEY, msgspec.msgpack.encode(sorted(error.tables))))
     return RpcStatus(status, shortened(str(error) or type(error).__name__), tuple(metadata))
 
 
@@ -215,25 +227,34 @@ def peer_errors(peer: str, *, is_write: bool = False) -> Iterator[None]:
 
 def _peers_own(error: grpc.aio.AioRpcError) -> Exception | None:
     """The error that a node of ours raised; None if this is the transport's."""
-    said = {key: value for key, value in error.trailing_metadata() or () if isinstance(value, str)}
+    said: dict[str, Any] = dict(error.trailing_metadata() or ())
     if CODE_KEY not in said:
         return None
     return restore(said, error.details() or "")
 
 
-def restore(metadata: dict[str, str], text: str) -> Exception:
+def restore(metadata: Mapping[str, Any], text: str) -> Exception:
     """The same class with the same text. An unknown code is a StorageError that keeps the text."""
-    code, family = metadata.get(CODE_KEY, ""), metadata.get(FAMILY_KEY, "")
+    code, family = str(metadata.get(CODE_KEY, "")), str(metadata.get(FAMILY_KEY, ""))
     kind = CLASSES.get((family, code)) or _BY_CODE.get(code) or StorageError
     error = kind.__new__(kind)  # not its __init__: some take what the message is made of
     error.args = (text if code in STATUS else f"{text} ({code})",)
     retriable = metadata.get(RETRIABLE_KEY) == "1"
     if retriable != kind.retriable:  # type: ignore[attr-defined]
         _set(error, "retriable", retriable)
-    wait = metadata.get(RETRY_KEY, "")
+    wait = str(metadata.get(RETRY_KEY, ""))
     if retriable and wait.isascii() and wait.isdigit() and len(wait) < 10:
         _set(error, "retry_ms", min(int(wait), RETRY_MS_MAX))
+    if isinstance(error, StorageError):
+        error.tables = _tables(metadata.get(TABLES_KEY, b""))
     return error
+
+
+def _tables(data: Any) -> frozenset[int]:
+    try:
+        return frozenset(msgspec.msgpack.decode(data, type=list[int]) if data else ())
+    except (msgspec.DecodeError, TypeError):
+        return frozenset()
 
 
 def _set(error: Exception, name: str, value: Any) -> None:

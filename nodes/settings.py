@@ -22,7 +22,7 @@ from nodes.settings_kinds import SECRET, Kind
 from nodes.settings_model import HTTP_PORT_DEFAULT, Budgets, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["FIELDS", "Budgets", "Field", "Loaded", "Origin", "Settings", "SettingsError", "load"]
 
@@ -141,6 +141,12 @@ def load(
 def client_host() -> str:
     """The server's URL for commands that are clients: ``RUNNEL_HOST``, else this machine."""
     return os.environ.get(f"{PREFIX}HOST") or HOST_DEFAULT
+
+
+def environment_without(names: Iterable[str]) -> dict[str, str]:
+    """This process's environment without the variables of these settings: for a child that has them from elsewhere."""
+    hidden = {FIELDS[name].variable for name in names}
+    return {variable: value for variable, value in os.environ.items() if variable not in hidden}
 
 
 def history_path() -> Path:

@@ -43,8 +43,8 @@ class BackendSlot:
     async def refresh(self) -> CatalogView:
         return await self._filled().refresh()
 
-    async def write(self, batches: Sequence[Batch], principal: Principal) -> None:
-        await self._filled().write(batches, principal)
+    async def write(self, batches: Sequence[Batch], principal: Principal, *, idempotency_key: str = "") -> None:
+        await self._filled().write(batches, principal, idempotency_key=idempotency_key)
 
     async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogView:
         return await self._filled().alter(changes, principal)

@@ -38,6 +38,7 @@ from storage.logeffects import CheckpointDraft
 from storage.objects import CreateOutcome
 from storage.shardstate import ShardState, encode_frozen, held_bytes
 from storage.store import data_folder, epoch_of, part_path, parts_folder
+from storage.tailanswer import tail_answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from storage.objects import ObjectStore
     from storage.schema import DataFile, PartitionSnapshot, Table
     from storage.shardstate import Frozen
+    from storage.tailanswer import TailAnswer, TailWanted
 
     _Queued = tuple[Entry, pa.RecordBatch]
 
@@ -357,6 +359,20 @@ class Shard:
         """The partitions of ``table`` here, at one position. Call it right after `prove`, without awaiting."""
         return list(self.state.snapshot(table))
 
+    def tail(self, wanted: TailWanted) -> TailAnswer:
+        """One snapshot of some tables (L14). Call it right after `prove`, without awaiting.
+
+        Raises ShardClosed, and CatalogBehind for a table that this node has not heard of.
+        """
+        core = self.driver.core
+        if not core.is_owner:
+            raise ShardClosed(f"shard {self.log_id} is not open here: try again")
+        tables = [self._tables(table_id) for table_id in wanted.tables]
+        if None in tables:
+            raise CatalogBehind(f"shard {self.log_id}: a table of {list(wanted.tables)} is not known here yet")
+        found = [table for table in tables if table is not None]
+        return tail_answer(self.state, found, wanted, self.revision, core.next_seq - 1)
+
     async def record_cutoff(self, database_id: int, table_ids: frozenset[int], retention_ns: int) -> None:
         """L36: record a newer cut-off before it is used, at most once a minute, and only if it hides a row."""
         async with self._recording.setdefault(database_id, asyncio.Lock()):  # readers at once share one record
@@ -376,12 +392,9 @@ class Shard:
             await asyncio.shield(future)
 
     def cutoff_ns(self, database_id: int, retention_ns: int = 0) -> int | None:
-        """The recorded cut-off of a database in this Log; for a period made longer since, what it would have been.
-
-        Else rows that are written within the longer period would be acknowledged and never shown.
-        """
+        """The recorded cut-off of a database in this Log, as `Cutoff.for_period`."""
         known = self.state.cutoffs.get(database_id)
-        return None if known is None else min(known.time_ns, known.recorded_ms * 1_000_000 - retention_ns)
+        return None if known is None else known.for_period(retention_ns)
 
     # -- checkpoints (L18, L22, L23) ---------------------------------------------------------------------
 

@@ -89,6 +89,13 @@ class Cutoff:
     time_ns: int
     recorded_ms: int
 
+    def for_period(self, retention_ns: int) -> int:
+        """The cut-off for a retention period; for one made longer since, what it would have been.
+
+        Else rows that are written within the longer period would be acknowledged and never shown.
+        """
+        return min(self.time_ns, self.recorded_ms * 1_000_000 - retention_ns)
+
 
 @dataclass(frozen=True, slots=True)
 class Frozen:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from nodes.gateway.batches import StaleTable, TableShapes, ensure
+from nodes.gateway.faults import BadRequest
 from nodes.gateway.refusals import Refused, refuse_rows
 from storage.errors import NoSuchDatabase, NoSuchTable, RequestTooLarge, SchemaConflict, ShardClosed, StorageError
 
@@ -37,6 +38,8 @@ READY_BYTES_MAX: Final = 16 * 2**20
 """Parsed bodies of one database that wait for its write under way."""
 PARSE_HERE_BYTES: Final = 8 * 1024
 """Parsed on the event loop (about 0.15 ms) where a hop to the parser's thread would cost as much again."""
+NO_TIME: Final = -9_223_372_036 * 1_000_000_000
+"""Given to lines without a time under an idempotency key, to find them: whole in every unit, and the least that is."""
 ATTEMPTS_MAX: Final = 5
 """How often a group is parsed because the Catalog changed under it, before its clients are told to retry."""
 
@@ -65,6 +68,7 @@ class _Body:
     answer: asyncio.Future[WriteReport]
     now_ns: int
     attempts: int = 0
+    key: str = ""
     only: frozenset[str] | None = None
     """Tables whose rows are still to be written; None is all. A table may go while the others are written."""
 
@@ -153,11 +157,23 @@ class Coalescer:
         self._bodies = metrics.counter("runnel_write_bodies", "Bodies in these groups.").of()
 
     async def write(
-        self, database: str, precision: Precision, body: bytes, *, is_all_or_nothing: bool, principal: Principal
+        self,
+        database: str,
+        precision: Precision,
+        body: bytes,
+        *,
+        is_all_or_nothing: bool,
+        principal: Principal,
+        idempotency_key: str = "",
     ) -> WriteReport:
-        """Parse, create what is missing, write. Raises StorageError and whatever the Backend raises."""
+        """Parse, create what is missing, write. Raises StorageError and whatever the Backend raises.
+
+        A body with an ``idempotency_key`` is parsed and written by itself, so that a second try has the same parts.
+        BadRequest if one of its lines has no time: the second try would get another one.
+        """
         loop = asyncio.get_running_loop()
-        item = _Body(body, is_all_or_nothing, loop.create_future(), time.time_ns())
+        now_ns = NO_TIME if idempotency_key else time.time_ns()
+        item = _Body(body, is_all_or_nothing, loop.create_future(), now_ns, key=idempotency_key)
         key = (database, precision, principal)
         lane = self._lanes.get(key)
         if lane is None:
@@ -273,13 +289,14 @@ class Coalescer:
             self._forget(database, writer)
 
     async def _write(self, groups: Sequence[_Group]) -> None:
-        principal = groups[0].lane.principal
-        if any(group.lane.principal != principal for group in groups):
+        principal, key = groups[0].lane.principal, groups[0].bodies[0].key
+        if len(groups) > 1 and any(group.lane.principal != principal or group.bodies[0].key for group in groups):
             for group in groups:
                 await self._write([group])
             return
         try:
-            await self._backend.write([batch for group in groups for batch in group.batches], principal)
+            batches = [batch for group in groups for batch in group.batches]
+            await self._backend.write(batches, principal, idempotency_key=key)
         except (RequestTooLarge, ShardClosed) as error:
             await self._write_apart(groups, error)
         except (NoSuchTable, NoSuchDatabase, SchemaConflict) as error:
@@ -340,6 +357,8 @@ class Coalescer:
         view = self._backend.catalog
         for _ in range(ATTEMPTS_MAX):
             parsed = await self._parse(lane, bodies, view)
+            if bodies[0].key:
+                require_times(parsed)
             try:
                 refused, view = await self._alter(lane, bodies, parsed, view)
                 batches = self._batches(lane.database, parsed, view, bodies[0].only)
@@ -449,13 +468,25 @@ def _take(lane: _Lane, coalesce_bytes: int) -> list[_Body]:
     bodies = [lane.waiting.popleft()]
     size = len(bodies[0].data)
     while lane.waiting and len(bodies) < GROUP_BODIES_MAX and size + len(lane.waiting[0].data) <= coalesce_bytes:
-        following = lane.waiting[0]
-        if following.only != bodies[0].only or (following.attempts and following.now_ns != bodies[0].now_ns):
+        if not _goes_with(lane.waiting[0], bodies[0]):
             break
         bodies.append(lane.waiting.popleft())
         size += len(bodies[-1].data)
     lane.waiting_bytes -= size
     return bodies
+
+
+def _goes_with(body: _Body, first: _Body) -> bool:
+    """May be parsed together with ``first``; one with a key goes alone."""
+    is_retry = bool(body.attempts) and body.now_ns != first.now_ns
+    return not body.key and not first.key and body.only == first.only and not is_retry
+
+
+def require_times(parsed: Parsed) -> None:
+    """BadRequest if a line has no time of its own. The least time that there is counts as none."""
+    for part in parsed.tables:
+        if part.rows and (part.time == NO_TIME).any():
+            raise BadRequest(f"a line of table {part.name!r} has no time; under an idempotency key each line needs one")
 
 
 def _is_wanted(table: str, only: frozenset[str] | None) -> bool:

@@ -94,6 +94,8 @@ class MemoryBackend:
         self.catalog = MemoryCatalog()
         self.rows: dict[tuple[str, str], list[pa.RecordBatch]] = {}
         self.writes: list[list[Batch]] = []
+        self.keys: list[str] = []
+        self.done: set[tuple[int, str]] = set()
         self.alters: list[list[Change]] = []
         self.results: list[Result] = []
         self.fail_writes: list[Exception] = []
@@ -107,7 +109,7 @@ class MemoryBackend:
     async def refresh(self) -> MemoryCatalog:
         return self.catalog
 
-    async def write(self, batches: Sequence[Batch], principal: Principal) -> None:
+    async def write(self, batches: Sequence[Batch], principal: Principal, *, idempotency_key: str = "") -> None:
         if self.write_gate is not None:
             await self.write_gate.wait()
         if self.write_seconds:
@@ -116,11 +118,15 @@ class MemoryBackend:
             raise self.fail_writes.pop(0)
         names = {table.id: key for key, table in self.catalog.by_table.items()}
         for batch in batches:
+            if idempotency_key and (batch.table.id, idempotency_key) in self.done:
+                continue
             if batch.table.id not in names:
                 raise NoSuchTable(f"table {batch.table.name!r} is gone")
             batch.rows.validate(full=True)
             self.rows.setdefault(names[batch.table.id], []).append(batch.rows)
+        self.done.update((batch.table.id, idempotency_key) for batch in batches)
         self.writes.append(list(batches))
+        self.keys.append(idempotency_key)
 
     async def alter(self, changes: Sequence[Change], principal: Principal) -> MemoryCatalog:
         await asyncio.sleep(0)

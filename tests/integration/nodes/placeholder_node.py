@@ -71,7 +71,7 @@ class PlaceholderBackend:
     async def refresh(self) -> CatalogView:
         return EmptyCatalog()
 
-    async def write(self, batches: Sequence[Batch], principal: Principal) -> None:
+    async def write(self, batches: Sequence[Batch], principal: Principal, *, idempotency_key: str = "") -> None:
         raise errors.StoreUnavailable("placeholder")
 
     async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogView:

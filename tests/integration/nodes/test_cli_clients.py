@@ -117,6 +117,14 @@ def test_health(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> N
     }
 
 
+def test_a_node_that_is_not_ready_may_be_live(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.script.answers["/health"] = (503, "replaying")
+    server.script.answers["/health/live"] = (200, "OK")
+    assert health(server.url, 5, is_json=False, is_live_enough=True) is ExitCode.OK
+    assert health(server.url, 5, is_json=False) is ExitCode.FAILURE
+    assert capsys.readouterr() == ("OK\n", "replaying\n")
+
+
 def test_health_without_a_server_is_quick_and_clear() -> None:
     started = time.monotonic()
     code, out, err = run("nodes", "health", "--host", "127.0.0.1:1", "--timeout", "2")

@@ -10,6 +10,7 @@ import pytest
 
 from nodes.backend import ColumnSpec, DropTable, EnsureTable, Principal
 from nodes.gateway.coalesce import ATTEMPTS_MAX, Coalescer, WriteReport
+from nodes.gateway.faults import BadRequest
 from nodes.metrics import Metrics
 from storage.errors import (
     MemoryExhausted,
@@ -46,9 +47,10 @@ class Bench:
         database: str = "db",
         precision: Precision = Precision.NANOSECOND,
         principal: Principal = ME,
+        key: str = "",
     ) -> WriteReport:
         return await self.coalescer.write(
-            database, precision, body.encode(), is_all_or_nothing=whole, principal=principal
+            database, precision, body.encode(), is_all_or_nothing=whole, principal=principal, idempotency_key=key
         )
 
     async def write_all(self, *bodies: str, whole: bool = False) -> list[WriteReport | BaseException]:
@@ -205,7 +207,7 @@ async def test_a_table_dropped_before_the_write_is_made_again(b: Bench) -> None:
     await b.write("m v=1 1")
     original = b.backend.write
 
-    async def racing(batches: Any, principal: Principal) -> None:
+    async def racing(batches: Any, principal: Principal, *, idempotency_key: str = "") -> None:
         b.backend.write = original  # type: ignore[method-assign]
         await b.backend.alter([DropTable("db", "m")], principal)
         b.backend.rows.clear()
@@ -221,7 +223,7 @@ async def test_when_one_table_of_several_went_only_its_rows_are_written_again(b:
     await b.write("kept v=1 1\ngone v=1 1\nquiet v=0 0")
     original = b.backend.write
 
-    async def racing(batches: Any, principal: Principal) -> None:
+    async def racing(batches: Any, principal: Principal, *, idempotency_key: str = "") -> None:
         b.backend.write = original  # type: ignore[method-assign]
         await b.backend.alter([DropTable("db", "gone")], principal)
         await original([batch for batch in batches if batch.table.name != "gone"], principal)
@@ -402,3 +404,38 @@ async def test_closing_ends_who_still_waits(b: Bench) -> None:
 
 def test_every_storage_error_here_is_one() -> None:
     assert all(issubclass(kind, StorageError) for kind in (MemoryExhausted, NoSuchTable, RequestTooLarge))
+
+
+@bench
+async def test_a_body_with_a_key_is_written_alone_and_once(b: Bench) -> None:
+    await b.write("m,t=0 v=0 0")
+    b.backend.write_gate = asyncio.Event()
+    first = asyncio.create_task(b.write("m,t=1 v=1 1"))
+    await b.settle()
+    keyed = [asyncio.create_task(b.write("m,t=2 v=2 2", key=key)) for key in ("a", "b", "a")]
+    other = asyncio.create_task(b.write("m,t=3 v=3 3"))
+    await b.settle()
+    b.backend.write_gate.set()
+    assert await asyncio.gather(first, *keyed, other) == [WriteReport()] * 5
+    assert sorted(b.backend.keys) == ["", "", "", "a", "a", "b"]
+    assert [row["v"] for row in b.rows("m")] == [0.0, 1.0, 2.0, 2.0, 3.0]
+
+
+@bench
+async def test_under_a_key_each_line_needs_a_time(b: Bench) -> None:
+    for precision in Precision:
+        with pytest.raises(BadRequest, match="'m' has no time"):
+            await b.write("m v=1 1\nm v=2", key="a", precision=precision)
+    assert b.backend.writes == []
+    assert b.backend.alters == []
+    assert await b.write("m v=1 1\nm v=2 2", key="a") == WriteReport()
+    assert await b.write("m v=3") == WriteReport()
+    assert b.rows("m")[-1]["time"] > 2
+
+
+@bench
+async def test_a_key_stays_with_its_body_when_a_table_goes(b: Bench) -> None:
+    await b.write("m v=0 0")
+    b.backend.fail_writes = [NoSuchTable("gone")]
+    assert await b.write("m v=1 1", key="a") == WriteReport()
+    assert b.backend.keys == ["", "a"]

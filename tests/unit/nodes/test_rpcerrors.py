@@ -25,7 +25,15 @@ from nodes.rpcerrors import (
     rpc_status,
     write_error,
 )
-from storage.errors import Fenced, MemoryExhausted, OutcomeUnknown, RequestTooLarge, SchemaConflict, StorageError
+from storage.errors import (
+    Fenced,
+    MemoryExhausted,
+    NoSuchTable,
+    OutcomeUnknown,
+    RequestTooLarge,
+    SchemaConflict,
+    StorageError,
+)
 from storage.objects import StoreDenied
 from tests.unit.gateway.test_errors import import_all, ours
 from wire.lineprotocol.errors import BodyTooLarge as TooMuchText
@@ -34,7 +42,7 @@ CODE = grpc.StatusCode
 KINDS = list(CLASSES.values())
 
 
-def transport(code: grpc.StatusCode, details: str = "", *metadata: tuple[str, str]) -> AioRpcError:
+def transport(code: grpc.StatusCode, details: str = "", *metadata: tuple[str, str | bytes]) -> AioRpcError:
     return AioRpcError(code, Metadata(), Metadata(*metadata), details)
 
 
@@ -108,6 +116,17 @@ def test_an_errors_own_wait_travels() -> None:
     error.retry_ms = 250  # type: ignore[attr-defined]
     assert retry_ms(travel(error)) == 250
     assert retry_ms(travel(travel(error))) == 250
+
+
+def test_which_tables_a_write_failed_for_travels() -> None:
+    error = NoSuchTable("gone")
+    error.tables = frozenset({1, 2**64 - 1})
+    back = travel(error, is_write=True)
+    assert isinstance(back, NoSuchTable)
+    assert back.tables == error.tables
+    assert travel(NoSuchTable("gone")).tables == frozenset()  # type: ignore[attr-defined]
+    garbage = restore({CODE_KEY: "no_such_table", "runnel-tables-bin": b"\xc1"}, "gone")
+    assert garbage.tables == frozenset()  # type: ignore[attr-defined]
 
 
 def test_an_unknown_code_is_a_storage_error_with_its_text() -> None:

@@ -25,8 +25,9 @@ class Echo:
     async def refresh(self) -> str:
         return "fresh"
 
-    async def write(self, *arguments: Any) -> None:
+    async def write(self, *arguments: Any, idempotency_key: str) -> None:
         assert len(arguments) == 2
+        assert idempotency_key == "k"
 
     async def alter(self, *arguments: Any) -> Any:
         return arguments
@@ -41,7 +42,7 @@ REQUEST = QueryRequest("d", "SELECT 1")
 async def call_all(slot: BackendSlot) -> list[Any]:
     results = await asyncio.gather(
         slot.refresh(),
-        slot.write([], Principal()),
+        slot.write([], Principal(), idempotency_key="k"),
         slot.alter([], Principal()),
         slot.query(REQUEST, Principal()),
         return_exceptions=True,
