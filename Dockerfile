@@ -46,23 +46,24 @@ RUN apt-get update -qq \
  && install -d -o runnel -g runnel -m 0750 /data /store \
  && install -d -o runnel -g runnel -m 0700 /trust \
  && install -d -o runnel -g runnel -m 0755 /opt/numba
-COPY --from=build /opt/runnel /opt/runnel
 # Compiled kernels are kept where the process may write: on a CPU of another kind they are compiled again, once.
 ENV PATH=/opt/runnel/bin:$PATH LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 \
     NUMBA_CACHE_DIR=/opt/numba \
     RUNNEL_DATA__DIR=/data
-COPY --from=wheel /build/dist/ /opt/dist/
-RUN /opt/runnel/bin/pip install -q --no-index --no-deps --no-cache-dir --compile /opt/dist/*.whl
-USER runnel
+# What costs nothing stands before what is large, so that a change of code repeats only the last three steps.
 WORKDIR /home/runnel
-COPY deploy/warm.py /opt/dist/
-RUN python3 /opt/dist/warm.py
 VOLUME ["/data"]
 EXPOSE 8181 50051 7946 7946/udp 7947
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=10s --start-period=120s --retries=3 CMD ["runnel", "health", "--timeout", "8"]
 ENTRYPOINT ["runnel"]
 CMD ["--help"]
+COPY deploy/warm.py /opt/dist/
+COPY --from=build /opt/runnel /opt/runnel
+COPY --from=wheel /build/dist/ /opt/dist/
+RUN /opt/runnel/bin/pip install -q --no-index --no-deps --no-cache-dir --compile /opt/dist/*.whl \
+ && runuser -u runnel -- python3 /opt/dist/warm.py
+USER runnel
 
 # -- the image with moto, an S3 server that keeps everything in memory: for trying profile s3, never for data -----
 FROM tools AS s3build
