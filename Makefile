@@ -31,15 +31,20 @@ help: ## Show this help
 	@$(V)/uv pip install -q --python $(V)/python --no-deps -e .
 	@touch $@ .venv/.run
 
-setup: .venv/.dev ## Create .venv with everything for development
+# The line protocol kernel, compiled for this machine: else a user's first write would wait for it.
+.venv/.kernel: $(wildcard wire/lineprotocol/*.py) | .venv/.run
+	@$(V)/python -m wire.lineprotocol.warm
+	@touch $@
 
-run: .venv/.run ## Start Runnel as one process: HTTP on 127.0.0.1:8181, data in ./runnel-data
+setup: .venv/.dev .venv/.kernel ## Create .venv with everything for development
+
+run: .venv/.run .venv/.kernel ## Start Runnel as one process: HTTP on 127.0.0.1:8181, data in ./runnel-data
 	@$(V)/runnel start --data runnel-data
 
-demo: .venv/.run ## Start it with sample data loaded and print what to paste
+demo: .venv/.run .venv/.kernel ## Start it with sample data loaded and print what to paste
 	@$(V)/runnel demo
 
-up: .venv/.run ## Start a cluster as local processes: gateways on 127.0.0.1:8181 and :8182, data in ./runnel-cluster
+up: .venv/.run .venv/.kernel ## Start a cluster as local processes: gateways on 127.0.0.1:8181 and :8182, data in ./runnel-cluster
 	@$(V)/runnel cluster up
 
 down: .venv/.run ## Stop it cleanly; the data stays
@@ -102,6 +107,20 @@ chaos-long: .venv/.dev ## 200 rounds of that
 bench-cluster: .venv/.dev ## Fail-over, restarts under load, ingest and queries of a whole cluster; results in benchmarks/results
 	$(V)/python -m benchmarks.cluster --store
 
+bench: .venv/.dev .venv/.kernel ## Ingest and query loads against Runnel and its peers; results in benchmarks/results
+	$(V)/python -m benchmarks.run
+
+lock: .venv/bin/uv ## Resolve the dependencies again (writes requirements/*.txt)
+	$(V)/uv pip compile -q --upgrade --generate-hashes --no-header --extra demo pyproject.toml -o requirements/run.txt
+	$(V)/uv pip compile -q --generate-hashes --no-header --extra demo --extra dev -c requirements/run.txt pyproject.toml -o requirements/dev.txt
+	echo hatchling | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/build.txt
+	printf 'moto[s3]\nflask\nflask-cors\n' | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/s3.txt
+	echo uv | $(V)/uv pip compile -q --upgrade --generate-hashes --no-header - -o requirements/uv.txt
+
+clean: ## Remove what was built (not your data)
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
 .PHONY: image compose-up compose-down compose-test
 
 image: ## Build the container image `runnel` (docs/containers.md)
@@ -121,17 +140,3 @@ compose-test: .venv/.dev image ## Build, start, write, query and hurt that clust
 	docker build --build-arg BASE=$(IMAGE_BASE) --target s3 -t runnel-s3 .
 	docker build --build-arg BASE=$(IMAGE_BASE) -f deploy/prometheus.Dockerfile -t runnel-prometheus .
 	COMPOSE_TESTS=1 $(V)/pytest -v -rP tests/compose
-
-bench: .venv/.dev ## Ingest and query loads against Runnel and its peers; results in benchmarks/results
-	$(V)/python -m benchmarks.run
-
-lock: .venv/bin/uv ## Resolve the dependencies again (writes requirements/*.txt)
-	$(V)/uv pip compile -q --upgrade --generate-hashes --no-header --extra demo pyproject.toml -o requirements/run.txt
-	$(V)/uv pip compile -q --generate-hashes --no-header --extra demo --extra dev -c requirements/run.txt pyproject.toml -o requirements/dev.txt
-	echo hatchling | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/build.txt
-	printf 'moto[s3]\nflask\nflask-cors\n' | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/s3.txt
-	echo uv | $(V)/uv pip compile -q --upgrade --generate-hashes --no-header - -o requirements/uv.txt
-
-clean: ## Remove what was built (not your data)
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -26,12 +26,12 @@ from storage.checkpoint import (
     section_from_table,
 )
 from storage.entries import decode_record, decode_rows
-from storage.errors import CorruptObject, UnsupportedFormat
+from storage.errors import CatalogBehind, CorruptObject, UnsupportedFormat
 from storage.frames import NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind, WriteId
 from storage.schema import PartitionSnapshot, TailBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from storage.frames import Header, LogObject
     from storage.schema import DataFile, Table
@@ -171,10 +171,18 @@ class PreparedCheckpoint:
 
 
 class ShardState:
-    """The state of one Log of rows. ``tables`` looks a table up by id at the newest Revision known here."""
+    """The state of one Log of rows. ``tables`` looks a table up by id at the newest Revision known here.
+
+    A reader of the store keeps rows and files of the tables ``only``, and no write ids (L15); None: an owner.
+    """
 
     def __init__(
-        self, store_id: bytes, log_id: int, tables: Callable[[int], Table | None], full_bytes: int = 0
+        self,
+        store_id: bytes,
+        log_id: int,
+        tables: Callable[[int], Table | None],
+        full_bytes: int = 0,
+        only: frozenset[int] | None = None,
     ) -> None:
         self.store_id = store_id
         self.log_id = log_id
@@ -197,6 +205,7 @@ class ShardState:
         self.prepared: PreparedCheckpoint | None = None
         self._tables = tables
         self._full_bytes = full_bytes
+        self._only = only
         self._sizes: OrderedDict[int, tuple[int, int]] = OrderedDict()  # sequence -> (bytes, written at ms)
         self._part_rows: dict[str, int] = {}
 
@@ -208,7 +217,9 @@ class ShardState:
             return ()
         where = f"log {self.log_id} checkpoint {checkpoint.header.sequence}"
         tables = decode_tables(checkpoint.entries, where)
-        self.write_ids = _write_ids(tables.pop(Section.WRITE_IDS))
+        remembered = tables.pop(Section.WRITE_IDS)
+        if self._only is None:
+            self.write_ids = _write_ids(remembered)
         sections = {section: table.to_pylist() for section, table in tables.items()}
         (meta,) = sections[Section.META]
         self.k = self.position = meta["covered"]
@@ -220,7 +231,7 @@ class ShardState:
             )
         self.drops = {row["table_id"]: row["revision"] for row in sections[Section.DROPS]}
         self.cutoffs = {r["database_id"]: Cutoff(r["cutoff"], r["recorded_ms"]) for r in sections[Section.CUTOFFS]}
-        self.loose = tuple(file_from_row(row, where) for row in sections[Section.FILES])
+        self.loose = self._wanted_files(file_from_row(row, where) for row in sections[Section.FILES])
         self._add_files(self.loose)
         if any(row["section"] != Section.FILES or row["owner_id"] for row in sections[Section.PARTS]):
             raise UnsupportedFormat(f"{where}: a part of something else than the file list")
@@ -232,9 +243,13 @@ class ShardState:
         files = decode_part(self.store_id, self.log_id, data, path)
         if len(files) != self._part_rows[path]:
             raise CorruptObject(f"{path}: {len(files)} files where the Checkpoint says {self._part_rows[path]}")
+        files = self._wanted_files(files)
         order = list(self._part_rows)
         self.parts = tuple(sorted((*self.parts, Part(path, files)), key=lambda part: order.index(part.path)))
         self._add_files(files)
+
+    def _wanted_files(self, files: Iterable[DataFile]) -> tuple[DataFile, ...]:
+        return tuple(file for file in files if self._only is None or file.table_id in self._only)
 
     def covered(self) -> int:
         return self.k
@@ -279,9 +294,16 @@ class ShardState:
     def _read(self, entry: Entry, payload: object, where: str) -> Any:
         """What an entry says: rows, or a record; None for a kind that may be skipped (F6)."""
         if entry.kind == EntryKind.ROWS:
+            if self._only is not None and entry.table_id not in self._only:
+                return None
             table = self._tables(entry.table_id)
             if table is None:
                 raise CorruptObject(f"{where}: rows of table {entry.table_id}, which the Catalog has never named")
+            if table.version < entry.schema_version:  # L30
+                raise CatalogBehind(
+                    f"{where}: rows of table {table.name!r} at version {entry.schema_version}, here it has "
+                    f"{table.version}"
+                )
             return payload if isinstance(payload, pa.RecordBatch) else decode_rows(table, entry, where)
         if entry.kind in (EntryKind.RETENTION, EntryKind.DROP, EntryKind.SKIP):
             return decode_record(entry, where)
@@ -294,7 +316,7 @@ class ShardState:
         following: dict[PartitionKey, int] = {}
         adjacent = obj.header.sequence == self.position + 1
         for entry in obj.entries:
-            if entry.kind != EntryKind.ROWS:
+            if entry.kind != EntryKind.ROWS or (self._only is not None and entry.table_id not in self._only):
                 continue
             key = (entry.table_id, entry.partition)
             known = key in following
@@ -307,12 +329,12 @@ class ShardState:
         return self.partitions[key].next_offset if key in self.partitions else 0
 
     def _apply_rows(self, header: Header, entry: Entry, rows: pa.RecordBatch) -> None:
-        if entry.write_id != NO_WRITE_ID:  # L7: replay only adds
+        if entry.write_id != NO_WRITE_ID and self._only is None:  # L7: replay only adds
             self.write_ids[entry.write_id] = Remembered(header.sequence, entry.base_offset, header.written_at_ms)
         state = self.partitions.setdefault((entry.table_id, entry.partition), PartitionState())
         state.next_offset = entry.base_offset + entry.offset_count
         state.time_high = max(state.time_high, entry.time_high)
-        state.changed_at = header.sequence
+        state.changed_at = max(state.changed_at, header.sequence)  # a Checkpoint's own may be above what it left
         size = held_bytes(rows)
         batch = TailBatch(entry.base_offset, rows)
         state.tail.append(TailEntry(header.sequence, batch, entry.time_low, entry.time_high, size))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from nodes.gateway.app import ErrorWriter, Gateway, Handler, Route
 from nodes.gateway.budget import WaitingBudget
+from nodes.gateway.clustermetrics import ClusterMetrics
 from nodes.gateway.coalesce import Coalescer
 from nodes.gateway.connection import ConnectionLimits
 from nodes.gateway.doors.influx.answers import Answers
@@ -59,6 +60,7 @@ class GatewayParts:
     control: NodeControl | None = None
     cluster: ClusterControl | None = None
     has_doors: bool = True
+    name: str = ""
     revision: str = "unknown"
 
 
@@ -90,6 +92,8 @@ async def open_application(parts: GatewayParts, limits: GatewayLimits | None = N
     )
     if parts.control is not None:
         parts.metrics.add_source(NodeMetrics(parts.control))
+    if parts.cluster is not None:
+        parts.metrics.add_source(ClusterMetrics(parts.cluster, parts.name))
     parts.metrics.read_gauge("http_requests_in_flight", "Requests being served.", lambda: gateway.in_flight)
     parts.metrics.read_gauge(
         "runnel_waiting_bytes", "Bytes of request bodies held in memory.", lambda: budget.used_bytes
@@ -140,6 +144,7 @@ async def _open(context: NodeContext, backend: Backend, *, has_doors: bool) -> A
         control=context.control,
         cluster=context.cluster,
         has_doors=has_doors,
+        name=context.settings.node_name,
         revision=_revision(),
     )
     limits = GatewayLimits(

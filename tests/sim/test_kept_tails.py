@@ -17,6 +17,7 @@ import storage.kepttail
 import storage.tailanswer
 from storage.errors import StorageError
 from storage.kepttail import KeptTails, whole_snapshot
+from storage.storereader import StoreReader
 from storage.tailanswer import TailWanted
 from tests.harness.storagenode import Ledger, SimExecutor, StorageNode
 from tests.harness.stores import MemoryStore
@@ -65,11 +66,16 @@ class History:
         self.kept = KeptTails(self.random.choice((0, 4_000, 2**30, 2**30)))
         self.late: list[tuple[TailAsk, TailAnswer, Plain]] = []
         self.reached: set[str] = set()
+        self.seen: dict[Any, Any] = {}
+        self.reader: StoreReader
 
     async def run(self) -> None:
         await self.take_over()
         for name in TABLES:
             await self.owner.ensure(name, self.ledger)
+        identity = self.owner.shards[1].identity
+        tables = self.owner.catalog.table_by_id
+        self.reader = StoreReader(self.store, identity.store_id, SimExecutor(1), tables)
         steps = {
             self.write: 8,
             self.query: 8,
@@ -118,6 +124,8 @@ class History:
         expected = plain({table.id: shard.snapshot(table) for table in tables})
         whole = shard.tail(TailWanted(dict.fromkeys(ask.wanted.tables)))
         self.judge(whole_snapshot(whole, ask.wanted.tables), expected)
+        read = await self.reader.read_shard(log_id, ask.wanted.tables.keys())
+        self.compare(whole_snapshot(read, ask.wanted.tables), expected)
         self.note(ask, answer)
         if self.random.random() < 0.4:
             self.late.append((ask, answer, expected))
@@ -140,6 +148,17 @@ class History:
             self.reached.add("k above some")
         elif ask.kept and answer.from_sequence > answer.covered:
             self.reached.add("only what is new")
+
+    def compare(self, found: ShardSnapshot, expected: Plain) -> None:
+        """L15: what the store shows. Where the position is the owner's the content must be."""
+        for table, parts in plain(found.tables).items():
+            for mine, theirs in zip(parts, expected[table], strict=True):
+                if (mine[0], *mine[2:]) != (theirs[0], *theirs[2:]):
+                    raise Wrong(f"the store shows {mine}, the owner {theirs}")
+                if self.seen.setdefault((table, *mine[:2]), mine) != mine:
+                    raise Wrong(f"two contents of position {mine[1]}")
+                if self.seen.setdefault((table, *theirs[:2]), theirs) != theirs:
+                    raise Wrong(f"two contents of position {theirs[1]}")
 
     def judge(self, found: ShardSnapshot, expected: Plain) -> None:
         if plain(found.tables) != expected:

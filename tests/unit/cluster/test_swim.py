@@ -580,3 +580,30 @@ def test_old_packets_that_are_sent_again_change_nothing_for_long() -> None:
     machine.tell(*history, Ack(1), Nack(1), Suspect("me", 0, "n9"))
     assert machine.members() == before
     assert not machine.collect()
+
+
+def test_any_sequence_of_claims_keeps_the_books() -> None:
+    rng, names = random.Random(3), ["me", *(f"n{index}" for index in range(6))]
+    machine = Machine()
+    for _ in range(5000):
+        name, accuser, incarnation = rng.choice(names), rng.choice(names), rng.randint(0, 9) + int(machine.now / 20)
+        where = ME if name == "me" else rng.choice([address(name), "10.0.9.9:7"])
+        claims: list[PacketMessage] = [
+            Alive(name, where, incarnation, BYTES),
+            Suspect(name, incarnation, accuser),
+            Dead(name, incarnation, accuser),
+            Ping(1, name),
+            PingRequest(incarnation, name, where),
+            Ack(rng.choice([*machine._probes, *machine._relays, 0])),
+            Nack(rng.choice([*machine._probes, 0])),
+        ]
+        before = {name: member.incarnation for name, member in machine.members().items()}
+        machine.tell(rng.choice(claims))
+        if rng.random() < 0.1:
+            entry = Entry(name, where, incarnation, rng.randrange(4), BYTES)
+            machine.merge(push(rng.choice(names[1:]), entry), machine.now)
+        machine.go(rng.random() * 0.2)
+        after = machine.members()
+        assert machine.live == sum(member.is_usable for member in after.values())
+        assert all(after[name].incarnation >= incarnation for name, incarnation in before.items())
+        assert after["me"].state is MemberState.ALIVE
