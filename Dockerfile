@@ -58,11 +58,10 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=10s --start-period=120s --retries=3 CMD ["runnel", "health", "--timeout", "8"]
 ENTRYPOINT ["runnel"]
 CMD ["--help"]
-COPY deploy/warm.py /opt/dist/
 COPY --from=build /opt/runnel /opt/runnel
 COPY --from=wheel /build/dist/ /opt/dist/
 RUN /opt/runnel/bin/pip install -q --no-index --no-deps --no-cache-dir --compile /opt/dist/*.whl \
- && runuser -u runnel -- python3 /opt/dist/warm.py
+ && runuser -u runnel -- python3 -m wire.lineprotocol.warm
 USER runnel
 
 # -- the image with moto, an S3 server that keeps everything in memory: for trying profile s3, never for data -----

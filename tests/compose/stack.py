@@ -218,9 +218,15 @@ class Stack:
 
     def log(self, service: str, lines: str = "all") -> str:
         """What its container wrote."""
-        return run(
-            "sh", "-c", f"docker logs --tail {lines} {self.container(service)} 2>&1", seconds=60, is_fine=True
-        )  # fmt: skip
+        return run("sh", "-c", f"docker logs --tail {lines} {self.container(service)} 2>&1", seconds=60, is_fine=True)
+
+    def lines(self, service: str) -> Iterator[dict[str, Any]]:
+        """Its log lines that are JSON, of all its starts."""
+        for line in self.log(service).splitlines():
+            with contextlib.suppress(ValueError):
+                found = json.loads(line)
+                if isinstance(found, dict):
+                    yield found
 
     def tails(self) -> str:
         """The end of every container's log."""

@@ -14,6 +14,7 @@ import pytest
 from tests.compose.docker import docker
 from tests.compose.stack import GATEWAYS, INGEST, NODES, QUERIES
 from tests.compose.writer import Writer, check
+from tests.harness.logscan import summary
 
 if TYPE_CHECKING:
     from tests.compose.stack import Stack
@@ -206,6 +207,15 @@ def test_all_are_killed_at_once_and_started_again(stack: Stack) -> None:
         print(f"settled after {stack.wait_settled(seconds=2 * RETURN_SECONDS_MAX):.1f} s")
         writer.wait_for(30)
     check(stack, writer)
+
+
+def test_no_node_reported_an_error(stack: Stack) -> None:
+    """Of all that was done to them above; each line of level error is a finding."""
+    lines = [line for name in NODES for line in stack.lines(name)]
+    assert lines
+    errors = [line for line in lines if line.get("level") in ("error", "critical")]
+    print("\n".join(summary(line for line in lines if line.get("level") == "warning")))
+    assert not errors, "\n".join(summary(errors))
 
 
 def test_all_are_stopped_cleanly_and_come_up_again_in_order(stack: Stack) -> None:

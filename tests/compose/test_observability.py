@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.compose.stack import GATEWAYS, NODES
+from tests.harness.exchange import query_path
 from tests.unit.deploy.dashboards import expressions, metric_names
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ def observed(stack: Stack) -> Stack:
     """The cluster with Prometheus, and a little of everything done, so that counters have begun."""
     stack.write(GATEWAYS[0], "seen,a=b x=1i 1").ok()
     stack.query(GATEWAYS[1], "SELECT x FROM seen")
+    assert stack.write(GATEWAYS[0], 'seen,a=b x="text" 2').status == 400
+    assert not stack.ask(GATEWAYS[0], "GET", query_path("SELECT nothing FROM nowhere", "db")).is_ok
     stack.up("prometheus")
     stack.wait(lambda: _unscraped(stack), "Prometheus scrapes all nodes")
     return stack
