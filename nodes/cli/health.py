@@ -59,6 +59,6 @@ def _ask(host: str, path: str, seconds: float) -> Answer:
     except ConnectionRefusedError:
         return Answer(False, 0, f"no server answers at {url}; start one with `runnel start`, or name it with --host")
     except (OSError, http.client.HTTPException) as error:
-        return Answer(False, 0, f"the connection to {url} broke: {error or type(error).__name__}")
+        return Answer(False, 0, f"the connection to {url} broke: {str(error) or type(error).__name__}")
     finally:
         link.close()
