@@ -5,6 +5,8 @@ PYTHON ?= python3
 V := .venv/bin
 TESTS_PARALLEL ?= 2
 PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL) --dist loadgroup
+IMAGE_BASE ?= debian:bookworm-slim
+COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
 .PHONY: help setup run demo up down ps logs test check lint types floors format protos unit sim integration conformance chaos-local chaos chaos-short chaos-long bench bench-cluster lock clean
 
@@ -111,8 +113,30 @@ bench: .venv/.dev .venv/.kernel ## Ingest and query loads against Runnel and its
 lock: .venv/bin/uv ## Resolve the dependencies again (writes requirements/*.txt)
 	$(V)/uv pip compile -q --upgrade --generate-hashes --no-header --extra demo pyproject.toml -o requirements/run.txt
 	$(V)/uv pip compile -q --generate-hashes --no-header --extra demo --extra dev -c requirements/run.txt pyproject.toml -o requirements/dev.txt
+	echo hatchling | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/build.txt
+	printf 'moto[s3]\nflask\nflask-cors\n' | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/s3.txt
 	echo uv | $(V)/uv pip compile -q --upgrade --generate-hashes --no-header - -o requirements/uv.txt
 
 clean: ## Remove what was built (not your data)
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: image compose-up compose-down compose-test
+
+image: ## Build the container image `runnel` (docs/containers.md)
+	@deploy/base-image.sh $(IMAGE_BASE)
+	@for cert in /usr/local/share/ca-certificates/*.crt; do [ ! -e "$$cert" ] || cp -p "$$cert" deploy/certs/; done
+	docker build --build-arg BASE=$(IMAGE_BASE) --target runtime -t runnel .
+
+compose-up: ## Start the cluster of docker-compose.yml: gateways on 127.0.0.1:8181 and :8182
+	@docker image inspect runnel >/dev/null 2>&1 || { echo "There is no image yet: make image"; exit 1; }
+	@$(COMPOSE) up -d
+	@echo "Runnel listens on http://127.0.0.1:8181 and http://127.0.0.1:8182; stop it with make compose-down"
+
+compose-down: ## Stop it cleanly; the volumes with the data stay
+	@$(COMPOSE) --profile demo --profile s3 --profile observability down
+
+compose-test: .venv/.dev image ## Build, start, write, query and hurt that cluster for real (half an hour; one-way cuts need root)
+	docker build --build-arg BASE=$(IMAGE_BASE) --target s3 -t runnel-s3 .
+	docker build --build-arg BASE=$(IMAGE_BASE) -f deploy/prometheus.Dockerfile -t runnel-prometheus .
+	COMPOSE_TESTS=1 $(V)/pytest -v -rP tests/compose

@@ -228,6 +228,9 @@ def demo(
     http: Http = None,
     live: Annotated[bool, typer.Option(help="Keep writing this machine's metrics, every second.")] = True,
     once: Annotated[bool, typer.Option("--once", help="Load the sample, say how it went, and stop.")] = False,
+    host: Annotated[
+        str | None, typer.Option(metavar="URL", help="Load it into this server, instead of starting one.")
+    ] = None,
 ) -> None:
     """Run everything with sample data loaded, and print what to paste.
 
@@ -236,7 +239,10 @@ def demo(
     stream of this machine's metrics.
     """
     from nodes.cli.demo import demo as run
+    from nodes.cli.demo import demo_into
 
+    if host is not None:
+        raise typer.Exit(demo_into(host, live=live, once=once))
     raise typer.Exit(run({"data.dir": data, "http.listen": http}, live=live, once=once))
 
 
