@@ -77,19 +77,19 @@ protos: .venv/.dev ## Generate the code beside protos/*.proto again
 
 check: lint types floors unit ## What every commit passes
 
-unit: .venv/.dev ## Pure tests: no sockets, no sleeps
+unit: .venv/.dev .venv/.kernel ## Pure tests: no sockets, no sleeps
 	$(PYTEST) tests/unit
 
-sim: .venv/.dev ## Seeded and exhaustive searches of the real code over virtual stores
+sim: .venv/.dev .venv/.kernel ## Seeded and exhaustive searches of the real code over virtual stores
 	$(PYTEST) tests/sim
 
-integration: .venv/.dev ## Real processes on free ports
+integration: .venv/.dev .venv/.kernel ## Real processes on free ports
 	$(PYTEST) tests/integration
 
-conformance: .venv/.dev ## Clients that nobody here wrote
+conformance: .venv/.dev .venv/.kernel ## Clients that nobody here wrote
 	$(PYTEST) tests/conformance
 
-test: lint types floors ## Everything that CI runs
+test: .venv/.kernel lint types floors ## Everything that CI runs
 	$(PYTEST) tests/unit tests/sim tests/integration tests/conformance tests/chaos
 
 chaos-local: .venv/.dev ## 50 rounds of kill -9 under load, and again with lost answers

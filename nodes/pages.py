@@ -8,9 +8,10 @@ there. Linux with glibc only; elsewhere nothing happens.
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from typing import Final
+
+from nodes.settings import is_in_environment
 
 PR_SET_THP_DISABLE: Final = 41
 """<linux/prctl.h>"""
@@ -36,5 +37,5 @@ def keep_pages() -> None:
     library.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     mallopt = getattr(library, "mallopt", None)
     for variable, option, value in MALLOC_OPTIONS:
-        if mallopt is not None and variable not in os.environ:
+        if mallopt is not None and not is_in_environment(variable):
             mallopt(option, value)

@@ -101,9 +101,9 @@ class Controller:
     async def propose(self, changes: Sequence[Change], write_id: WriteId, born: int) -> tuple[int, int]:
         """Apply changes once; return the Revision and the Catalog's position (L28)."""
         catalog = self._open_catalog()
-        revision = (await catalog.alter(changes)).revision
-        self._member.catalog.hint(revision)
-        return revision, catalog.state.position
+        altered = await catalog.propose(changes, write_id, born)
+        self._member.catalog.hint(altered.revision)
+        return altered.revision, altered.position
 
     def handover(self, node: str, leaving: bool) -> int:
         """Give a node's shards to others; return how many it has now. Asked again until it says 0."""

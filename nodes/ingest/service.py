@@ -43,7 +43,7 @@ class IngestService(internal_pb2_grpc.IngestServicer):
     ) -> internal_pb2.AppendReply:
         """Durable when it answers (L4). A caller that goes away changes nothing: the parts go on (L7)."""
         shard = self._node.keeper.shard(request.shard)
-        await self._node.member.catalog.at_least(request.revision, REVISION_SECONDS_MAX)
+        await self._node.member.catalog.wait_revision(request.revision, REVISION_SECONDS_MAX)
         parts = [_append(part) for part in request.parts]
         incoming = sum(len(part.frame) for part in parts)
         try:
@@ -60,7 +60,7 @@ class IngestService(internal_pb2_grpc.IngestServicer):
     ) -> AsyncIterator[internal_pb2.TailReply]:
         """One snapshot, proved after the request arrived (L13, L14)."""
         shard = self._node.keeper.shard(request.shard)
-        await self._node.member.catalog.at_least(request.revision, REVISION_SECONDS_MAX)
+        await self._node.member.catalog.wait_revision(request.revision, REVISION_SECONDS_MAX)
         await self._node.record_cutoffs(shard, request.retention_ns)
         await shard.prove()
         answer = shard.tail(wanted_from(request))
@@ -153,7 +153,7 @@ class CatalogService(internal_pb2_grpc.CatalogServicer):
         context: grpc.aio.ServicerContext[internal_pb2.WaitRevisionRequest, internal_pb2.WaitRevisionReply],
     ) -> internal_pb2.WaitRevisionReply:
         """Answer when this node's Catalog is at least there."""
-        await self._node.member.catalog.at_least(request.revision, REVISION_SECONDS_MAX)
+        await self._node.member.catalog.wait_revision(request.revision, REVISION_SECONDS_MAX)
         return internal_pb2.WaitRevisionReply(revision=self._node.catalog.revision)
 
 
