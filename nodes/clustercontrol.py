@@ -51,7 +51,9 @@ class MemberControl:
         """Give the shards of ``node`` to others; return how many moved."""
         member = self._joined()
         before = len(member.placement.current.shards_of(node))
-        await self._call(lambda stub: stub.Handover(internal_pb2.HandoverRequest(node=node), timeout=CALL_SECONDS_MAX))
+        request = internal_pb2.HandoverRequest(node=node)
+        for peer in (node, member.placement.current.controller):  # the node's own word is what lasts
+            await self._call(peer, lambda stub: stub.Handover(request, timeout=CALL_SECONDS_MAX))
         await self._until(lambda: not member.placement.current.shards_of(node))
         return before - len(member.placement.current.shards_of(node))
 
@@ -59,20 +61,20 @@ class MemberControl:
         """Spread the shards evenly; return how many moved."""
         member = self._joined()
         before = dict(member.placement.current.owners)
-        await self._call(lambda stub: stub.Rebalance(internal_pb2.RebalanceRequest(), timeout=CALL_SECONDS_MAX))
+        controller = member.placement.current.controller
+        request = internal_pb2.RebalanceRequest()
+        await self._call(controller, lambda stub: stub.Rebalance(request, timeout=CALL_SECONDS_MAX))
         await member.placement.newer(member.placement.current.version, CALL_SECONDS_MAX / 5)
         after = member.placement.current.owners
         return sum(1 for shard, owner in before.items() if after.get(shard) != owner)
 
-    async def _call(self, call: Callable[[internal_pb2_grpc.IngestAsyncStub], Awaitable[object]]) -> None:
-        member = self._joined()
-        controller = member.placement.current.controller
-        if not controller:
+    async def _call(self, peer: str, call: Callable[[internal_pb2_grpc.IngestAsyncStub], Awaitable[object]]) -> None:
+        if not peer:
             raise PeerUnavailable("there is no controller now: try again")
         try:
-            await call(member.channel(controller).stub(internal_pb2_grpc.IngestStub))
+            await call(self._joined().channel(peer).stub(internal_pb2_grpc.IngestStub))
         except grpc.aio.AioRpcError as failure:
-            raise read_error(failure, controller) from failure
+            raise read_error(failure, peer) from failure
 
     async def _until(self, done: Callable[[], bool]) -> None:
         deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS_MAX

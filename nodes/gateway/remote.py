@@ -17,6 +17,7 @@ import grpc
 import structlog
 
 from cluster.errors import ClusterError, PeerUnavailable
+from nodes.gateway.movedcalls import MovedCalls
 from nodes.gateway.remotequery import RemoteQueries
 from nodes.idempotency import KeyedIds
 from nodes.messages import changes_to, write_id_to
@@ -95,6 +96,7 @@ class RemoteBackend:
         self.counters = RemoteCounters()
         self.queries = RemoteQueries(member)
         self._member = member
+        self._calls = MovedCalls(member.placement)
         self._writer = uuid.uuid4().bytes
         self._sequence = 0
         self._born: dict[int, int] = {}
@@ -187,7 +189,8 @@ class RemoteBackend:
         stub = self._member.channel(owner).stub(internal_pb2_grpc.IngestStub)
         timeout = max(0.05, deadline - asyncio.get_running_loop().time())
         try:
-            reply = await stub.Append(_append_request(part), timeout=timeout)
+            call = stub.Append(_append_request(part), timeout=timeout)
+            reply = await self._calls.run(call, owner, lambda placement: placement.owners.get(part.shard))
         except grpc.aio.AioRpcError as failure:
             error = write_error(failure, owner)
             if isinstance(error, PeerUnavailable | OutcomeUnknown):
@@ -255,7 +258,8 @@ class RemoteBackend:
             raise PeerUnavailable("there is no controller now: try again")
         stub = self._member.channel(controller).stub(internal_pb2_grpc.CatalogStub)
         try:
-            reply = await stub.Propose(request, timeout=max(0.05, deadline - asyncio.get_running_loop().time()))
+            call = stub.Propose(request, timeout=max(0.05, deadline - asyncio.get_running_loop().time()))
+            reply = await self._calls.run(call, controller, lambda placement: placement.controller)
         except grpc.aio.AioRpcError as failure:
             error = write_error(failure, controller)
             if isinstance(error, PeerUnavailable | OutcomeUnknown):

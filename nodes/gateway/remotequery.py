@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 
 from cluster.errors import MalformedMessage, PeerUnavailable
-from cluster.members import Kind
+from cluster.members import Kind, MemberState
 from engine.errors import QueryFailed
 from nodes.rpcerrors import read_error
 from protos import internal_pb2, internal_pb2_grpc
@@ -33,6 +33,8 @@ PAUSE_SECONDS: Final = 0.1
 """Before the query nodes are tried again, when none could take the statement."""
 NO_NODE_SECONDS_MAX: Final = 10.0
 """How long a statement waits for a query node to appear."""
+LOOK_SECONDS: Final = 0.5
+"""How often gossip is asked about a query node that has not begun to answer."""
 DEADLINE_SPARE_SECONDS: Final = 5.0
 """The call's own deadline is later than the statement's, so that the query node says what happened."""
 
@@ -91,11 +93,23 @@ class RemoteQueries:
         self.running[member.name] = self.running.get(member.name, 0) + 1
         result = RemoteResult(member.name, call, lambda: self._ended(member.name))
         try:
-            await result.open()
+            await self._open(member.name, result)
         except BaseException:
             await result.aclose()
             raise
         return result
+
+    async def _open(self, name: str, result: RemoteResult) -> None:
+        """Wait for the schema, as long as gossip has no doubt of the node: a paused one says nothing."""
+        opening = asyncio.ensure_future(result.open())
+        try:
+            while not (await asyncio.wait({opening}, timeout=LOOK_SECONDS))[0]:
+                member = self._member.members().get(name)
+                if member is None or member.state is not MemberState.ALIVE:
+                    raise PeerUnavailable(f"query node {name} does not answer: another one is asked")
+            await opening
+        finally:
+            opening.cancel()
 
     def _ended(self, name: str) -> None:
         self.running[name] -= 1

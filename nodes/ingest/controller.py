@@ -84,6 +84,7 @@ class Controller:
         self._announcing: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open_task: asyncio.Task[None] | None = None
+        self._proving = False
         self._wake_at: float | None = None
 
     # -- what the services ask ---------------------------------------------------------------------------
@@ -205,8 +206,10 @@ class Controller:
         elif isinstance(effect, Issue):
             self._member.placement.offer(effect.placement)
             self._spawn(self._commit(effect.placement))
-        elif isinstance(effect, Repeat) and effect.propose:
-            self._spawn(self._commit(effect.placement))
+        elif isinstance(effect, Repeat):
+            self._spawn(self._prove())
+            if effect.propose:
+                self._spawn(self._commit(effect.placement))
         elif isinstance(effect, OpenCatalog):
             self._open_task = self._spawn(self._open())
         elif isinstance(effect, CloseCatalog):
@@ -256,6 +259,17 @@ class Controller:
             log.info("no controller any more", reason=str(catalog.driver.closed.result()))
             self._post(Fenced())
             self._spawn(catalog.close())
+
+    async def _prove(self) -> None:
+        """L32: a controller that was replaced while it was cut off finds out, and issues nothing more."""
+        if self._catalog is not None and not self._proving:
+            self._proving = True
+            try:
+                await self._catalog.prove()
+            except StorageError as error:
+                log.debug("the Catalog could not be proved", reason=str(error))
+            finally:
+                self._proving = False
 
     async def _close_catalog(self) -> None:
         async with self._opening:

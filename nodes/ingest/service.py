@@ -106,8 +106,13 @@ class IngestService(internal_pb2_grpc.IngestServicer):
         request: internal_pb2.HandoverRequest,
         context: grpc.aio.ServicerContext[internal_pb2.HandoverRequest, internal_pb2.HandoverReply],
     ) -> internal_pb2.HandoverReply:
-        """To the controller: give this node's shards to others."""
-        return internal_pb2.HandoverReply(shards_left=self._node.controller.handover(request.node, request.leaving))
+        """To the node itself: it is drained, and says so from now on. To the controller: give its shards to others."""
+        controller, name = self._node.controller, self._node.member.name
+        if request.node == name and not request.leaving:
+            self._node.draining = True
+            if not controller.is_controller:
+                return internal_pb2.HandoverReply(shards_left=len(self._node.keeper.open_shards()))
+        return internal_pb2.HandoverReply(shards_left=controller.handover(request.node, request.leaving))
 
     async def Rebalance(
         self,
