@@ -155,11 +155,13 @@ class IngestNode(DoorlessBackend):
         """Checkpoint, hand the shards over, leave. Serves until a Placement names others (L32)."""
         self.draining = True
         await self._checkpoint_quietly()
-        others = [m for m in self.member.usable(Kind.INGEST) if m.name != self.member.name]
-        if others and not await self._hand_over():
+        if not await self._hand_over() and self._has_heirs():
             log.warning("not all shards were handed over in time; others will take them", kept=self._owned())
         await self.member.leave()
         await self._server.drain(1.0)
+
+    def _has_heirs(self) -> bool:
+        return any(member.name != self.member.name for member in self.member.usable(Kind.INGEST))
 
     def _owned(self) -> list[int]:
         return [shard.log_id for shard in self.keeper.open_shards()]
@@ -173,7 +175,7 @@ class IngestNode(DoorlessBackend):
         """Ask the controller, whoever that is now, until this node owns nothing."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + HANDOVER_SECONDS_MAX
-        while loop.time() < deadline:
+        while self._has_heirs() and loop.time() < deadline:
             await self._ask_for_handover()
             if await self.keeper.let_go(HANDOVER_PAUSE_SECONDS):
                 return True
