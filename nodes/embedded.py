@@ -31,11 +31,13 @@ from storage.errors import (
     LogDamaged,
     MemoryExhausted,
     NoSuchDatabase,
+    NoSuchTable,
     OutcomeUnknown,
     ShardClosed,
     StorageError,
     StoreFull,
     StoreUnavailable,
+    TableDropping,
 )
 from storage.frames import WriteId
 from storage.keys import route
@@ -150,6 +152,10 @@ class EmbeddedBackend:
         await asyncio.gather(*(self._open_shard(stack, shard) for shard in self._shards.values()))
         closed = frozenset(self._closed_shards)
         self._catalog.limits = dataclasses.replace(self._catalog.limits, closed_logs=closed)
+        try:
+            await self._catalog.finish_drops(self._drop)  # L31: whoever opens the Catalog goes on with them
+        except TableDropping as error:
+            log.info("drop put off", reason=str(error))
 
     async def _open_shard(self, stack: contextlib.AsyncExitStack, shard: Shard) -> None:
         try:
@@ -247,9 +253,13 @@ class EmbeddedBackend:
         """Apply changes; durable when it returns (L4)."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                return await self._catalog.alter(changes)
+                return (await self._catalog.carry_out(changes, self._drop)).catalog
         except TimeoutError:
             raise OutcomeUnknown(f"the Catalog: {_SILENT}; the change may stand") from None
+
+    async def _drop(self, log_id: int, table: Table) -> None:
+        """L31: the drop record in one Log."""
+        await self._shard(log_id).drop(table.id, table.dropping)
 
     async def write(self, batches: Sequence[Batch], principal: Principal) -> None:
         """Split by partition and append to each Log, at once and atomic per shard (L8, L17)."""
@@ -260,11 +270,15 @@ class EmbeddedBackend:
                 write_id = WriteId(WRITE_ID_KIND, self._writer, 0, self._writes, 1)
                 born = self._shards[partition.log_id].state.position
                 parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born))
-        if len(parts) == 1:
-            ((log_id, appends),) = parts.items()
-            await self._append_to(log_id, appends)
-        else:
-            await _all(*(self._append_to(log_id, appends) for log_id, appends in parts.items()))
+        try:
+            if len(parts) == 1:
+                ((log_id, appends),) = parts.items()
+                await self._append_to(log_id, appends)
+            else:
+                await _all(*(self._append_to(log_id, appends) for log_id, appends in parts.items()))
+        except NoSuchTable:  # L31: a drop is under way; when it is done the name is free, and the door writes anew
+            await self._catalog.finish_drops(self._drop, {batch.table.id for batch in batches})
+            raise
         self._relieve()
 
     async def _append_to(self, log_id: int, appends: Sequence[Append]) -> None:
