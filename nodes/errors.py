@@ -65,6 +65,7 @@ INFLUX: Final[dict[str, HttpAnswer]] = {
     "snapshot_too_old": _BUSY,
     "no_such_database": _MISSING,
     "no_such_table": _MISSING,
+    "table_dropping": _BUSY,
     "already_exists": HttpAnswer(409),
     "schema_conflict": _BAD,
     "invalid_name": _BAD_JSON,

@@ -105,6 +105,7 @@ BY_STORAGE_CODE: Final[dict[str, ExitCode]] = {
     "snapshot_too_old": ExitCode.TRY_LATER,
     "no_such_database": ExitCode.FAILURE,
     "no_such_table": ExitCode.FAILURE,
+    "table_dropping": ExitCode.TRY_LATER,
     "already_exists": ExitCode.FAILURE,
     "schema_conflict": ExitCode.FAILURE,
     "invalid_name": ExitCode.FAILURE,

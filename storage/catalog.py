@@ -13,17 +13,18 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from storage.catalogplan import plan
+from storage.catalogplan import drop_blocks, drop_targets, plan
 from storage.catalogstate import CatalogState
+from storage.changes import FinishDrop
 from storage.entries import record_entry
-from storage.errors import StorageError, WriteRefused
+from storage.errors import StorageError, TableDropping, WriteRefused
 from storage.frames import FORMAT_VERSION, NO_WRITE_ID, EntryKind
 from storage.logdriver import LogDriver
 from storage.logeffects import CheckpointDraft
 from storage.writeids import RETRY_SECONDS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
     from concurrent.futures import Executor
 
     from storage.catalogstate import CatalogLimits, CatalogSnapshot, Effect
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from storage.log import Identity
     from storage.objects import ObjectStore
     from storage.schema import Table
+
+    SendDrop = Callable[[int, Table], Awaitable[object]]
+    """``send(log id, table)`` returns when the table's drop record stands in that Log: `Shard.drop` at its owner."""
 
 _T = TypeVar("_T")
 
@@ -70,6 +74,7 @@ class Catalog:
         self._altering = asyncio.Lock()
         self._checkpointing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._finishing: dict[int, asyncio.Task[None]] = {}
         self._refused: OrderedDict[WriteId, StorageError] = OrderedDict()
         self._driver: LogDriver | None = None
 
@@ -121,6 +126,8 @@ class Catalog:
         """Let it go. Idempotent."""
         if self._driver is not None:
             await self._driver.close()
+        for attempt in self._finishing.values():
+            attempt.cancel()  # it may wait for a shard that never answers; the next controller goes on
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def prove(self) -> CatalogSnapshot:
@@ -132,7 +139,9 @@ class Catalog:
         """Apply all changes as one record, or none; return the Catalog after them, durable. See `propose`."""
         return (await self.propose(changes)).catalog
 
-    async def propose(self, changes: Sequence[Change], write_id: WriteId = NO_WRITE_ID, born: int = 0) -> Altered:
+    async def propose(
+        self, changes: Sequence[Change | FinishDrop], write_id: WriteId = NO_WRITE_ID, born: int = 0
+    ) -> Altered:
         """Apply all changes as one record, or none. A repeated proposal is answered with the first one's Revision.
 
         Runs to its end even if the caller is cancelled: the next change must see what this one became. Raises what
@@ -140,7 +149,7 @@ class Catalog:
         """
         return await asyncio.shield(self._spawn(self._propose(changes, write_id, born)))
 
-    async def _propose(self, changes: Sequence[Change], write_id: WriteId, born: int) -> Altered:
+    async def _propose(self, changes: Sequence[Change | FinishDrop], write_id: WriteId, born: int) -> Altered:
         async with self._altering:
             known = self._known(write_id, born)
             if known is not None:
@@ -170,7 +179,7 @@ class Catalog:
             raise WriteRefused(f"the Catalog: a proposal born at {born} is below the horizon {self.state.horizon}")
         return None
 
-    async def _plan(self, changes: Sequence[Change], write_id: WriteId) -> list[Effect]:
+    async def _plan(self, changes: Sequence[Change | FinishDrop], write_id: WriteId) -> list[Effect]:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         try:
             return plan(self.current, changes, self.limits, stamp)
@@ -182,11 +191,76 @@ class Catalog:
                     self._refused.popitem(last=False)
             raise
 
+    # -- drops (L31) -------------------------------------------------------------------------------------
+
+    def dropping(self) -> list[Table]:
+        """Tables whose drop has begun and is not finished. ``dropping`` is the Revision for their drop records."""
+        return [t for t in self.current.tables_by_id.values() if t.dropping and not t.deleted]
+
+    async def finish_drop(self, table_id: int) -> CatalogSnapshot:
+        """Each Log that holds the table has its drop record: free the name. Idempotent by the table's id."""
+        return (await self.propose([FinishDrop(table_id)])).catalog
+
+    async def carry_out(
+        self, changes: Sequence[Change], send: SendDrop, write_id: WriteId = NO_WRITE_ID, born: int = 0
+    ) -> Altered:
+        """`propose`, and see to it that drops are finished: those that are asked for, and those that are in the way.
+
+        Raises TableDropping (retriable) while a shard cannot be told.
+        """
+        try:
+            altered = await self.propose(changes, write_id, born)
+        except TableDropping:  # somebody else's: CREATE waits for it
+            await self.finish_drops(send, drop_blocks(self.current, changes))
+            altered = await self.propose(changes, write_id, born)
+        if targets := drop_targets(altered.catalog, changes):
+            catalog = await self.finish_drops(send, targets)
+            return Altered(catalog, catalog.revision, self.state.position)
+        return altered
+
+    async def finish_drops(self, send: SendDrop, table_ids: Collection[int] | None = None) -> CatalogSnapshot:
+        """Finish the drops of these tables, or of all: tell every shard, then free the names.
+
+        Callers share one attempt for each table. Raises TableDropping if one of them is still being dropped; whoever
+        asks for the same drop tries again, and so does a controller when it opens the Catalog.
+        """
+        tables = [table for table in self.dropping() if table_ids is None or table.id in table_ids]
+        outcomes = await asyncio.gather(*(self._finish_once(t, send) for t in tables), return_exceptions=True)
+        for table, outcome in zip(tables, outcomes, strict=True):
+            if isinstance(outcome, (StorageError, asyncio.CancelledError)):
+                reason = str(outcome) or "the Catalog is closed here"
+                raise TableDropping(f"table {table.name!r} is still being dropped: {reason}") from outcome
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return self.current
+
+    async def _finish_once(self, table: Table, send: SendDrop) -> None:
+        attempt = self._finishing.get(table.id)
+        if attempt is None:
+            attempt = self._finishing[table.id] = self._spawn(self._finish(table, send))
+            attempt.add_done_callback(lambda _: self._finishing.pop(table.id, None))
+        await asyncio.shield(attempt)
+
+    async def _finish(self, table: Table, send: SendDrop) -> None:
+        logs = sorted({partition.log_id for partition in table.partitions})
+        outcomes = await asyncio.gather(*(send(log_id, table) for log_id in logs), return_exceptions=True)
+        for outcome in outcomes:  # after all: those that have it need not be asked again by the next attempt
+            if isinstance(outcome, BaseException):
+                raise outcome
+        await self.finish_drop(table.id)
+
+    # -- records -----------------------------------------------------------------------------------------
+
     def _spawn(self, work: Coroutine[None, None, _T]) -> asyncio.Task[_T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # a caller that has gone away is no reason for a warning
 
     async def _commit(self, effects: list[Effect], write_id: WriteId = NO_WRITE_ID) -> None:
         record = {"revision": self.current.revision + 1, "effects": effects}

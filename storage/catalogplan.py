@@ -18,7 +18,7 @@ from storage.catalogstate import (
     ordered_columns,
     table_effect,
 )
-from storage.changes import Change, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
+from storage.changes import Change, CreateDatabase, DropDatabase, DropTable, EnsureTable, FinishDrop, SetRetention
 from storage.errors import (
     AlreadyExists,
     InvalidName,
@@ -26,6 +26,7 @@ from storage.errors import (
     NoSuchDatabase,
     NoSuchTable,
     SchemaConflict,
+    TableDropping,
 )
 from storage.schema import RESERVED_PREFIX, TIME_COLUMN, Column, Database, Partition, Role, Table, TypeKind
 
@@ -43,7 +44,9 @@ _PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 
-def plan(base: CatalogSnapshot, changes: Sequence[Change], limits: CatalogLimits, stamp: str) -> list[Effect]:
+def plan(
+    base: CatalogSnapshot, changes: Sequence[Change | FinishDrop], limits: CatalogLimits, stamp: str
+) -> list[Effect]:
     """The effects of ``changes``, in order, all or none; [] when everything is so already.
 
     ``stamp`` (YYYYMMDDTHHMMSS) names what is soft-deleted. Raises a StorageError and changes nothing.
@@ -58,25 +61,63 @@ def plan(base: CatalogSnapshot, changes: Sequence[Change], limits: CatalogLimits
     return effects
 
 
-def _plan_one(base: CatalogSnapshot, change: Change, limits: CatalogLimits, stamp: str) -> list[Effect]:
+def _plan_one(base: CatalogSnapshot, change: Change | FinishDrop, limits: CatalogLimits, stamp: str) -> list[Effect]:
     if isinstance(change, CreateDatabase):
         return _create_database(base, change, limits)
     if isinstance(change, SetRetention):
-        database = _live_database(base, change.database)
+        database = _usable_database(base, change.database)
         changed = replace(database, retention_ns=change.retention_ns)
         return [] if changed == database else [database_effect(changed)]
     if isinstance(change, DropDatabase):
-        database = _live_database(base, change.name)
-        return [database_effect(replace(database, deleted=True, name=_deleted_name(change.name, stamp, base)))]
+        return _drop_database(base, change, stamp)
     if isinstance(change, EnsureTable):
         return _ensure_table(base, change, limits)
-    return _drop_table(base, change, stamp)
+    if isinstance(change, DropTable):
+        return _drop_table(base, change)
+    return _finish_drop(base, change, stamp)
+
+
+def drop_targets(base: CatalogSnapshot, changes: Sequence[Change | FinishDrop]) -> frozenset[int]:
+    """The ids of tables that ``changes`` ask to drop, as far as that is still going on at ``base``."""
+    found: list[Table | None] = []
+    for change in changes:
+        if isinstance(change, DropDatabase):
+            found.extend(base.tables(change.name))
+        elif isinstance(change, DropTable):
+            found.append(base.table(change.database, change.table))
+    return _being_dropped(found)
+
+
+def drop_blocks(base: CatalogSnapshot, changes: Sequence[Change | FinishDrop]) -> frozenset[int]:
+    """The ids of tables whose drop ``changes`` have to wait for: of the same name, or of a database that goes."""
+    found: list[Table | None] = []
+    for change in changes:
+        if isinstance(change, (CreateDatabase, SetRetention, EnsureTable)):
+            name = change.name if isinstance(change, CreateDatabase) else change.database
+            database = base.database(name)
+            if database is not None and database.dropping:
+                found.extend(base.tables(name))
+            elif isinstance(change, EnsureTable):
+                found.append(base.table(name, change.table))
+    return _being_dropped(found)
+
+
+def _being_dropped(tables: Sequence[Table | None]) -> frozenset[int]:
+    return frozenset(table.id for table in tables if table is not None and table.dropping)
 
 
 def _live_database(base: CatalogSnapshot, name: str) -> Database:
     database = base.database(name)
     if database is None:
         raise NoSuchDatabase(f"database not found: {name}")
+    return database
+
+
+def _usable_database(base: CatalogSnapshot, name: str) -> Database:
+    """L31: whoever wants to use the name of what is being dropped waits until that is done."""
+    database = _live_database(base, name)
+    if database.dropping:
+        raise TableDropping(f"database {name!r} is being dropped: try again")
     return database
 
 
@@ -107,6 +148,7 @@ def check_name(name: str, what: str) -> None:
 
 def _create_database(base: CatalogSnapshot, change: CreateDatabase, limits: CatalogLimits) -> list[Effect]:
     if base.database(change.name) is not None:
+        _usable_database(base, change.name)
         if change.exist_ok:
             return []
         raise AlreadyExists(f"database {change.name!r} exists")
@@ -123,8 +165,10 @@ def _ensure_table(base: CatalogSnapshot, change: EnsureTable, limits: CatalogLim
             raise NoSuchDatabase(f"database not found: {change.database}")
         effects = _create_database(base, CreateDatabase(change.database), limits)
         base = apply_effects(base, effects, base.revision)
-    database = _live_database(base, change.database)
+    database = _usable_database(base, change.database)
     table = base.table(change.database, change.table)
+    if table is not None and table.dropping:
+        raise TableDropping(f"table {change.table!r} is being dropped: try again")
     if table is None:
         return [*effects, table_effect(_new_table(base, database, change, limits))]
     if not change.exist_ok:
@@ -204,14 +248,46 @@ def _storage_name(name: str, column_id: int, taken: set[str]) -> str:
     return safe
 
 
-def _drop_table(base: CatalogSnapshot, change: DropTable, stamp: str) -> list[Effect]:
+def _drop_database(base: CatalogSnapshot, change: DropDatabase, stamp: str) -> list[Effect]:
+    """L31: its tables first; one without tables is gone at once."""
+    database = _live_database(base, change.name)
+    tables = base.tables(change.name)
+    if not tables:
+        return [_database_gone(base, database, stamp)]
+    effects = [] if database.dropping else [database_effect(replace(database, dropping=base.revision + 1))]
+    return [*effects, *(_table_dropping(base, table) for table in tables if not table.dropping)]
+
+
+def _database_gone(base: CatalogSnapshot, database: Database, stamp: str) -> Effect:
+    name = _deleted_name(database.name, stamp, base)
+    return database_effect(replace(database, deleted=True, dropping=0, name=name))
+
+
+def _drop_table(base: CatalogSnapshot, change: DropTable) -> list[Effect]:
     _live_database(base, change.database)
     table = base.table(change.database, change.table)
     if table is None:
         raise NoSuchTable(f"table not found: {change.table}")
+    return [] if table.dropping else [_table_dropping(base, table)]
+
+
+def _table_dropping(base: CatalogSnapshot, table: Table) -> Effect:
+    """The drop begins at the Revision of the record that says so."""
+    return table_effect(replace(table, dropping=base.revision + 1, version=table.version + 1))
+
+
+def _finish_drop(base: CatalogSnapshot, change: FinishDrop, stamp: str) -> list[Effect]:
+    table = base.tables_by_id.get(change.table_id)
+    if table is None or not table.dropping or table.deleted:
+        return []
     taken = {t.name for t in base.tables_by_id.values() if t.database_id == table.database_id}
     name, number = f"{table.name}-{stamp}", 1
     while name in taken:
         number += 1
         name = f"{table.name}-{stamp}-{number}"
-    return [table_effect(replace(table, name=name, deleted=True, version=table.version + 1))]
+    effects = [table_effect(replace(table, name=name, deleted=True, dropping=0, version=table.version + 1))]
+    database = base.databases_by_id[table.database_id]
+    others = base.table_names.get(database.id, {})
+    if database.dropping and not database.deleted and all(other.id == table.id for other in others.values()):
+        effects.append(_database_gone(base, database, stamp))
+    return effects

@@ -43,6 +43,10 @@ EFFECT_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "columns": frozenset({"do", "table", "version", "columns"}),
 }  # fmt: skip
 """Each effect has all of its keys and no others: an unknown one would be lost in the next Checkpoint."""
+DROPPING_KEYS: Final[Mapping[str, frozenset[str]]] = {
+    kind: EFFECT_KEYS[kind] | {"dropping"} for kind in ("database", "table")
+}
+"""The keys of what is being dropped (L31); elsewhere that key is not written, so that older stores stay as they are."""
 COLUMN_KEYS: Final = frozenset({"id", "name", "stored", "role", "type"})
 TYPE_RECORDS: Final[Mapping[TypeKind, dict[str, Any]]] = {
     **{kind: {"kind": kind.value} for kind in TypeKind},
@@ -129,8 +133,12 @@ def database_effect(database: Database) -> Effect:
     """This database is now so."""
     return {
         "do": "database", "id": database.id, "name": database.name, "retention": database.retention_ns,
-        "deleted": database.deleted,
+        "deleted": database.deleted, **_dropping(database),
     }  # fmt: skip
+
+
+def _dropping(what: Database | Table) -> Effect:
+    return {"dropping": what.dropping} if what.dropping else {}
 
 
 def table_effect(table: Table) -> Effect:
@@ -140,7 +148,7 @@ def table_effect(table: Table) -> Effect:
         "version": table.version, "columns": [column_record(c) for c in table.columns],
         "partitions": [[p.id, p.hash_low.to_bytes(9, "big"), p.hash_high.to_bytes(9, "big"), p.log_id]
                        for p in table.partitions],
-        "op": table.default_op.value, "router": table.router, "deleted": table.deleted,
+        "op": table.default_op.value, "router": table.router, "deleted": table.deleted, **_dropping(table),
     }  # fmt: skip
 
 
@@ -153,7 +161,7 @@ def _table(effect: Mapping[str, Any]) -> Table:
     return Table(
         effect["id"], effect["uuid"], effect["database"], effect["name"], effect["version"],
         tuple(_column(c) for c in effect["columns"]), partitions, Op(effect["op"]), effect["router"],
-        effect["deleted"],
+        effect["deleted"], effect.get("dropping", 0),
     )  # fmt: skip
 
 
@@ -167,7 +175,8 @@ def apply_effects(snapshot: CatalogSnapshot, effects: Sequence[Effect], revision
     """The Catalog after ``effects``. Raises UnsupportedFormat for one that this version does not know."""
     draft = _Draft(snapshot)
     for effect in effects:
-        if effect.keys() != EFFECT_KEYS.get(effect.get("do", "")):
+        kind = effect.get("do", "")
+        if effect.keys() != EFFECT_KEYS.get(kind) and effect.keys() != DROPPING_KEYS.get(kind):
             raise UnsupportedFormat(f"the Catalog holds an effect {effect.get('do')!r} that is not known here")
         try:
             draft.apply(effect)
@@ -193,7 +202,8 @@ class _Draft:
     def apply(self, effect: Effect) -> None:
         kind = effect["do"]
         if kind == "database":
-            database = Database(effect["id"], effect["name"], effect["retention"], effect["deleted"])
+            fields = (effect["id"], effect["name"], effect["retention"], effect["deleted"])
+            database = Database(*fields, effect.get("dropping", 0))
             self.databases[database.id] = database
             self.next_database = max(self.next_database, database.id + 1)
         elif kind == "table":

@@ -142,6 +142,13 @@ class NoSuchTable(StorageError):
     code = "no_such_table"
 
 
+class TableDropping(StorageError):
+    """A table or database of this name is being dropped; the name is free when every shard knows (LOG L31)."""
+
+    code = "table_dropping"
+    retriable = True
+
+
 class AlreadyExists(StorageError):
     """A database or table of this name is live."""
 

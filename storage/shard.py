@@ -348,6 +348,16 @@ class Shard:
         oldest = self.state.oldest_above_k_ms
         return 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
 
+    async def drop(self, table_id: int, revision: int) -> None:
+        """Record that the table is dropped by ``revision`` of the Catalog; return when that is durable (L31).
+
+        From then on no row of it is taken or shown here. Idempotent by table id. Raises as `append` does.
+        """
+        if table_id not in self.state.drops:
+            record = record_entry(EntryKind.DROP, {"revision": revision}, table_id=table_id)
+            (future,) = self.driver.append([record], [None])
+            await asyncio.shield(future)
+
     # -- reads (L13, L14, L36) ---------------------------------------------------------------------------
 
     async def prove(self) -> None:

@@ -34,13 +34,14 @@ from storage.errors import (
     ShardClosed,
     StorageError,
     StoreUnavailable,
+    TableDropping,
 )
 from storage.frames import WriteId
 from storage.keys import route
 from storage.shard import Append
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.member import ClusterMember
@@ -51,6 +52,8 @@ WRITE_ID_KIND: Final = 1
 """Ids of a gateway's writes: remembered down to the horizon (FORMAT F14)."""
 PROPOSAL_KIND: Final = 3
 """Ids of changes to the Catalog."""
+DROP_SECONDS_MAX: Final = 20.0
+"""How long a write to a table that is being dropped waits for the end of that."""
 TRY_SECONDS_MAX: Final = 10.0
 """One try of an append; a paused owner has been replaced by then."""
 PAUSE_SECONDS_FIRST: Final = 0.02
@@ -209,13 +212,26 @@ class RemoteBackend:
 
         The error names those tables, so that only their rows are written again, as a new write (L8).
         """
-        catalog = await self.refresh()
-        live = [a for a in part.appends if (t := catalog.tables_by_id.get(a.table_id)) is not None and not t.deleted]
+        await self._when_dropped({a.table_id for a in part.appends})
+        tables = self.catalog.tables_by_id
+        live = [a for a in part.appends if (table := tables.get(a.table_id)) is not None and not table.deleted]
         if len(live) == len(part.appends):
             raise error
         error.tables = error.tables | {a.table_id for a in part.appends if a not in live}
         part.appends = live
         return error
+
+    async def _when_dropped(self, table_ids: Collection[int]) -> None:
+        """L31: until a drop is finished the name is bound; after it the rows can be written anew, to a new table."""
+        deadline = asyncio.get_running_loop().time() + DROP_SECONDS_MAX
+        while True:
+            tables = (await self.refresh()).tables_by_id
+            under_way = [t.name for i in table_ids if (t := tables.get(i)) is not None and t.dropping and not t.deleted]
+            if not under_way:
+                return
+            if asyncio.get_running_loop().time() >= deadline:
+                raise TableDropping(f"table {under_way[0]!r} is still being dropped: try again")
+            await asyncio.sleep(PAUSE_SECONDS_MAX)
 
     def _given_up(self, part: _Part, error: Exception) -> Exception:
         if part.sent:
@@ -240,7 +256,7 @@ class RemoteBackend:
             seen = self._member.placement.current.version
             try:
                 return await self._try_propose(request, min(deadline, loop.time() + TRY_SECONDS_MAX), first=not sent)
-            except (Fenced, ShardClosed, ClusterError, StoreUnavailable, OutcomeUnknown) as error:
+            except (Fenced, ShardClosed, ClusterError, StoreUnavailable, OutcomeUnknown, TableDropping) as error:
                 sent = sent or isinstance(error, OutcomeUnknown)
                 self.counters.proposal_retries += 1
                 if loop.time() + pause >= deadline:

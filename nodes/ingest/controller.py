@@ -44,6 +44,7 @@ from cluster.placerevents import (
     Wake,
 )
 from nodes.reachable import Reachability
+from nodes.rpcerrors import write_error
 from protos import internal_pb2, internal_pb2_grpc
 from storage.catalog import Catalog
 from storage.errors import ShardClosed, StorageError
@@ -59,10 +60,16 @@ if TYPE_CHECKING:
     from storage.catalogstate import CatalogLimits
     from storage.changes import Change
     from storage.frames import WriteId
+    from storage.schema import Table
 
 ANNOUNCE_SECONDS_MAX: Final = 1.0
 COMMIT_SECONDS_MAX: Final = 2.0
 OPEN_SECONDS_MAX: Final = 30.0
+DROP_SECONDS_MAX: Final = 20.0
+"""How long a drop waits for the owner of a shard; then the client hears "still dropping"."""
+DROP_TRY_SECONDS_MAX: Final = 5.0
+DROP_PAUSE_SECONDS: Final = 0.2
+DROP_AGAIN_SECONDS: Final = 5.0
 TICK_SECONDS: Final = 0.25
 
 log = structlog.get_logger(__name__)
@@ -102,9 +109,35 @@ class Controller:
     async def propose(self, changes: Sequence[Change], write_id: WriteId, born: int) -> tuple[int, int]:
         """Apply changes once; return the Revision and the Catalog's position (L28)."""
         catalog = self._open_catalog()
-        altered = await catalog.propose(changes, write_id, born)
+        altered = await catalog.carry_out(changes, self._drop, write_id, born)
         self._member.catalog.hint(altered.revision)
         return altered.revision, altered.position
+
+    async def _drop(self, log_id: int, table: Table) -> None:
+        """L31: the drop record in one Log, at its owner. Sent until one takes it, within a bounded time."""
+        request = internal_pb2.DropRequest(shard=log_id, table_id=table.id, revision=table.dropping)
+        deadline = asyncio.get_running_loop().time() + DROP_SECONDS_MAX
+        while True:
+            owner = self._member.placement.current.owners.get(log_id, "")
+            try:
+                stub = self._member.channel(owner).stub(internal_pb2_grpc.IngestStub)
+                await stub.Drop(request, timeout=DROP_TRY_SECONDS_MAX)
+            except (ClusterError, grpc.aio.AioRpcError) as error:  # idempotent by table id: again, whoever owns it now
+                failure = write_error(error, owner) if isinstance(error, grpc.aio.AioRpcError) else error
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise ShardClosed(f"shard {log_id}: no owner took a drop in time ({failure})") from error
+                await asyncio.sleep(DROP_PAUSE_SECONDS)
+            else:
+                return
+
+    async def _finish_drops(self, catalog: Catalog) -> None:
+        """L31: a controller that opens the Catalog finishes every drop that another began."""
+        while self._catalog is catalog and catalog.dropping():
+            try:
+                await catalog.finish_drops(self._drop)
+            except StorageError as error:
+                log.info("drops are put off", reason=str(error))
+                await asyncio.sleep(DROP_AGAIN_SECONDS)
 
     def handover(self, node: str, leaving: bool) -> int:
         """Give a node's shards to others; return how many it has now. Asked again until it says 0."""
@@ -248,6 +281,7 @@ class Controller:
             self._member.catalog.hint(catalog.current.revision)
             self._watch_ports()
             self._post(self._opened(catalog))
+            self._spawn(self._finish_drops(catalog))
 
     def _opened(self, catalog: Catalog) -> CatalogOpened:
         return CatalogOpened(catalog.driver.core.epoch, tuple(catalog.current.logs))

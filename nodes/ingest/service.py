@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cluster.placement import encode_placement
-from engine.errors import NotSupported
 from nodes.messages import changes_from, write_id_from
 from nodes.placementview import REPEAT_SECONDS
 from nodes.tailmessages import chunks, head_to, rows_to, wanted_from
@@ -86,7 +85,10 @@ class IngestService(internal_pb2_grpc.IngestServicer):
         context: grpc.aio.ServicerContext[internal_pb2.DropRequest, internal_pb2.DropReply],
     ) -> internal_pb2.DropReply:
         """L31: a drop record in the shard's Log; idempotent by table id."""
-        raise NotSupported("drop records in the Logs of shards")
+        shard = self._node.keeper.shard(request.shard)
+        await self._node.member.catalog.wait_revision(request.revision, REVISION_SECONDS_MAX)
+        await shard.drop(request.table_id, request.revision)
+        return internal_pb2.DropReply()
 
     async def Announce(
         self,

@@ -159,7 +159,11 @@ def test_l28_l29_a_refresh_shows_all_that_was_decided_before_it(seed: int) -> No
                 await catalog.alter([EnsureTable("db", f"t{number % 7}")])
                 history[catalog.current.revision] = catalog.current.tables_by_id
                 if number % 5 == 4:
-                    await catalog.alter([DropTable("db", f"t{number % 7}")])
+                    begun = await catalog.alter([DropTable("db", f"t{number % 7}")])
+                    history[catalog.current.revision] = catalog.current.tables_by_id
+                    table = begun.table("db", f"t{number % 7}")
+                    assert table is not None
+                    await catalog.finish_drop(table.id)
                     history[catalog.current.revision] = catalog.current.tables_by_id
                 if number % 9 == 8:
                     await catalog.checkpoint()

@@ -90,6 +90,7 @@ async def test_l30_a_table_that_is_not_live_and_a_schema_that_is_not_known_are_r
                 await shard.append_encoded([behind])
             assert caught.value.retriable
         await node.catalog.alter([DropTable("db", "t0")])
+        await node.catalog.finish_drop(part.table_id)
         (late,) = [replace(fresh, write_id=part.write_id._replace(sequence=100))]
         with pytest.raises(NoSuchTable):
             await shard.append_encoded([late])

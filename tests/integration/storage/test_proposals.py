@@ -27,6 +27,7 @@ from tests.integration.storage.test_two_owners import in_a_loop
 if TYPE_CHECKING:
     from storage.changes import Change
     from storage.objects import ObjectStore
+    from storage.schema import Table
 
 LOGS = tuple(range(1, 9))
 
@@ -38,6 +39,17 @@ async def catalog_at(
     catalog = Catalog(store, identity, SimExecutor(seed), limits or CatalogLimits(), lambda _: None)
     await catalog.open(LOGS)
     return catalog
+
+
+async def tell(log_id: int, table: Table) -> None:
+    """There are no shards here that could be told of a drop."""
+
+
+async def drop(catalog: Catalog, write_id: WriteId) -> Altered:
+    """Drop a table to its end; returns what its proposal became (L31)."""
+    altered = await catalog.propose([DropTable("db", "t")], write_id)
+    await catalog.finish_drops(tell)
+    return altered
 
 
 def numbered(number: int) -> WriteId:
@@ -81,7 +93,7 @@ def test_l28_a_late_copy_of_drop_does_not_drop_the_next_table(between: str) -> N
         store = MemoryStore()
         catalog = await catalog_at(store)
         await catalog.propose([EnsureTable("db", "t")], numbered(1))
-        dropped = await catalog.propose([DropTable("db", "t")], numbered(2))
+        dropped = await drop(catalog, numbered(2))
         await catalog.propose([EnsureTable("db", "t")], numbered(3))
         if between in ("a checkpoint", "both"):
             await catalog.checkpoint()
@@ -90,8 +102,8 @@ def test_l28_a_late_copy_of_drop_does_not_drop_the_next_table(between: str) -> N
             with pytest.raises((Fenced, ShardClosed)):
                 await zombie.propose([CreateDatabase("x")], numbered(9))
             await zombie.close()
-        late = await catalog.propose([DropTable("db", "t")], numbered(2))
-        assert late.revision == dropped.revision
+        assert (await catalog.propose([DropTable("db", "t")], numbered(2))).revision == dropped.revision
+        await catalog.carry_out([DropTable("db", "t")], tell, numbered(2))
         assert catalog.current.table("db", "t") is not None
         await catalog.close()
 
@@ -106,7 +118,7 @@ def test_l28_also_a_proposal_that_changed_nothing_is_remembered() -> None:
         catalog = await catalog_at(store)
         await catalog.propose([EnsureTable("db", "t")], numbered(1))
         nothing = await catalog.propose([EnsureTable("db", "t")], numbered(2))
-        await catalog.propose([DropTable("db", "t")], numbered(3))
+        await drop(catalog, numbered(3))
         await catalog.close()
         catalog = await catalog_at(store, b"d", 2)
         assert (await catalog.propose([EnsureTable("db", "t")], numbered(2))).revision == nothing.revision
@@ -114,6 +126,22 @@ def test_l28_also_a_proposal_that_changed_nothing_is_remembered() -> None:
         before = catalog.current.revision
         await catalog.alter([CreateDatabase("db", exist_ok=True)])
         assert catalog.current.revision == before, "without an id there is nothing to remember"
+        await catalog.close()
+
+    in_a_loop(work)
+
+
+def test_l28_a_late_copy_of_a_drop_that_somebody_else_had_begun_drops_nothing() -> None:
+    async def work() -> None:
+        catalog = await catalog_at(MemoryStore())
+        await catalog.propose([EnsureTable("db", "t")], numbered(1))
+        for number in (2, 3):
+            await catalog.propose([DropTable("db", "t")], numbered(number))
+        await catalog.finish_drops(tell)
+        await catalog.propose([EnsureTable("db", "t")], numbered(4))
+        for number in (2, 3):
+            await catalog.carry_out([DropTable("db", "t")], tell, numbered(number))
+        assert catalog.current.table("db", "t") is not None
         await catalog.close()
 
     in_a_loop(work)
