@@ -15,7 +15,9 @@ ALARMING: Final = frozenset({"warning", "error", "critical"})
 
 ALWAYS: Final[Mapping[str, str]] = {}
 
-UNDER_FAULTS: Final[Mapping[str, str]] = {}
+UNDER_FAULTS: Final[Mapping[str, str]] = {
+    "no voter answers: not up, or wrong secret, or another voter list": "the other voters are down or cut off",
+}
 
 
 def alarms(lines: Iterable[Mapping[str, Any]], expected: Iterable[str] = ()) -> list[Mapping[str, Any]]:

@@ -5,6 +5,7 @@ One cluster for all tests of this module (DESIGN promises 1 to 3; LOG L12, L15, 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import threading
@@ -226,13 +227,13 @@ def test_sigterm_ends_with_0_and_no_client_notices(cluster: Cluster, table: str,
     with Load(cluster, table, gateways) as load:
         load.goes_on(cluster, 30)
         cluster.nodes[victim].terminate()
-        link = Connection(*cluster.nodes[gateways[0]].address, 30.0)
         statement = query_path(f"SELECT count(*) AS c FROM {table}", "db")
         answers = []
-        while cluster.nodes[victim].is_running:
+        with contextlib.closing(Connection(*cluster.nodes[gateways[0]].address, 30.0)) as link:
+            while cluster.nodes[victim].is_running:
+                answers.append(link.ask("GET", statement).status)
+            assert cluster.nodes[victim].wait_ended() == 0
             answers.append(link.ask("GET", statement).status)
-        assert cluster.nodes[victim].wait_ended() == 0
-        answers.append(link.ask("GET", statement).status)
         load.goes_on(cluster, KILLED_SECONDS_MAX)
         cluster.nodes[victim].start()
         cluster.wait_settled()

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(180)]
 
 REFUSED_SECONDS_MAX: Final = 40.0
+DOORS: Final = {
+    "ingest": ("http", "grpc", "gossip", "raft"),
+    "query": ("http", "grpc", "gossip"),
+    "gateway": ("http", "gossip"),
+}
 CLEAR_CODES: Final = frozenset({69, 74, 75, 77, 78})
 """Exit codes that say what kind of thing is wrong; 70 would be a fault of ours."""
 
@@ -160,7 +165,7 @@ def test_garbage_on_every_port(cluster: Cluster) -> None:
     held: list[socket.socket] = []
     for node in cluster.nodes.values():
         for door, address in node.blueprint.addresses.items():
-            if door == "raft" and node.kind != "ingest":
+            if door not in DOORS[node.kind]:
                 continue
             for piece in garbage(len(door)):
                 link = socket.create_connection(address, timeout=10)
