@@ -11,16 +11,14 @@ import ctypes
 import sys
 from typing import Final
 
-from nodes.settings import is_in_environment
-
 PR_SET_THP_DISABLE: Final = 41
 """<linux/prctl.h>"""
-MALLOC_OPTIONS: Final[tuple[tuple[str, int, int], ...]] = (
-    ("MALLOC_ARENA_MAX", -8, 1),
-    ("MALLOC_MMAP_THRESHOLD_", -3, 32 * 2**20),
-    ("MALLOC_TRIM_THRESHOLD_", -1, 64 * 2**20),
-)
-"""<malloc.h>: the variable by which a user may choose another value, the number of the option, our value.
+MALLOC_OPTIONS: Final = {
+    "M_ARENA_MAX": (-8, 1),
+    "M_MMAP_THRESHOLD": (-3, 32 * 2**20),
+    "M_TRIM_THRESHOLD": (-1, 64 * 2**20),
+}
+"""<malloc.h>: the number of each option, and our value.
 
 One heap: Python's lock lets one thread at a time allocate anyway, and what one thread frees the others use. Blocks
 up to 32 MiB come from it and not from the kernel, and up to 64 MiB that are free at its end stay. A million cpu lines
@@ -36,6 +34,6 @@ def keep_pages() -> None:
     # Huge pages: NumPy asks for them. Cleared whole and used in part, they held 28 MB after the first query.
     library.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     mallopt = getattr(library, "mallopt", None)
-    for variable, option, value in MALLOC_OPTIONS:
-        if mallopt is not None and not is_in_environment(variable):
+    if mallopt is not None:
+        for option, value in MALLOC_OPTIONS.values():
             mallopt(option, value)

@@ -112,11 +112,6 @@ def fields() -> Iterator[Field]:
 FIELDS: Final[dict[str, Field]] = {item.name: item for item in fields()}
 
 
-def is_in_environment(variable: str) -> bool:
-    """Whether the user has set a variable that is no setting of ours (of the C library, say)."""
-    return variable in os.environ
-
-
 def load(
     config: Path | None = None,
     flags: Mapping[str, object] | None = None,
