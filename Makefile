@@ -4,9 +4,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 V := .venv/bin
 TESTS_PARALLEL ?= 2
-PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL)
+PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL) --dist loadgroup
+IMAGE_BASE ?= debian:bookworm-slim
+COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: help setup run demo test check lint types floors format protos unit sim integration conformance chaos-local chaos chaos-short chaos-long bench bench-cluster lock clean
+.PHONY: help setup run demo up down ps logs test check lint types floors format protos unit sim integration conformance chaos-local chaos chaos-short chaos-long bench bench-cluster lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -29,13 +31,31 @@ help: ## Show this help
 	@$(V)/uv pip install -q --python $(V)/python --no-deps -e .
 	@touch $@ .venv/.run
 
-setup: .venv/.dev ## Create .venv with everything for development
+# The line protocol kernel, compiled for this machine: else a user's first write would wait for it.
+.venv/.kernel: $(wildcard wire/lineprotocol/*.py) | .venv/.run
+	@$(V)/python -m wire.lineprotocol.warm
+	@touch $@
 
-run: .venv/.run ## Start Runnel as one process: HTTP on 127.0.0.1:8181, data in ./runnel-data
+setup: .venv/.dev .venv/.kernel ## Create .venv with everything for development
+
+run: .venv/.run .venv/.kernel ## Start Runnel as one process: HTTP on 127.0.0.1:8181, data in ./runnel-data
 	@$(V)/runnel start --data runnel-data
 
-demo: .venv/.run ## Start it with sample data loaded and print what to paste
+demo: .venv/.run .venv/.kernel ## Start it with sample data loaded and print what to paste
 	@$(V)/runnel demo
+
+up: .venv/.run .venv/.kernel ## Start a cluster as local processes: gateways on 127.0.0.1:8181 and :8182, data in ./runnel-cluster
+	@$(V)/runnel cluster up
+
+down: .venv/.run ## Stop it cleanly; the data stays
+	@$(V)/runnel cluster down
+
+ps: .venv/.run ## List its processes, whether each is ready, and their ports
+	@$(V)/runnel cluster ps
+
+logs: .venv/.run ## Follow one node's log: make logs NODE=ingest-1
+	@test -n "$(NODE)" || { echo "Which node? make logs NODE=ingest-1; make ps lists them"; exit 2; }
+	@$(V)/runnel cluster logs $(NODE) --follow
 
 lint: .venv/.dev ## Ruff: rules and format
 	$(V)/ruff check .
@@ -57,19 +77,19 @@ protos: .venv/.dev ## Generate the code beside protos/*.proto again
 
 check: lint types floors unit ## What every commit passes
 
-unit: .venv/.dev ## Pure tests: no sockets, no sleeps
+unit: .venv/.dev .venv/.kernel ## Pure tests: no sockets, no sleeps
 	$(PYTEST) tests/unit
 
-sim: .venv/.dev ## Seeded and exhaustive searches of the real code over virtual stores
+sim: .venv/.dev .venv/.kernel ## Seeded and exhaustive searches of the real code over virtual stores
 	$(PYTEST) tests/sim
 
-integration: .venv/.dev ## Real processes on free ports
+integration: .venv/.dev .venv/.kernel ## Real processes on free ports
 	$(PYTEST) tests/integration
 
-conformance: .venv/.dev ## Clients that nobody here wrote
+conformance: .venv/.dev .venv/.kernel ## Clients that nobody here wrote
 	$(PYTEST) tests/conformance
 
-test: lint types floors ## Everything that CI runs
+test: .venv/.kernel lint types floors ## Everything that CI runs
 	$(PYTEST) tests/unit tests/sim tests/integration tests/conformance tests/chaos
 
 chaos-local: .venv/.dev ## 50 rounds of kill -9 under load, and again with lost answers
@@ -87,14 +107,36 @@ chaos-long: .venv/.dev ## 200 rounds of that
 bench-cluster: .venv/.dev ## Fail-over, restarts under load, ingest and queries of a whole cluster; results in benchmarks/results
 	$(V)/python -m benchmarks.cluster --store
 
-bench: .venv/.dev ## Ingest and query loads against Runnel and its peers; results in benchmarks/results
+bench: .venv/.dev .venv/.kernel ## Ingest and query loads against Runnel and its peers; results in benchmarks/results
 	$(V)/python -m benchmarks.run
 
 lock: .venv/bin/uv ## Resolve the dependencies again (writes requirements/*.txt)
 	$(V)/uv pip compile -q --upgrade --generate-hashes --no-header --extra demo pyproject.toml -o requirements/run.txt
 	$(V)/uv pip compile -q --generate-hashes --no-header --extra demo --extra dev -c requirements/run.txt pyproject.toml -o requirements/dev.txt
+	echo hatchling | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/build.txt
+	printf 'moto[s3]\nflask\nflask-cors\n' | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/s3.txt
 	echo uv | $(V)/uv pip compile -q --upgrade --generate-hashes --no-header - -o requirements/uv.txt
 
 clean: ## Remove what was built (not your data)
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: image compose-up compose-down compose-test
+
+image: ## Build the container image `runnel` (docs/containers.md)
+	@deploy/base-image.sh $(IMAGE_BASE)
+	@for cert in /usr/local/share/ca-certificates/*.crt; do [ ! -e "$$cert" ] || cp -p "$$cert" deploy/certs/; done
+	docker build --build-arg BASE=$(IMAGE_BASE) --target runtime -t runnel .
+
+compose-up: ## Start the cluster of docker-compose.yml: gateways on 127.0.0.1:8181 and :8182
+	@docker image inspect runnel >/dev/null 2>&1 || { echo "There is no image yet: make image"; exit 1; }
+	@$(COMPOSE) up -d
+	@echo "Runnel listens on http://127.0.0.1:8181 and http://127.0.0.1:8182; stop it with make compose-down"
+
+compose-down: ## Stop it cleanly; the volumes with the data stay
+	@$(COMPOSE) --profile demo --profile s3 --profile observability down
+
+compose-test: .venv/.dev image ## Build, start, write, query and hurt that cluster for real (half an hour; one-way cuts need root)
+	docker build --build-arg BASE=$(IMAGE_BASE) --target s3 -t runnel-s3 .
+	docker build --build-arg BASE=$(IMAGE_BASE) -f deploy/prometheus.Dockerfile -t runnel-prometheus .
+	COMPOSE_TESTS=1 $(V)/pytest -v -rP tests/compose

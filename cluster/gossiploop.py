@@ -163,6 +163,7 @@ class GossipLoop:
         self._skewed: set[str] = set()
         self._refused_since: float | None = None
         self._denied: ClusterDenied | None = None
+        self._first_answer = asyncio.Event()
 
     # -- life -------------------------------------------------------------------------------------------
 
@@ -181,13 +182,16 @@ class GossipLoop:
         self._pump()
 
     async def first_join(self) -> None:
-        """One try of all seeds, and then more in the background. Raises ClusterDenied."""
+        """Try the seeds until one answers, none does, or a while has passed; it goes on in the background.
+
+        Raises ClusterDenied.
+        """
+        self._spawn(self._join_for_ever())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_JOIN_SECONDS):
-                await self._join_round()
+                await self._first_answer.wait()
         if self._denied is not None:
             raise self._denied
-        self._spawn(self._join_for_ever())
 
     async def close(self) -> None:
         if self._timer is not None:
@@ -252,7 +256,7 @@ class GossipLoop:
         if isinstance(effect, SendPacket):
             self._packet_out(effect)
         elif isinstance(effect, (Exchange, PingStream)) and len(self._tasks) < STREAMS_OUT_MAX:
-            self._spawn(self._exchange(effect) if isinstance(effect, Exchange) else self._ping_stream(effect))
+            self._spawn(self._push_pull(effect.address) if isinstance(effect, Exchange) else self._ping_stream(effect))
         elif isinstance(effect, _CHANGES):
             self._changed(effect)
         elif isinstance(effect, NameTaken):
@@ -368,16 +372,13 @@ class GossipLoop:
         if isinstance(answer, StreamPong) and answer.name == effect.name:
             self.swim.stream_acked(effect.sequence)
 
-    async def _exchange(self, effect: Exchange) -> None:
-        await self._push_pull(effect.address)
-
-    async def _push_pull(self, address: str) -> bool:
-        """Exchange everything with the member there; whether another member answered."""
+    async def _push_pull(self, address: str) -> None:
+        """Exchange everything with the member there, if it answers."""
         answer = await self._ask(address, self.swim.state(_now_ms()))
         if isinstance(answer, NameIsTaken):
             await self._name_refused(answer.holder)
         if not isinstance(answer, PushPull) or answer.name == self._around.name:
-            return False
+            return
         self._refused_since = None
         self._check_clock(answer)
         try:
@@ -385,7 +386,7 @@ class GossipLoop:
         except MalformedMessage as error:
             self._refuse(error, address)
         self._pump()
-        return True
+        self._first_answer.set()
 
     def _check_clock(self, theirs: PushPull) -> None:
         skew = theirs.sent_at_ms / 1000 - time.time()
@@ -408,36 +409,36 @@ class GossipLoop:
     def _deny(self, error: ClusterDenied) -> None:
         if self._denied is None:
             self._denied = error
+            self._first_answer.set()
             self._around.on_denied(error)
 
-    async def _join_round(self) -> bool:
-        """Try every seed that is not a live member. Whether one answered, or there is none to try.
-
-        While nobody is known, those from before the restart too.
-        """
+    async def _join_round(self) -> None:
+        """Try every seed that is not a live member; while nobody is known, members from before the restart too."""
         tries = [self._try_seed(seed) for seed in self._around.seeds]
         if self.swim.live == 1:
             tries += [self._try_any([peer]) for peer in _some(self._peers, PEERS_TRIED_MAX)]
-        answers = await asyncio.gather(*tries)
-        return True in answers or False not in answers
+        await asyncio.gather(*tries)
 
-    async def _try_seed(self, seed: str) -> bool | None:
-        return await self._try_any(await resolve_seed(self._errands, seed))
+    async def _try_seed(self, seed: str) -> None:
+        await self._try_any(await resolve_seed(self._errands, seed))
 
-    async def _try_any(self, addresses: Sequence[str]) -> bool | None:
-        """Whether one of these answered. None: there was no need to ask, as a live member is there, or we are."""
+    async def _try_any(self, addresses: Sequence[str]) -> None:
+        """One member at several addresses, or several behind one name: no need to ask when one of them is known."""
         known = {self._around.address} | {m.address for m in self.swim.members().values() if m.is_usable}
-        if any(address in known for address in addresses):
-            return None
-        return True in await asyncio.gather(*map(self._push_pull, _some(addresses, ADDRESSES_TRIED_MAX)))
+        if not any(address in known for address in addresses):
+            await asyncio.gather(*map(self._push_pull, _some(addresses, ADDRESSES_TRIED_MAX)))
 
     async def _join_for_ever(self) -> None:
         pause = JOIN_PAUSE_FIRST_SECONDS
         while True:
-            alone = self.swim.live == 1
-            await asyncio.sleep((pause if alone else SEED_CHECK_SECONDS) * random.uniform(0.5, 1.0))
-            answered = await self._join_round()
-            pause = JOIN_PAUSE_FIRST_SECONDS if answered else min(JOIN_PAUSE_SECONDS_MAX, pause * 2)
+            await self._join_round()
+            self._first_answer.set()
+            if self.swim.live > 1:
+                pause = JOIN_PAUSE_FIRST_SECONDS
+                await asyncio.sleep(SEED_CHECK_SECONDS * random.uniform(0.5, 1.0))
+            else:
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(JOIN_PAUSE_SECONDS_MAX, pause * 2)
 
     # -- the peers file ---------------------------------------------------------------------------------
 

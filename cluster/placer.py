@@ -1,7 +1,8 @@
 """The controller: decides which node owns which shard (LOG L32). A pure machine: events and ``now`` in, effects out.
 
 Every voter has a `Placer`; a driver in `nodes` feeds it from Raft, gossip and the nodes' answers, and performs the
-effects in the order given (`cluster.placerevents` says how each is answered). ``now`` is monotonic seconds.
+effects in the order given (`cluster.placerevents` says how each is answered). ``now`` is monotonic seconds. Answers
+are events of their own: `handle` is not called from within the performing of its effects.
 
 The way of a controller: Raft names it, it opens the Catalog, whose open object gives the epoch; it announces that
 epoch to every live ingest node; it issues the whole map under it, naming only nodes that reported that epoch; then
@@ -173,7 +174,7 @@ class Placer:
         if peer is not None:
             peer.is_unreachable = True
             peer.unreachable_at = self._now
-            peer.ask_anew()  # a report that was asked for before says nothing of now
+            peer.asked_at, peer.ask_at = None, self._now + self.times.retry  # one under way says nothing of now
 
     def _note_reachable(self, event: Reachable) -> None:
         peer = self._peers.get(event.name)

@@ -6,8 +6,8 @@ the greater version is kept (L32). It is never trusted for safety: it can lose a
 two nodes can believe themselves leader for `LEADER_FALLBACK_SECONDS`. The Logs see to that (L12, L28).
 
 The names that begin with an underscore and a class are pysyncobj's private ones; the version is pinned for them.
-What is replaced: its wire (pickle, see `cluster.raftwire`), its dump (pickle), its look-up of names (in the
-tick), its server (deaf for ever after one failed accept), and the wait for a leader whose port refuses.
+What is replaced: its wire (pickle, see `cluster.raftwire`), its files but the journal (pickle), its look-up of names
+(in the tick), its server (deaf for ever after a failed accept), and the wait for a leader whose port refuses.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import socket
 import struct
 import threading
 import time
-import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf, SyncObjException
+from pysyncobj import journal as pysyncobj_journal
 from pysyncobj.monotonic import monotonic as raft_clock
 from pysyncobj.node import TCPNode
 from pysyncobj.tcp_connection import TcpConnection
@@ -33,9 +33,19 @@ from pysyncobj.transport import TCPTransport
 
 from cluster.errors import ClusterDenied, ClusterMisconfigured, MalformedMessage, PeerUnavailable
 from cluster.placement import decode_placement
-from cluster.raftconfig import Keeper, RaftConfig
-from cluster.raftfiles import DUMP, JOURNAL, prepare, read_dump, set_aside, write_dump
-from cluster.raftnames import Resolver
+from cluster.raftconfig import Keeper, RaftConfig, quieten_pysyncobj
+from cluster.raftfiles import (
+    DUMP,
+    JOURNAL,
+    prepare,
+    read_dump,
+    read_meta,
+    set_aside,
+    with_checksum,
+    write_dump,
+    write_meta,
+)
+from cluster.raftnames import Resolver, literal, refuses
 from cluster.raftwire import FRAME_BYTES_MAX, HELLO_BYTES_MAX, HELLO_KEY_BYTES, AnotherVoterList, Seal
 
 if TYPE_CHECKING:
@@ -44,7 +54,6 @@ if TYPE_CHECKING:
 __all__ = ["Raft", "RaftConfig"]
 
 log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 ELECTION_SECONDS_MIN: Final = 0.5
 ELECTION_SECONDS_MAX: Final = 1.2
@@ -53,9 +62,10 @@ LEADER_FALLBACK_SECONDS: Final = 2.0
 """A leader without a majority steps down after this."""
 RECONNECT_SECONDS: Final = 0.3
 TICK_SECONDS: Final = 0.05
-PROBE_SECONDS: Final = 0.1
-"""A leader whose connection broke is asked so often whether its port still answers, with half of it to answer."""
-RANK_SECONDS: Final = 0.15
+PROBE_SECONDS: Final = 0.05
+PROBE_ANSWER_SECONDS: Final = 0.02
+"""A leader whose connection broke is asked so often whether its port still answers, and has so long to say so."""
+RANK_SECONDS: Final = 0.3
 """A leader that refuses is gone: the voters stand one after another, so that they do not split the vote."""
 COMMAND_BYTES_MAX: Final = 1 << 20
 COMPACTION_ENTRIES: Final = 500
@@ -68,8 +78,8 @@ FAILED_TICKS_MAX: Final = 20
 UNSENT_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX
 SOCKET_BYTES: Final = 1 << 16
 SIGN_OF_LIFE_SECONDS: Final = 1.0
-"""Between voters that are silent otherwise: pysyncobj gives a connection up, vote and all, when it has heard nothing
-for 3.5 s, and followers have nothing to say to each other until they need each other's votes."""
+"""Between voters that are silent otherwise: pysyncobj gives up a connection, with the vote that it was about to send,
+when it has heard nothing for 3.5 s, and followers have nothing to say to each other until they vote."""
 _REGULAR: Final = 0
 """pysyncobj's type of a command that is for us; others are its own."""
 _TRANSIENT: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ECONNABORTED})
@@ -117,7 +127,7 @@ class Raft:
     async def start(self) -> None:
         """Read what was kept, listen, and begin. Raises ClusterMisconfigured if the address cannot be used."""
         assert self._thread is None, "a Raft is started once"
-        _quieten_pysyncobj()
+        quieten_pysyncobj()
         self._resolver.start()
         try:
             self._voter = await asyncio.to_thread(self._open)
@@ -150,7 +160,9 @@ class Raft:
             raise PeerUnavailable(f"no majority of voters answered in {timeout} s") from None
         finally:
             self._waiting.discard(answer)
-        return self._is_applied(reason)
+        if reason in (FAIL_REASON.MISSING_LEADER, FAIL_REASON.QUEUE_FULL):
+            raise PeerUnavailable("no Raft leader")
+        return bool(reason == FAIL_REASON.SUCCESS)
 
     async def stop(self) -> None:
         """Leave. May be called again, and when not started."""
@@ -168,18 +180,15 @@ class Raft:
     # ---- below: in the raft thread --------------------------------------------------------------------------
 
     def _open(self) -> _Voter:
+        listen = f"{literal(self._config.listen[0])}:{self._config.listen[1]}"
         prepare(self._config.folder)
         try:
-            return self._new_voter()
+            return _Voter(self._config, listen, self._keeper, self._resolver)
         except SyncObjException as error:
-            host, port = self._config.listen
-            raise ClusterMisconfigured(f"cannot listen for Raft on {host}:{port}: is it in use?") from error
+            raise ClusterMisconfigured(f"cannot listen for Raft on {listen}: is it in use?") from error
         except Exception as error:  # noqa: BLE001 - whatever the files made it do: without them it starts
             set_aside(self._config.folder, f"{type(error).__name__}: {error}")
-            return self._new_voter()
-
-    def _new_voter(self) -> _Voter:
-        return _Voter(self._config, self._keeper, self._resolver)
+            return _Voter(self._config, listen, self._keeper, self._resolver)
 
     def _run(self) -> None:
         self._silent_since = time.monotonic()
@@ -232,13 +241,8 @@ class Raft:
             self._silent_since = None  # said once, until one has answered
             log.warning("no voter answers: not up, or wrong secret, or another voter list")
 
-    def _is_applied(self, reason: int) -> bool:
-        if reason in (FAIL_REASON.MISSING_LEADER, FAIL_REASON.QUEUE_FULL, FAIL_REASON.REQUEST_DENIED):
-            raise PeerUnavailable("no Raft leader")
-        return bool(reason == FAIL_REASON.SUCCESS)
 
-
-def _tell(callback: Callable[[_T], None], news: _T) -> None:
+def _tell(callback: Callable[[Any], None], news: object) -> None:
     try:
         callback(news)
     except Exception:
@@ -320,7 +324,10 @@ class _Connection(TcpConnection):  # type: ignore[misc]
         try:
             message = self.encryptor.open(data, self.recvRandKey or b"", self._received + 1)
         except AnotherVoterList as error:
-            log.warning("%s; refused", error)
+            if error.is_first:
+                log.warning("%s; refused", error)
+            if not self._sent:
+                self.send(bytes(HELLO_KEY_BYTES))  # so that it finds out too
             self.disconnect()
             return None
         except (ClusterDenied, MalformedMessage) as error:
@@ -334,19 +341,39 @@ class _Connection(TcpConnection):  # type: ignore[misc]
         self.disconnect()
 
 
+class _Meta(pysyncobj_journal.MetaStorer):  # type: ignore[misc]
+    """Term and vote in JSON: the last file that pysyncobj would pickle."""
+
+    def getMeta(self) -> dict[str, object]:
+        return read_meta(Path(self.getPath()))
+
+    def storeMeta(self, meta: dict[str, object]) -> None:
+        write_meta(Path(self.getPath()), meta)
+
+
+pysyncobj_journal.MetaStorer = _Meta  # its journal makes its own and takes no other
+
+
 class _Server(TcpServer):  # type: ignore[misc]
     """Makes our connections, and outlives a failed accept."""
 
+    def bind(self) -> None:
+        super().bind()
+        self._TcpServer__socket.listen(STRANGERS_MAX)
+
     def _TcpServer__onNewConnection(self, descr: int, event: int) -> None:
         try:
-            sock, _ = self._TcpServer__socket.accept()
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setblocking(False)
+            for _ in range(STRANGERS_MAX):
+                self._accept()
         except OSError as error:
             if error.errno not in _TRANSIENT:
                 log.info("raft cannot accept: %s", error)
                 self.unbind()  # no descriptors: `_Transport` binds again a second later
-            return
+
+    def _accept(self) -> None:
+        sock, _ = self._TcpServer__socket.accept()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
         poller, timeout = self._TcpServer__poller, self._TcpServer__connectionTimeout
         connection = _Connection(poller, socket=sock, timeout=timeout, recvBufferSize=SOCKET_BYTES)
         self._TcpServer__onNewConnectionCallback(connection)
@@ -462,7 +489,7 @@ class _Transport(TCPTransport):  # type: ignore[misc]
         if leader is None or leader == self._selfNode or voter.isNodeConnected(leader) or now < self._next_probe:
             return
         self._next_probe = now + PROBE_SECONDS
-        if _refuses(leader.ip, leader.port):
+        if refuses(leader.ip, leader.port, PROBE_ANSWER_SECONDS):
             living = sorted({self._selfNode.address, *self._nodeAddrToNode} - {leader.address})
             voter.stand_in(living.index(self._selfNode.address) * RANK_SECONDS)
 
@@ -471,33 +498,28 @@ class _Transport(TCPTransport):  # type: ignore[misc]
         super().destroy()
 
 
-def _refuses(ip: str | None, port: int) -> bool:
-    try:
-        socket.create_connection((ip, port), timeout=PROBE_SECONDS / 2).close()
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 class _Voter(SyncObj):  # type: ignore[misc]
     """pysyncobj's object with one command, no pickle, and no methods of ours that it could replicate."""
 
     _SyncObj__raftElectionDeadline: float
 
-    def __init__(self, config: RaftConfig, keeper: Keeper, resolver: Resolver) -> None:
+    def __init__(self, config: RaftConfig, listen: str, keeper: Keeper, resolver: Resolver) -> None:
         self._seal = Seal(config.name, config.voters, config.secret)
         self._keeper = keeper
         self._closing = threading.Lock()
         self._is_closed = False
         nodes = {name: _Node(address, resolver) for name, address in config.voters.items()}
         own = nodes.pop(config.name)
-        super().__init__(own, set(nodes.values()), conf=self._conf(config), transportClass=_Transport)
+        conf = self._conf(config.folder, listen)
+        try:
+            super().__init__(own, set(nodes.values()), conf, transportClass=_Transport)
+        except SyncObjException:  # the last thing that it does is to bind
+            self.close()
+            raise
         if not nodes:
             self.stand_in(0.0)
 
-    def _conf(self, config: RaftConfig) -> SyncObjConf:
+    def _conf(self, folder: Path, listen: str) -> SyncObjConf:
         return SyncObjConf(
             autoTick=False,
             useFork=False,
@@ -508,7 +530,7 @@ class _Voter(SyncObj):  # type: ignore[misc]
             logCompactionMinEntries=COMPACTION_ENTRIES,
             commandsWaitLeader=False,
             commandsQueueSize=64,
-            bindAddress=f"{config.listen[0]}:{config.listen[1]}",
+            bindAddress=listen,
             maxBindRetries=1,  # 0 would spin in the constructor for ever
             raftMinTimeout=ELECTION_SECONDS_MIN,
             raftMaxTimeout=ELECTION_SECONDS_MAX,
@@ -516,8 +538,8 @@ class _Voter(SyncObj):  # type: ignore[misc]
             connectionRetryTime=RECONNECT_SECONDS,
             dnsCacheTime=5.0,
             dnsFailCacheTime=1.0,
-            fullDumpFile=str(config.folder / DUMP),
-            journalFile=str(config.folder / JOURNAL),
+            fullDumpFile=str(folder / DUMP),
+            journalFile=str(folder / JOURNAL),
             serializer=self._dump,
             deserializer=self._load,
         )
@@ -541,11 +563,12 @@ class _Voter(SyncObj):  # type: ignore[misc]
         with self._closing:
             if self._is_closed:
                 raise PeerUnavailable("Raft is not running")
-            self._applyCommand(_with_checksum(command), lambda _, reason: on_answer(reason), _REGULAR)
+            self._applyCommand(with_checksum(command), lambda _, reason: on_answer(reason), _REGULAR)
 
     def stand_in(self, seconds: float) -> None:
-        """Stand for election in ``seconds``, if not sooner."""
+        """Stand for election in ``seconds``, if not sooner. In the raft thread."""
         self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, raft_clock() + seconds)
+        self._SyncObj__pipeNotifier.notify()  # the tick goes on at once
 
     def close(self) -> None:
         with self._closing:
@@ -562,7 +585,7 @@ class _Voter(SyncObj):  # type: ignore[misc]
     def _apply(self, checked: bytes) -> None:
         """The one replicated method. Never raises."""
         command = checked[4:]
-        if _with_checksum(command) == checked:
+        if with_checksum(command) == checked:
             self._keeper.keep(command)
         else:
             log.warning("a damaged raft entry is ignored")
@@ -575,27 +598,3 @@ class _Voter(SyncObj):  # type: ignore[misc]
         if state:
             self._keeper.keep(state)
         return last, before, set()
-
-
-def _with_checksum(command: bytes) -> bytes:
-    """The journal has none, and one bit of a version could outlive every controller."""
-    return zlib.crc32(command).to_bytes(4, "little") + command
-
-
-class _AsInfo(logging.Filter):
-    """What pysyncobj warns of is harmless here (see above), and nothing that an operator could act on."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno > logging.INFO:
-            record.levelno, record.levelname = logging.INFO, "INFO"
-        return logging.getLogger(record.name).isEnabledFor(record.levelno)
-
-
-class _Quiet:
-    modules: ClassVar[tuple[str, ...]] = ("syncobj", "serializer", "dns_resolver")
-    filter: ClassVar[_AsInfo] = _AsInfo()
-
-
-def _quieten_pysyncobj() -> None:
-    for module in _Quiet.modules:
-        logging.getLogger(f"pysyncobj.{module}").addFilter(_Quiet.filter)

@@ -1,10 +1,10 @@
-"""What a voter is told, and what it keeps. Values for `cluster.raft`; no I/O."""
+"""What a voter is told, what it keeps, and what it may say. For `cluster.raft`; no I/O."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cluster.errors import ClusterMisconfigured, MalformedMessage
 from cluster.placement import Placement, decode_placement
@@ -57,3 +57,21 @@ class Keeper:
             return
         if placement.version > self._placement.version:
             self._placement, self.command = placement, command
+
+
+class _AsInfo(logging.Filter):
+    """What pysyncobj warns of is harmless here, and nothing that an operator could act on."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno > logging.INFO:
+            record.levelno, record.levelname = logging.INFO, "INFO"
+        return logging.getLogger(record.name).isEnabledFor(record.levelno)
+
+
+_AS_INFO: Final = _AsInfo()
+
+
+def quieten_pysyncobj() -> None:
+    """May be called again: a filter is added once."""
+    for module in ("syncobj", "serializer", "dns_resolver"):
+        logging.getLogger(f"pysyncobj.{module}").addFilter(_AS_INFO)

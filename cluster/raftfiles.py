@@ -7,10 +7,8 @@ with their folder kept for a look when they are not sound.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import pickle
 import shutil
 import struct
 import zlib
@@ -21,6 +19,7 @@ import msgspec
 from cluster.errors import ClusterError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -52,6 +51,17 @@ class _Dump(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     before: LogEntry
 
 
+class _Meta(msgspec.Struct, forbid_unknown_fields=True):
+    currentTerm: int = 0
+    votedForNodeId: str | None = None
+    raftCommitIndex: int = 1
+
+
+def with_checksum(command: bytes) -> bytes:
+    """As it is replicated: the journal has none, and one wrong bit of a version could outlive every controller."""
+    return zlib.crc32(command).to_bytes(4, "little") + command
+
+
 def write_dump(path: Path, state: bytes, last: LogEntry, before: LogEntry) -> None:
     """The state at entry ``last``, and the entry below, which pysyncobj wants too."""
     body = msgspec.msgpack.encode(_Dump(state, last, before))
@@ -70,6 +80,24 @@ def read_dump(path: Path) -> tuple[bytes, LogEntry, LogEntry]:
     except (msgspec.DecodeError, ValueError) as error:
         raise Unsound(f"{path.name}: {error}") from error
     return dump.state, dump.last, dump.before
+
+
+def write_meta(path: Path, meta: Mapping[str, object]) -> None:
+    """Term, vote and commit index, by pysyncobj's names."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(msgspec.json.encode(meta))
+    os.replace(temporary, path)
+
+
+def read_meta(path: Path) -> dict[str, object]:
+    """The reverse; empty if there is none. Raises Unsound, OSError."""
+    if not path.exists():
+        return {}
+    try:
+        meta = msgspec.json.decode(path.read_bytes(), type=_Meta)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise Unsound(f"{path.name}: {error}") from error
+    return msgspec.structs.asdict(meta)
 
 
 def prepare(folder: Path) -> None:
@@ -94,7 +122,8 @@ def set_aside(folder: Path, reason: str) -> None:
 
 def _judge(folder: Path) -> None:
     dump, journal = folder / DUMP, folder / JOURNAL
-    commit = _commit_index(folder / META)
+    commit = read_meta(folder / META).get("raftCommitIndex", 1)
+    assert isinstance(commit, int)
     dumped = read_dump(dump)[1][1] if dump.exists() else 0
     indexes = _indexes(journal) if journal.exists() else []
     if dumped:
@@ -137,26 +166,3 @@ def _record(data: bytes, offset: int, end: int, name: str) -> tuple[int, int]:
         raise Unsound(f"{name}: no command at byte {offset}")
     index: int = _RECORD.unpack_from(data, offset + 4)[0]
     return index, after
-
-
-class _Plain(pickle.Unpickler):
-    """Numbers and texts only: our own file, but read without running what is in it."""
-
-    def find_class(self, module_name: str, global_name: str) -> object:
-        raise pickle.UnpicklingError(f"{module_name}.{global_name} in a file of numbers")
-
-
-def _commit_index(path: Path) -> int:
-    """From the small file with term, vote and commit index, which pysyncobj pickles."""
-    if not path.exists():
-        return 0
-    try:
-        meta = _Plain(io.BytesIO(path.read_bytes())).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-        raise Unsound(f"{path.name}: {error}") from error
-    if not isinstance(meta, dict):
-        raise Unsound(f"{path.name}: not a mapping")
-    term, commit, vote = meta.get("currentTerm", 0), meta.get("raftCommitIndex", 1), meta.get("votedForNodeId")
-    if not isinstance(term, int) or not isinstance(commit, int) or not isinstance(vote, str | None):
-        raise Unsound(f"{path.name}: not a term, a vote and an index")
-    return commit

@@ -1,4 +1,4 @@
-"""Addresses of the voters' hosts. Driven by `cluster.raft`; looks them up in a thread of its own.
+"""Addresses of the voters' hosts, looked up in a thread of its own, and whether a port refuses. For `cluster.raft`.
 
 A look-up may take seconds where a dead host's name is no longer known, and a tick of Raft must not wait for it:
 the survivors would lose their leader too.
@@ -11,6 +11,8 @@ import logging
 import socket
 import threading
 from typing import TYPE_CHECKING, Final
+
+from cluster.errors import ClusterMisconfigured
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +29,7 @@ class Resolver:
 
     def __init__(self, addresses: Iterable[str]) -> None:
         hosts = {address.rpartition(":")[0] for address in addresses}
-        self._found = {host: host for host in hosts if _is_literal(host)}
+        self._found = {host: host.strip("[]") for host in hosts if _is_literal(host.strip("[]"))}
         self._named = sorted(hosts - self._found.keys())
         self._stopping = threading.Event()
 
@@ -49,13 +51,23 @@ class Resolver:
 
     def _look_up(self, host: str) -> None:
         try:
-            answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            self._found[host] = _address_of(host)
         except OSError as error:
             log.debug("no address for %s: %s", host, error)
-            return
-        answers.sort(key=lambda answer: answer[0] != socket.AF_INET)
-        if answers:
-            self._found[host] = str(answers[0][4][0])
+
+
+def literal(host: str) -> str:
+    """The address to listen on. Raises ClusterMisconfigured."""
+    try:
+        return _address_of(host.strip("[]"))
+    except OSError as error:
+        raise ClusterMisconfigured(f"no address to listen on for Raft: {host!r}: {error}") from error
+
+
+def _address_of(host: str) -> str:
+    """IPv4 if there is one. Raises OSError."""
+    answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return str(min(answers, key=lambda answer: answer[0] != socket.AF_INET)[4][0])
 
 
 def _is_literal(host: str) -> bool:
@@ -64,3 +76,16 @@ def _is_literal(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def refuses(ip: str | None, port: int, seconds: float) -> bool:
+    """A process that is gone refuses at once; a host that is gone says nothing. Blocks so long at most."""
+    if ip is None:
+        return False
+    try:
+        socket.create_connection((ip, port), timeout=seconds).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -27,6 +27,7 @@ FRAME_BYTES_MAX: Final = 4 << 20
 HELLO_BYTES_MAX: Final = 4 << 10
 """Of a frame from a peer that has not proved that it knows the secret: it holds no more memory than this."""
 HELLO_KEY_BYTES: Final = 32
+ODD_NAMES_MAX: Final = 16
 _DIGEST_BYTES: Final = 8
 
 
@@ -111,9 +112,10 @@ class _Frame(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 class AnotherVoterList(ClusterDenied):
     """A peer that knows the secret has other voters in its settings."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, is_first: bool) -> None:
         super().__init__(f"voter {name!r} has another voter list")
         self.name = name
+        self.is_first = is_first  # it tries again and again, and one line of a log says it
 
 
 class Seal:
@@ -123,6 +125,7 @@ class Seal:
         self._name = name
         self._digest = _digest(voters)
         self._fernet = Fernet(_derive(secret))
+        self._odd: set[str] = set()
 
     def seal(self, key: bytes, number: int, message: object) -> bytes:
         """A frame's bytes. ``message`` is what pysyncobj sends: a dict, or in the hand-shake bytes or a str."""
@@ -149,7 +152,10 @@ class Seal:
 
     def _check(self, frame: _Frame, key: bytes, number: int) -> None:
         if frame.digest != self._digest:
-            raise AnotherVoterList(frame.name)
+            is_first = frame.name not in self._odd and len(self._odd) < ODD_NAMES_MAX
+            if is_first:
+                self._odd.add(frame.name)
+            raise AnotherVoterList(frame.name, is_first)
         if key and frame.key != key:
             raise ClusterDenied("a frame of another connection")
         if frame.number != number:

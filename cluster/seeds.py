@@ -125,7 +125,7 @@ def read_peers(path: Path) -> list[str]:
             check_address(item)
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.warning("peers_file_ignored", path=str(path), error=str(error))
         return []
     return found[:PEERS_MAX]

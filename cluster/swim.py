@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from cluster.broadcasts import Broadcasts
@@ -41,7 +41,7 @@ from cluster.messages import (
     encode_meta,
     encode_packet,
 )
-from cluster.swimconfig import FAST, Suspicion, SwimConfig
+from cluster.swimconfig import FAST, SwimConfig
 from cluster.swimeffects import (
     Effect,
     Exchange,
@@ -55,6 +55,7 @@ from cluster.swimeffects import (
     PingStream,
     SendPacket,
 )
+from cluster.swimstate import Peer, Probe, Relay, Suspicion, SwimCounters
 
 if TYPE_CHECKING:
     import random
@@ -76,50 +77,6 @@ NACK_SHARE: Final = 0.8
 
 _USABLE: Final = (MemberState.ALIVE, MemberState.SUSPECT)
 _GONE: Final = (MemberState.DEAD, MemberState.LEFT)
-
-
-@dataclass(slots=True)
-class SwimCounters:
-    """What has happened, for metrics. Read by any thread, written by the driver's."""
-
-    packets_in: int = 0
-    packets_out: int = 0
-    refused: int = 0
-    probes: int = 0
-    probes_failed: int = 0
-    suspicions: int = 0
-    refutations: int = 0
-    deaths: int = 0
-    stalls: int = 0
-
-
-@dataclass(slots=True)
-class _Peer:
-    """What is believed of another member."""
-
-    member: Member
-    meta: bytes
-    changed_at: float
-    suspicion: Suspicion | None = None
-
-
-@dataclass(slots=True)
-class _Probe:
-    name: str
-    address: str
-    incarnation: int
-    indirect: bool = False
-    nacks_wanted: int = 0
-    nacks: int = 0
-    stream_acked: bool = False
-
-
-@dataclass(slots=True)
-class _Relay:
-    """A ping under way for ``asker``, who calls it ``sequence``."""
-
-    asker: str
-    sequence: int
 
 
 _Timer: TypeAlias = "tuple[float, int, Callable[[float], None]]"
@@ -155,7 +112,7 @@ class Swim:
         self._meta_next: MemberMeta | None = None
         self._meta_told_at = now - config.meta_interval
         self._rng = rng
-        self._peers: dict[str, _Peer] = {}
+        self._peers: dict[str, Peer] = {}
         self._live = 1
         self._effects: list[Effect] = []
         self._broadcasts = Broadcasts()
@@ -165,9 +122,9 @@ class Swim:
         self._sequences = itertools.count(rng.getrandbits(61))  # so that no answer from a former life fits
         self._order: list[str] = []
         self._order_at = 0
-        self._probes: dict[int, _Probe] = {}
+        self._probes: dict[int, Probe] = {}
         self._turn = -1  # the sequence of the round robin's probe
-        self._relays: dict[int, _Relay] = {}
+        self._relays: dict[int, Relay] = {}
         self._after(now, rng.random() * config.probe_interval, self._probe_turn)
         self._after(now, rng.random() * config.push_pull_interval, self._push_pull_turn)
         self._after(now, rng.random() * config.reconnect_interval, self._reconnect_turn)
@@ -320,7 +277,7 @@ class Swim:
         if self.leaving and not (targets and self.name in self._broadcasts):
             self._effects.append(LeaveSent())
 
-    def _hears_gossip(self, peer: _Peer, now: float) -> bool:
+    def _hears_gossip(self, peer: Peer, now: float) -> bool:
         """The newly dead too: one that lives after all learns of it, and objects."""
         state = peer.member.state
         return state in _USABLE or (
@@ -337,7 +294,7 @@ class Swim:
         if peer is not None:
             self._turn = self._start_probe(peer, now)
 
-    def _next_in_order(self) -> _Peer | None:
+    def _next_in_order(self) -> Peer | None:
         """Round robin over a shuffled list: each member's turn comes within twice the number of members."""
         for _ in range(len(self._order) + 1):
             if self._order_at >= len(self._order):
@@ -352,16 +309,16 @@ class Swim:
                 return peer
         return None
 
-    def _start_probe(self, peer: _Peer, now: float) -> int:
+    def _start_probe(self, peer: Peer, now: float) -> int:
         member, sequence = peer.member, next(self._sequences)
         self.counters.probes += 1
-        self._probes[sequence] = _Probe(member.name, member.address, member.incarnation)
+        self._probes[sequence] = Probe(member.name, member.address, member.incarnation)
         self._after(now, self.config.probe_timeout, functools.partial(self._probe_others, sequence))
         deadline = self.config.probe_interval * (self.awareness + 1)
         self._after(now, deadline, functools.partial(self._probe_ends, sequence))
         messages: list[PacketMessage] = [Ping(sequence, member.name)]
-        if member.state is MemberState.SUSPECT:  # Lifeguard's buddy system: it learns at once what to refute
-            messages.append(Suspect(member.name, member.incarnation, self.name))
+        if member.state is MemberState.SUSPECT:  # Lifeguard's buddy system: its answer brings the refutation along
+            messages.insert(0, Suspect(member.name, member.incarnation, self.name))
         self._send(member.address, *messages)
         return sequence
 
@@ -413,7 +370,7 @@ class Swim:
         if len(self._relays) >= RELAYS_MAX:
             return
         sequence = next(self._sequences)
-        self._relays[sequence] = _Relay(source, asked.sequence)
+        self._relays[sequence] = Relay(source, asked.sequence)
         self._after(now, self.config.probe_timeout * NACK_SHARE, functools.partial(self._relay_is_late, sequence))
         self._after(now, self.config.probe_timeout, functools.partial(self._relay_ends, sequence))
         self._send(asked.address, Ping(sequence, asked.target))
@@ -447,16 +404,16 @@ class Swim:
         else:
             self._joins(peer, said, now)
 
-    def _new_peer(self, said: Alive, now: float) -> _Peer | None:
+    def _new_peer(self, said: Alive, now: float) -> Peer | None:
         """A member that is heard of for the first time; None when there are too many."""
         if len(self._peers) >= MEMBERS_MAX:
             self.counters.refused += 1
             return None
         member = Member(said.name, said.address, said.incarnation, MemberState.DEAD, decode_meta(said.meta))
-        peer = self._peers[said.name] = _Peer(member, said.meta, now)
+        peer = self._peers[said.name] = Peer(member, said.meta, now)
         return peer
 
-    def _joins(self, peer: _Peer, said: Alive, now: float) -> None:
+    def _joins(self, peer: Peer, said: Alive, now: float) -> None:
         """Into the rest of this round, at a place of chance: so that not all members probe it in step."""
         self._set(peer, said, now)
         self._live += 1
@@ -464,7 +421,7 @@ class Swim:
             self._order.insert(self._rng.randint(self._order_at, len(self._order)), said.name)
         self._effects.append(MemberJoined(peer.member))
 
-    def _set(self, peer: _Peer, said: Alive, now: float) -> None:
+    def _set(self, peer: Peer, said: Alive, now: float) -> None:
         meta = peer.member.meta if said.meta == peer.meta else decode_meta(said.meta)
         peer.member = Member(said.name, said.address, said.incarnation, MemberState.ALIVE, meta)
         peer.meta, peer.changed_at, peer.suspicion = said.meta, now, None
@@ -495,7 +452,7 @@ class Swim:
         end = functools.partial(self._suspicion_ends, said.name, peer.suspicion)
         self._after(now, peer.suspicion.ends_at - now, end)
 
-    def _start_suspicion(self, peer: _Peer, said: Suspect, now: float) -> None:
+    def _start_suspicion(self, peer: Peer, said: Suspect, now: float) -> None:
         shortest = self.config.suspicion_min(self._live)
         longest = shortest * self.config.suspicion_max_timeout_mult
         wanted = self.config.confirmations(self._live)
@@ -532,9 +489,13 @@ class Swim:
             self._effects.append(MemberDead(peer.member))
 
     def _accused(self, incarnation: int, now: float) -> None:
-        if not self.leaving and incarnation >= self.member.incarnation:
+        if self.leaving:
+            return
+        if incarnation >= self.member.incarnation:
             self._feel(1)
             self._refute(incarnation, now)
+        elif self.name not in self._broadcasts:  # the refutation did not get everywhere: say it again
+            self._say_alive(self.member.incarnation, now)
 
     def _refute(self, incarnation: int, now: float) -> None:
         self.counters.refutations += 1

@@ -6,7 +6,7 @@ The defaults are those of hashicorp/memberlist for a LAN; `FAST` is for tests on
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 
@@ -53,31 +53,6 @@ class SwimConfig:
         if live <= 32:
             return self.push_pull_interval
         return self.push_pull_interval * (math.ceil(math.log2(live) - math.log2(32)) + 1.0)
-
-
-@dataclass(slots=True)
-class Suspicion:
-    """How long a suspect has left to be refuted: the more members accuse it independently, the shorter (Lifeguard)."""
-
-    started: float
-    shortest: float
-    longest: float
-    wanted: int
-    accusers: set[str] = field(default_factory=set)  # at most wanted + 1
-
-    def confirm(self, accuser: str) -> bool:
-        """Whether this is news: another accuser, and more are wanted."""
-        if accuser in self.accusers or len(self.accusers) > self.wanted:
-            return False
-        self.accusers.add(accuser)
-        return True
-
-    @property
-    def ends_at(self) -> float:
-        if not self.wanted:
-            return self.started + self.shortest
-        share = math.log(len(self.accusers)) / math.log(self.wanted + 1)
-        return self.started + max(self.shortest, self.longest - share * (self.longest - self.shortest))
 
 
 FAST: Final = SwimConfig(

@@ -6,6 +6,7 @@ that differ from a table's or column's name in case only.
 
 from __future__ import annotations
 
+import datetime
 import functools
 import itertools
 import re
@@ -43,6 +44,14 @@ RESERVED: Final = frozenset(_RESERVED_WORDS.split())
 _NESTING_WORDS: Final = "and between except in intersect is join like ilike not or over select similar union"
 _NESTING: Final = frozenset(_NESTING_WORDS.split())
 _FLAT: Final = frozenset(",().;")
+_TIME: Final = "time"
+_TIME_TEXT: Final = re.compile(r"'(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?Z?)?'")
+_TIME_MAX: Final = 2**63 - 1
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_NOT_PLAIN_WORDS: Final = "or xor not between case join union intersect except with lateral table values unnest"
+_NOT_PLAIN: Final = frozenset(_NOT_PLAIN_WORDS.split())
+"""Next to one of these a comparison in the WHERE clause may not hold for every row, or not of the table."""
+_AFTER_WHERE: Final = frozenset({"group", "order", "limit", "having", "offset"})
 
 
 class Token(NamedTuple):
@@ -163,3 +172,72 @@ def operators(statement: str) -> int:
         for token in tokens(statement)
         if token.kind in ("symbol", "word")
     )
+
+
+def times(statement: str) -> tuple[int, int] | None:
+    """The inclusive times in ns, of the one table it reads, outside of which a statement needs no row.
+
+    Understands ``WHERE time >= '2025-11-20T00:00:00Z' AND ...`` of a plain SELECT from one table, and says None
+    where it is in doubt: what it leaves out cannot be put back.
+    """
+    found = tokens(statement)
+    lowered = [token.text.lower() if token.kind == "word" else "" for token in found]
+    if any(lowered.count(word) != 1 for word in ("select", "from", "where")) or _NOT_PLAIN.intersection(lowered):
+        return None
+    table, where = lowered.index("from") + 1, lowered.index("where")
+    if where - table not in (1, 3) or any(found[i].kind == "symbol" for i in range(table, where, 2)):
+        return None
+    if where - table == 3 and found[table + 1].text != ".":
+        return None
+    low, high = -_TIME_MAX - 1, _TIME_MAX
+    for condition in _conjuncts(found[where + 1 :]):
+        bounds = _bounds(condition)
+        if bounds is not None:
+            low, high = max(low, bounds[0]), min(high, bounds[1])
+    return low, high
+
+
+def _conjuncts(found: Sequence[Token]) -> list[list[Token]]:
+    """The conditions of a WHERE clause without OR."""
+    conditions: list[list[Token]] = [[]]
+    depth = 0
+    for token in found:
+        depth += (token.text in "([{") - (token.text in ")]}") if token.kind == "symbol" else 0
+        word = token.text.lower() if token.kind == "word" and depth == 0 else ""
+        if word in _AFTER_WHERE or (token.text == ";" and token.kind == "symbol"):
+            break
+        if word == "and":
+            conditions.append([])
+        else:
+            conditions[-1].append(token)
+    return conditions
+
+
+def _bounds(condition: Sequence[Token]) -> tuple[int, int] | None:
+    """The inclusive times that ``time <operator> 'constant'`` leaves; None if the condition is none such."""
+    if len(condition) < 3 or condition[0].kind not in ("word", "quoted") or condition[0].name != _TIME:
+        return None
+    operator = "".join(token.text for token in condition[1:-1] if token.kind == "symbol")
+    value = _nanoseconds(condition[-1])
+    if value is None or len(operator) != len(condition) - 2:
+        return None
+    if operator in (">=", ">"):
+        return value + (operator == ">"), _TIME_MAX
+    if operator in ("<=", "<"):
+        return -_TIME_MAX - 1, value - (operator == "<")
+    return (value, value) if operator == "=" else None
+
+
+def _nanoseconds(token: Token) -> int | None:
+    """A time as ns since 1970; None for what is written otherwise, does not exist, or does not fit."""
+    match = _TIME_TEXT.fullmatch(token.text) if token.kind == "string" else None
+    if match is None:
+        return None
+    *parts, fraction = match.groups(default="0")
+    try:
+        moment = datetime.datetime(*map(int, parts), tzinfo=datetime.UTC)  # type: ignore[misc, arg-type]
+    except ValueError:
+        return None
+    seconds = (moment - _EPOCH) // datetime.timedelta(seconds=1)
+    value = seconds * 10**9 + int(fraction.ljust(9, "0"))
+    return value if abs(value) < _TIME_MAX else None

@@ -28,7 +28,7 @@ from engine.session import (
     set_partitions,
 )
 from engine.tails import TailCache
-from engine.views import Views, probe_name, usable
+from engine.views import TIMES, Views, probe_name, usable
 from engine.viewsql import shown
 from storage.errors import SnapshotTooOld
 from storage.schema import Role
@@ -208,7 +208,10 @@ class _Naming:
 
     def frame(self) -> DataFrame:
         """The planned statement."""
-        views = {s.table.name: self._views.view(s, self._tails[s.table.id]) for s in self._request.snapshots}
+        snapshots = self._request.snapshots
+        # With one table there can be no doubt whose times the statement asks for.
+        times = names.times(self._request.statement) if len(snapshots) == 1 else None
+        views = {s.table.name: self._views.view(s, self._tails[s.table.id], times or TIMES) for s in snapshots}
         providers: dict[str, Any] = {name: view.provider for name, view in views.items()}
         self._register(providers)
         frame, statement = self._plan()

@@ -17,6 +17,12 @@ from storage.errors import StorageError
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command line (None: this process's) and exit. No traceback reaches the user but for our own faults."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["health"]:
+        from nodes.cli.health import quick
+
+        if (code := quick(given[1:])) is not None:
+            raise SystemExit(code)
     from nodes.cli.app import app
 
     try:

@@ -36,6 +36,7 @@ from storage.errors import (
     ShardClosed,
     StorageError,
     StoreUnavailable,
+    TableDropping,
 )
 from storage.frames import WriteId
 from storage.keys import route
@@ -131,6 +132,10 @@ class EmbeddedBackend:
         await asyncio.gather(*(self._open_shard(stack, shard) for shard in self._shards.values()))
         closed = frozenset(self._closed_shards)
         self._catalog.limits = dataclasses.replace(self._catalog.limits, closed_logs=closed)
+        try:
+            await self._catalog.finish_drops(self._drop)  # L31: whoever opens the Catalog goes on with them
+        except TableDropping as error:
+            log.info("drop put off", reason=str(error))
 
     async def _open_shard(self, stack: contextlib.AsyncExitStack, shard: Shard) -> None:
         try:
@@ -198,9 +203,13 @@ class EmbeddedBackend:
         """Apply changes; durable when it returns (L4)."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                return await self._catalog.alter(changes)
+                return (await self._catalog.carry_out(changes, self._drop)).catalog
         except TimeoutError:
             raise OutcomeUnknown(f"the Catalog: {SILENT}; the change may stand") from None
+
+    async def _drop(self, log_id: int, table: Table) -> None:
+        """L31: the drop record in one Log."""
+        await self._shard(log_id).drop(table.id, table.dropping)
 
     async def write(self, batches: Sequence[Batch], principal: Principal, *, idempotency_key: str = "") -> None:
         """Split by partition and append to each Log, at once and atomic per shard (L8, L17)."""
@@ -211,7 +220,11 @@ class EmbeddedBackend:
                 write_id = keyed.of(batch.table.id, partition.id) if keyed is not None else self._next_id()
                 born = self._shards[partition.log_id].state.position
                 parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born))
-        await all_or_worst([self._append_to(log_id, appends) for log_id, appends in parts.items()])
+        try:
+            await all_or_worst([self._append_to(log_id, appends) for log_id, appends in parts.items()])
+        except NoSuchTable:  # L31: a drop is under way; when it is done the name is free, and the door writes anew
+            await self._catalog.finish_drops(self._drop, {batch.table.id for batch in batches})
+            raise
         self._appender.relieve()
 
     def _next_id(self) -> WriteId:

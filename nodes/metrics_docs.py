@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Final
 
+from nodes.gateway.clustermetrics import CLUSTER_METRICS
+
 PREFIXES: Final = ("# HELP ", "# TYPE ")
 SKIPPED: Final = ("_created",)
 """When a series began: prometheus-client adds it to each counter and histogram."""
@@ -31,6 +33,14 @@ def markdown(text: str) -> str:
         "| metric | type | meaning |",
         "|---|---|---|",
         *(f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in rows(text)),
+        "",
+        "## In a cluster",
+        "",
+        "Beside these, on every node or on the kind that is named:",
+        "",
+        "| metric | type | meaning |",
+        "|---|---|---|",
+        *(f"| `{name}` | {kind} | {meaning} |" for name, (kind, meaning) in sorted(CLUSTER_METRICS.items())),
     ]
     return "\n".join(lines) + "\n"
 

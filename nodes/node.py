@@ -27,6 +27,7 @@ from nodes.exitcodes import ExitCode, PortTaken, exit_code
 from nodes.health import Health, Phase
 from nodes.lean import keep_pandas_out
 from nodes.lockfile import LockFile
+from nodes.pages import keep_pages
 from nodes.slot import BackendSlot
 from nodes.status import BackendStatus, MemoryStatus, NodeStatus
 from storage.errors import ShardClosed
@@ -310,6 +311,7 @@ def run_node(settings: Settings, parts: NodeParts, beside: Sequence[Beside] = ()
     """Run a node in this thread until it ends; log why it ended and return the exit code."""
     import uvloop
 
+    keep_pages()
     keep_pandas_out()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -62,6 +62,8 @@ STATUS: Final[dict[str, grpc.StatusCode]] = {
     "outcome_unknown": _S.UNAVAILABLE,
     "write_refused": _S.ABORTED,
     "shard_closed": _S.UNAVAILABLE,
+    "catalog_behind": _S.UNAVAILABLE,
+    "table_dropping": _S.UNAVAILABLE,
     "memory_exhausted": _S.RESOURCE_EXHAUSTED,
     "log_backlog_full": _S.RESOURCE_EXHAUSTED,
     "request_too_large": _S.INVALID_ARGUMENT,

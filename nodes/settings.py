@@ -22,7 +22,7 @@ from nodes.settings_kinds import SECRET, Kind
 from nodes.settings_model import HTTP_PORT_DEFAULT, Budgets, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["FIELDS", "Budgets", "Field", "Loaded", "Origin", "Settings", "SettingsError", "load"]
 
@@ -112,6 +112,11 @@ def fields() -> Iterator[Field]:
 FIELDS: Final[dict[str, Field]] = {item.name: item for item in fields()}
 
 
+def is_in_environment(variable: str) -> bool:
+    """Whether the user has set a variable that is no setting of ours (of the C library, say)."""
+    return variable in os.environ
+
+
 def load(
     config: Path | None = None,
     flags: Mapping[str, object] | None = None,
@@ -141,6 +146,12 @@ def load(
 def client_host() -> str:
     """The server's URL for commands that are clients: ``RUNNEL_HOST``, else this machine."""
     return os.environ.get(f"{PREFIX}HOST") or HOST_DEFAULT
+
+
+def environment_without(names: Iterable[str]) -> dict[str, str]:
+    """This process's environment without the variables of these settings: for a child that has them from elsewhere."""
+    hidden = {FIELDS[name].variable for name in names}
+    return {variable: value for variable, value in os.environ.items() if variable not in hidden}
 
 
 def history_path() -> Path:

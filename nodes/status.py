@@ -153,6 +153,10 @@ class ClusterControl(Protocol):
         """Everything `runnel cluster status` shows; does not block and does no I/O."""
         ...
 
+    def numbers(self) -> dict[str, float]:
+        """What this node counts of the cluster, by the names of `nodes.gateway.clustermetrics`."""
+        ...
+
     async def drain(self, node: str) -> int:
         """Give the shards of ``node`` to others and give it no more; how many moved.
 

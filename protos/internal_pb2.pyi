@@ -225,10 +225,7 @@ class TailTable(_message.Message):
 
     TABLE_ID_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
-    FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
-    from_sequence: _builtins.int
-    """what the caller kept reaches to this object: send only what is newer, if k is not above it"""
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """storage names; none: all"""
@@ -238,11 +235,10 @@ class TailTable(_message.Message):
         *,
         table_id: _builtins.int = ...,
         columns: _abc.Iterable[_builtins.str] | None = ...,
-        from_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "from_sequence", b"from_sequence", "table_id", b"table_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "table_id", b"table_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -299,6 +295,7 @@ class TailRequest(_message.Message):
     TIME_HIGH_FIELD_NUMBER: _builtins.int
     TAG_EQUALS_FIELD_NUMBER: _builtins.int
     FROM_EPOCH_FIELD_NUMBER: _builtins.int
+    FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
     RETENTION_NS_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     revision: _builtins.int
@@ -306,7 +303,9 @@ class TailRequest(_message.Message):
     """inclusive event times in ns"""
     time_high: _builtins.int
     from_epoch: _builtins.int
-    """what the caller kept belongs to this epoch"""
+    """what the caller kept belongs to this epoch,"""
+    from_sequence: _builtins.int
+    """and reaches to this object: send only what is newer, if k is not above it"""
     @_builtins.property
     def tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___TailTable]: ...
     @_builtins.property
@@ -327,11 +326,12 @@ class TailRequest(_message.Message):
         time_high: _builtins.int | None = ...,
         tag_equals: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         from_epoch: _builtins.int = ...,
+        from_sequence: _builtins.int = ...,
         retention_ns: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_high", b"_time_high", "_time_low", b"_time_low", "time_high", b"time_high", "time_low", b"time_low"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_high", b"_time_high", "_time_low", b"_time_low", "from_epoch", b"from_epoch", "retention_ns", b"retention_ns", "revision", b"revision", "shard", b"shard", "tables", b"tables", "tag_equals", b"tag_equals", "time_high", b"time_high", "time_low", b"time_low"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_high", b"_time_high", "_time_low", b"_time_low", "from_epoch", b"from_epoch", "from_sequence", b"from_sequence", "retention_ns", b"retention_ns", "revision", b"revision", "shard", b"shard", "tables", b"tables", "tag_equals", b"tag_equals", "time_high", b"time_high", "time_low", b"time_low"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_high: _TypeAlias = _typing.Literal["time_high"]  # noqa: Y015
     _WhichOneofArgType__time_high: _TypeAlias = _typing.Literal["_time_high", b"_time_high"]  # noqa: Y015
@@ -352,12 +352,9 @@ class TailPartition(_message.Message):
     PARTITION_FIELD_NUMBER: _builtins.int
     CHANGED_AT_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
-    FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
     partition: _builtins.int
     changed_at: _builtins.int
-    from_sequence: _builtins.int
-    """its rows are those above this object: what was asked for, or `covered`"""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataFile]: ...
     def __init__(
@@ -367,11 +364,10 @@ class TailPartition(_message.Message):
         partition: _builtins.int = ...,
         changed_at: _builtins.int = ...,
         files: _abc.Iterable[Global___DataFile] | None = ...,
-        from_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "files", b"files", "from_sequence", b"from_sequence", "partition", b"partition", "table_id", b"table_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "files", b"files", "partition", b"partition", "table_id", b"table_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -411,6 +407,7 @@ class TailHead(_message.Message):
     CHECKPOINT_SEQ_FIELD_NUMBER: _builtins.int
     COVERED_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
     PARTITIONS_FIELD_NUMBER: _builtins.int
     CUTOFFS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
@@ -422,6 +419,8 @@ class TailHead(_message.Message):
     """k"""
     revision: _builtins.int
     """the highest Revision of its rows"""
+    from_sequence: _builtins.int
+    """rows are those above this object: what was asked for, or `covered`"""
     @_builtins.property
     def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___TailPartition]: ...
     @_builtins.property
@@ -438,13 +437,14 @@ class TailHead(_message.Message):
         checkpoint_seq: _builtins.int = ...,
         covered: _builtins.int = ...,
         revision: _builtins.int = ...,
+        from_sequence: _builtins.int = ...,
         partitions: _abc.Iterable[Global___TailPartition] | None = ...,
         cutoffs: _abc.Iterable[Global___Cutoff] | None = ...,
         dropped: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_seq", b"checkpoint_seq", "covered", b"covered", "cutoffs", b"cutoffs", "dropped", b"dropped", "epoch", b"epoch", "partitions", b"partitions", "position", b"position", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_seq", b"checkpoint_seq", "covered", b"covered", "cutoffs", b"cutoffs", "dropped", b"dropped", "epoch", b"epoch", "from_sequence", b"from_sequence", "partitions", b"partitions", "position", b"position", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

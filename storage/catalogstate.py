@@ -1,49 +1,35 @@
 """The Catalog's content: databases, tables, the partition maps (FORMAT F19-F21, LOG L28-L31).
 
 Pure. `CatalogSnapshot` is the Catalog at one Revision, immutable and shared freely between threads;
-`CatalogState` is what the Catalog's Log adds up to. `plan` turns changes into effects: what is logged is what
-happened, never a condition (FORMAT F10).
+`CatalogState` is what the Catalog's Log adds up to: effects, never conditions (FORMAT F10). `storage.catalogplan` makes
+them from changes.
 """
 
 from __future__ import annotations
 
-import re
-import uuid
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from storage.changes import Change, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
-from storage.checkpoint import Section, decode_sections, section_entry
+from storage.checkpoint import Section, decode_tables, section_entry, section_from_table
 from storage.entries import decode_record
 from storage.errors import (
-    AlreadyExists,
     CorruptObject,
-    InvalidName,
-    LimitExceeded,
-    NoSuchDatabase,
-    NoSuchTable,
-    SchemaConflict,
     UnsupportedFormat,
 )
-from storage.frames import FORMAT_VERSION, SKIPPABLE_FROM, Entry, EntryKind
-from storage.schema import RESERVED_PREFIX, TIME_COLUMN, Column, Database, Op, Partition, Role, Table, TypeKind
+from storage.frames import FORMAT_VERSION, NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind
+from storage.schema import Column, Database, Op, Partition, Role, Table, TypeKind
+from storage.writeids import Remembered, forget, read_write_ids, write_id_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from storage.changes import ColumnSpec
-    from storage.frames import LogObject
+    from storage.frames import LogObject, WriteId
 
 HASH_END: Final = 2**64
 """Partition maps cover [0, HASH_END)."""
-NAME_BYTES_MAX: Final = 64 * 1024
-"""A name longer than this is refused: names stand in every copy of the Catalog."""
-STORAGE_NAME_CHARS_MAX: Final = 128
-"""Display names that are longer are cut in files, before the id is added."""
-_PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
-_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 Effect = dict[str, Any]
 EFFECT_KEYS: Final[Mapping[str, frozenset[str]]] = {
@@ -57,6 +43,10 @@ EFFECT_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "columns": frozenset({"do", "table", "version", "columns"}),
 }  # fmt: skip
 """Each effect has all of its keys and no others: an unknown one would be lost in the next Checkpoint."""
+DROPPING_KEYS: Final[Mapping[str, frozenset[str]]] = {
+    kind: EFFECT_KEYS[kind] | {"dropping"} for kind in ("database", "table")
+}
+"""The keys of what is being dropped (L31); elsewhere that key is not written, so that older stores stay as they are."""
 COLUMN_KEYS: Final = frozenset({"id", "name", "stored", "role", "type"})
 TYPE_RECORDS: Final[Mapping[TypeKind, dict[str, Any]]] = {
     **{kind: {"kind": kind.value} for kind in TypeKind},
@@ -116,7 +106,8 @@ class CatalogSnapshot:
 # -- effects ----------------------------------------------------------------------------------------------
 
 
-def _column_record(column: Column) -> dict[str, Any]:
+def column_record(column: Column) -> dict[str, Any]:
+    """A column as effects say it."""
     return {
         "id": column.id, "name": column.name, "stored": column.storage_name, "role": column.role.value,
         "type": TYPE_RECORDS[column.kind],
@@ -142,18 +133,22 @@ def database_effect(database: Database) -> Effect:
     """This database is now so."""
     return {
         "do": "database", "id": database.id, "name": database.name, "retention": database.retention_ns,
-        "deleted": database.deleted,
+        "deleted": database.deleted, **_dropping(database),
     }  # fmt: skip
+
+
+def _dropping(what: Database | Table) -> Effect:
+    return {"dropping": what.dropping} if what.dropping else {}
 
 
 def table_effect(table: Table) -> Effect:
     """This table is now so."""
     return {
         "do": "table", "id": table.id, "uuid": table.uuid, "database": table.database_id, "name": table.name,
-        "version": table.version, "columns": [_column_record(c) for c in table.columns],
+        "version": table.version, "columns": [column_record(c) for c in table.columns],
         "partitions": [[p.id, p.hash_low.to_bytes(9, "big"), p.hash_high.to_bytes(9, "big"), p.log_id]
                        for p in table.partitions],
-        "op": table.default_op.value, "router": table.router, "deleted": table.deleted,
+        "op": table.default_op.value, "router": table.router, "deleted": table.deleted, **_dropping(table),
     }  # fmt: skip
 
 
@@ -166,11 +161,11 @@ def _table(effect: Mapping[str, Any]) -> Table:
     return Table(
         effect["id"], effect["uuid"], effect["database"], effect["name"], effect["version"],
         tuple(_column(c) for c in effect["columns"]), partitions, Op(effect["op"]), effect["router"],
-        effect["deleted"],
+        effect["deleted"], effect.get("dropping", 0),
     )  # fmt: skip
 
 
-def _ordered(columns: Sequence[Column]) -> tuple[Column, ...]:
+def ordered_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
     """Time, then tags, then fields, each in the order of their first write."""
     rank = {Role.TIME: 0, Role.TAG: 1, Role.FIELD: 2}
     return tuple(sorted(columns, key=lambda c: rank[c.role]))
@@ -180,7 +175,8 @@ def apply_effects(snapshot: CatalogSnapshot, effects: Sequence[Effect], revision
     """The Catalog after ``effects``. Raises UnsupportedFormat for one that this version does not know."""
     draft = _Draft(snapshot)
     for effect in effects:
-        if effect.keys() != EFFECT_KEYS.get(effect.get("do", "")):
+        kind = effect.get("do", "")
+        if effect.keys() != EFFECT_KEYS.get(kind) and effect.keys() != DROPPING_KEYS.get(kind):
             raise UnsupportedFormat(f"the Catalog holds an effect {effect.get('do')!r} that is not known here")
         try:
             draft.apply(effect)
@@ -206,7 +202,8 @@ class _Draft:
     def apply(self, effect: Effect) -> None:
         kind = effect["do"]
         if kind == "database":
-            database = Database(effect["id"], effect["name"], effect["retention"], effect["deleted"])
+            fields = (effect["id"], effect["name"], effect["retention"], effect["deleted"])
+            database = Database(*fields, effect.get("dropping", 0))
             self.databases[database.id] = database
             self.next_database = max(self.next_database, database.id + 1)
         elif kind == "table":
@@ -214,7 +211,7 @@ class _Draft:
         elif kind == "columns":
             table = self.tables[effect["table"]]
             added = [_column(c) for c in effect["columns"]]
-            columns = _ordered((*table.columns, *added))
+            columns = ordered_columns((*table.columns, *added))
             self._put(replace(table, columns=columns, version=effect["version"]))
         elif kind == "logs":
             self.logs = tuple(effect["ids"])
@@ -253,203 +250,42 @@ class _Draft:
         )  # fmt: skip
 
 
-# -- changes to effects -----------------------------------------------------------------------------------
-
-
-def plan(base: CatalogSnapshot, changes: Sequence[Change], limits: CatalogLimits, stamp: str) -> list[Effect]:
-    """The effects of ``changes``, in order, all or none; [] when everything is so already.
-
-    ``stamp`` (YYYYMMDDTHHMMSS) names what is soft-deleted. Raises a StorageError and changes nothing.
-    """
-    effects: list[Effect] = []
-    current = base
-    for index, change in enumerate(changes):
-        step = _plan_one(current, change, limits, stamp)
-        effects.extend(step)
-        if step and index < len(changes) - 1:
-            current = apply_effects(current, step, current.revision)
-    return effects
-
-
-def _plan_one(base: CatalogSnapshot, change: Change, limits: CatalogLimits, stamp: str) -> list[Effect]:
-    if isinstance(change, CreateDatabase):
-        return _create_database(base, change, limits)
-    if isinstance(change, SetRetention):
-        database = _live_database(base, change.database)
-        changed = replace(database, retention_ns=change.retention_ns)
-        return [] if changed == database else [database_effect(changed)]
-    if isinstance(change, DropDatabase):
-        database = _live_database(base, change.name)
-        return [database_effect(replace(database, deleted=True, name=_deleted_name(change.name, stamp, base)))]
-    if isinstance(change, EnsureTable):
-        return _ensure_table(base, change, limits)
-    return _drop_table(base, change, stamp)
-
-
-def _live_database(base: CatalogSnapshot, name: str) -> Database:
-    database = base.database(name)
-    if database is None:
-        raise NoSuchDatabase(f"database not found: {name}")
-    return database
-
-
-def _deleted_name(name: str, stamp: str, base: CatalogSnapshot) -> str:
-    taken = {d.name for d in base.databases_by_id.values()}
-    candidate, number = f"{name}-{stamp}", 1
-    while candidate in taken:
-        number += 1
-        candidate = f"{name}-{stamp}-{number}"
-    return candidate
-
-
-def check_name(name: str, what: str) -> None:
-    """Names may be anything that is not reserved (F2, F20)."""
-    if not name:
-        raise InvalidName(f"a {what} needs a name")
-    if name.startswith(RESERVED_PREFIX):
-        raise InvalidName(f"{what} name {name!r}: names that begin with {RESERVED_PREFIX} are reserved")
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        raise InvalidName(f"{what} name {name!r} is not Unicode text") from None
-    if "\0" in name:  # Arrow's C interface ends names there: the table could not be queried any more
-        raise InvalidName(f"{what} name {name!r} contains a NUL character")
-    if size > NAME_BYTES_MAX:
-        raise InvalidName(f"{what} name of {size} bytes: at most {NAME_BYTES_MAX}")
-
-
-def _create_database(base: CatalogSnapshot, change: CreateDatabase, limits: CatalogLimits) -> list[Effect]:
-    if base.database(change.name) is not None:
-        if change.exist_ok:
-            return []
-        raise AlreadyExists(f"database {change.name!r} exists")
-    check_name(change.name, "database")
-    if limits.databases_max is not None and len(base.names) >= limits.databases_max:
-        raise LimitExceeded(f"Adding a new database would exceed limit of {limits.databases_max} databases")
-    return [database_effect(Database(base.next_database, change.name, change.retention_ns))]
-
-
-def _ensure_table(base: CatalogSnapshot, change: EnsureTable, limits: CatalogLimits) -> list[Effect]:
-    effects: list[Effect] = []
-    if base.database(change.database) is None:
-        if not change.create_database:
-            raise NoSuchDatabase(f"database not found: {change.database}")
-        effects = _create_database(base, CreateDatabase(change.database), limits)
-        base = apply_effects(base, effects, base.revision)
-    database = _live_database(base, change.database)
-    table = base.table(change.database, change.table)
-    if table is None:
-        return [*effects, table_effect(_new_table(base, database, change, limits))]
-    if not change.exist_ok:
-        raise AlreadyExists(f"table {change.table!r} exists in database {change.database!r}")
-    added = _missing_columns(table, change.columns, limits)
-    if added:
-        columns = [_column_record(c) for c in added]
-        effects.append({"do": "columns", "table": table.id, "version": table.version + 1, "columns": columns})
-    return effects
-
-
-def _new_table(base: CatalogSnapshot, database: Database, change: EnsureTable, limits: CatalogLimits) -> Table:
-    check_name(change.table, "table")
-    live = sum(len(t) for d, t in base.table_names.items() if not base.databases_by_id[d].deleted)
-    if limits.tables_max is not None and live >= limits.tables_max:
-        raise LimitExceeded(f"Adding a new table would exceed limit of {limits.tables_max} tables")
-    time = Column(1, TIME_COLUMN, TIME_COLUMN, Role.TIME, TypeKind.TIMESTAMP)
-    identity = str(uuid.uuid4())
-    bare = Table(base.next_table, identity, database.id, change.table, 1, (time,), _partitions(base, limits))
-    added = _missing_columns(bare, change.columns, limits)
-    return replace(bare, columns=_ordered((time, *added)))
-
-
-def _partitions(base: CatalogSnapshot, limits: CatalogLimits) -> tuple[Partition, ...]:
-    """Contiguous hash ranges, each on the Log that has the fewest partitions (F21)."""
-    count = limits.partitions_default
-    logs = [log for log in base.logs if log not in limits.closed_logs] or base.logs
-    load = {log: base.partitions_of_log.get(log, 0) for log in logs}
-    bounds = [HASH_END * i // count for i in range(count + 1)]
-    partitions = []
-    for index in range(count):
-        log = min(load, key=lambda candidate: (load[candidate], candidate))
-        load[log] += 1
-        partitions.append(Partition(base.next_partition + index, bounds[index], bounds[index + 1], log))
-    return tuple(partitions)
-
-
-def _missing_columns(table: Table, wanted: Sequence[ColumnSpec], limits: CatalogLimits) -> list[Column]:
-    known = dict(table.by_name)
-    stored = {c.storage_name.lower() for c in table.columns}
-    following = max(c.id for c in table.columns) + 1
-    added: list[Column] = []
-    for spec in wanted:
-        column = known.get(spec.name)
-        if column is not None:
-            if (column.role, column.kind) != (spec.role, spec.kind):
-                raise SchemaConflict(
-                    f"column {spec.name!r} of table {table.name!r} is a {column.role} of type {column.kind}, "
-                    f"not a {spec.role} of type {spec.kind}"
-                )
-            continue
-        check_name(spec.name, "column")
-        column = Column(following, spec.name, _storage_name(spec.name, following, stored), spec.role, spec.kind)
-        following += 1
-        added.append(column)
-        known[spec.name] = column
-        stored.add(column.storage_name.lower())
-    if limits.columns_max is not None and len(known) - 1 > limits.columns_max:
-        raise LimitExceeded(f"Update to schema would exceed number of columns per table limit of {limits.columns_max}")
-    return added
-
-
-def _storage_name(name: str, column_id: int, taken: set[str]) -> str:
-    """The display name where other Parquet readers can use it, else a safe one made unique by the id (F19).
-
-    Unique without regard to case, as DuckDB and Spark look names up, and never one of our own columns.
-    """
-    reserved = name.lower().startswith(RESERVED_PREFIX)
-    plain = _PLAIN_NAME.match(name) is not None and len(name) <= STORAGE_NAME_CHARS_MAX
-    if plain and not reserved and name.lower() not in taken:
-        return name
-    safe = f"{_UNSAFE.sub('_', name[:STORAGE_NAME_CHARS_MAX])}_{column_id}"
-    if safe.lower().startswith(RESERVED_PREFIX):
-        safe = f"column{safe}"
-    while safe.lower() in taken:
-        safe += "_"
-    return safe
-
-
-def _drop_table(base: CatalogSnapshot, change: DropTable, stamp: str) -> list[Effect]:
-    _live_database(base, change.database)
-    table = base.table(change.database, change.table)
-    if table is None:
-        raise NoSuchTable(f"table not found: {change.table}")
-    taken = {t.name for t in base.tables_by_id.values() if t.database_id == table.database_id}
-    name, number = f"{table.name}-{stamp}", 1
-    while name in taken:
-        number += 1
-        name = f"{table.name}-{stamp}-{number}"
-    return [table_effect(replace(table, name=name, deleted=True, version=table.version + 1))]
-
-
 # -- the Log's state --------------------------------------------------------------------------------------
 
 
 class CatalogState:
-    """What the Catalog's Log adds up to (LOG L28); the same rules as every Log."""
+    """What the Catalog's Log adds up to (LOG L28); the same rules as every Log. A follower remembers no write ids."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, follower: bool = False) -> None:
         self.snapshot = CatalogSnapshot()
         self.k = 0
         self.position = 0
+        self.horizon = 0
+        self.write_ids: OrderedDict[WriteId, Remembered] = OrderedDict()
+        self._follower = follower
         self._above_k: list[int] = []
+
+    def copy(self) -> CatalogState:
+        """A follower's, to go on from; what was applied here stays as it is."""
+        assert self._follower
+        other = CatalogState(follower=True)
+        other.snapshot, other.k, other.position = self.snapshot, self.k, self.position
+        other._above_k = list(self._above_k)
+        return other
 
     def load(self, checkpoint: LogObject | None) -> Sequence[str]:
         """Start from a Checkpoint: one section row per database, so that each may become a part (F23)."""
         if checkpoint is None:
             return ()
         where = f"catalog checkpoint {checkpoint.header.sequence}"
-        sections = decode_sections(checkpoint.entries, where)
+        tables = decode_tables(checkpoint.entries, where)
+        remembered = tables.pop(Section.WRITE_IDS)
+        if not self._follower:
+            self.write_ids = read_write_ids(remembered)
+        sections = {section: table.to_pylist() for section, table in tables.items()}
         (meta,) = sections[Section.META]
         self.k = self.position = meta["covered"]
+        self.horizon = meta["horizon"]
         if sections[Section.PARTS]:
             raise UnsupportedFormat(f"{where}: parts of the Catalog are of a newer version")
         effects: list[Effect] = []
@@ -474,9 +310,12 @@ class CatalogState:
         """Each record is one Revision, without a gap, save where an object between was given up (L3)."""
         where = f"catalog object {obj.header.sequence}"
         snapshot = self.snapshot
+        ids: dict[WriteId, Remembered] = {}
         for entry in obj.entries:
             if entry.kind == EntryKind.RECORD:
                 record = decode_record(entry, where)
+                if entry.write_id != NO_WRITE_ID and not self._follower:  # L7: replay only adds
+                    ids[entry.write_id] = Remembered(obj.header.sequence, record["revision"], obj.header.written_at_ms)
                 steps = record["revision"] - snapshot.revision
                 if steps != 1 and not 1 < steps <= obj.header.sequence - self.position:
                     raise CorruptObject(f"{where}: Revision {record['revision']} after {snapshot.revision}")
@@ -484,6 +323,7 @@ class CatalogState:
             elif entry.kind != EntryKind.SKIP and entry.kind < SKIPPABLE_FROM:
                 raise UnsupportedFormat(f"{where}: an entry of kind {entry.kind} does not belong into the Catalog")
         self.snapshot = snapshot
+        self.write_ids.update(ids)
         self.position = obj.header.sequence
         self._above_k.append(self.position)
 
@@ -497,6 +337,10 @@ class CatalogState:
 
     def replay_is_full(self) -> bool:
         return False
+
+    def advance_horizon(self, forget_before_ms: int) -> None:
+        """Forget ids of records written before ``forget_before_ms``, and the oldest of too many (L7)."""
+        self.horizon = forget(self.write_ids, self.horizon, forget_before_ms)
 
     def sections(self) -> tuple[Entry, ...]:
         """The whole Catalog as it is now."""
@@ -512,5 +356,9 @@ class CatalogState:
             effects = [database_effect(database), *tables.get(database.id, [])]
             state = msgspec.msgpack.encode(effects)
             rows.append({"revision": base.revision, "database_id": database.id, "state": state})
-        meta = [{"covered": self.position, "horizon": 0, "revision": base.revision}]
-        return (section_entry(Section.META, meta), section_entry(Section.CATALOG, rows))
+        meta = [{"covered": self.position, "horizon": self.horizon, "revision": base.revision}]
+        whole_state = (section_entry(Section.META, meta), section_entry(Section.CATALOG, rows))
+        if not self.write_ids:
+            return whole_state
+        ids = write_id_table(list(self.write_ids), list(self.write_ids.values()))
+        return (*whole_state, section_from_table(Section.WRITE_IDS, ids))

@@ -39,7 +39,7 @@ class SetRetention:
 
 @dataclass(frozen=True, slots=True)
 class DropDatabase:
-    """Soft delete: the name is free at once, under ``<name>-YYYYMMDDTHHMMSS`` the rows stay."""
+    """Soft delete of a database and its tables, which begins here; see `FinishDrop`."""
 
     name: str
 
@@ -61,10 +61,20 @@ class EnsureTable:
 
 @dataclass(frozen=True, slots=True)
 class DropTable:
-    """Soft delete of one table."""
+    """Soft delete of one table, which begins here: the name stays bound until every shard knows (LOG L31)."""
 
     database: str
     table: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinishDrop:
+    """Every Log that holds the table has its drop record: the name is free, under ``<name>-YYYYMMDDTHHMMSS`` it stays.
+
+    With the last of its tables a database that is being dropped is so too.
+    """
+
+    table_id: int
 
 
 Change = CreateDatabase | SetRetention | DropDatabase | EnsureTable | DropTable

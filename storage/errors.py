@@ -96,6 +96,13 @@ class ShardClosed(StorageError):
     retriable = True
 
 
+class CatalogBehind(StorageError):
+    """This node has not yet seen the Revision that something rests on; it catches up (LOG L30)."""
+
+    code = "catalog_behind"
+    retriable = True
+
+
 class MemoryExhausted(StorageError):
     """The memory budget for rows not yet in DataFiles is used up; a checkpoint is under way (LOG L23)."""
 
@@ -133,6 +140,13 @@ class NoSuchTable(StorageError):
     """No live table has this name."""
 
     code = "no_such_table"
+
+
+class TableDropping(StorageError):
+    """A table or database of this name is being dropped; the name is free when every shard knows (LOG L31)."""
+
+    code = "table_dropping"
+    retriable = True
 
 
 class AlreadyExists(StorageError):

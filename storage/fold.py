@@ -9,9 +9,10 @@ folded again together with newer rows.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,16 +20,17 @@ from storage.errors import UnsupportedFormat
 from storage.schema import OFFSET_COLUMN, RESERVED_PREFIX, TIME_COLUMN, Op, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy.typing as npt
+    from collections.abc import Iterable, Iterator, Sequence
 
     from storage.schema import Column, Table, TailBatch
 
-    Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int64]
+Ranks = npt.NDArray[np.int32]
 
 SERIES_CODE_MAX: Final = 2**62
 """Series codes are recounted before the product of the tags' cardinalities passes this."""
+DICTIONARY_VALUES_MIN: Final = 4096
+"""A dictionary up to this size is sorted whole, a larger one only if there are as many rows."""
 
 
 def fold(table: Table, tail: Sequence[TailBatch], base: pa.RecordBatch | None = None) -> pa.RecordBatch:
@@ -41,67 +43,124 @@ def fold(table: Table, tail: Sequence[TailBatch], base: pa.RecordBatch | None = 
     out (F19). Raises UnsupportedFormat for rows whose op is not patch.
     """
     _check_ops(table)
-    rows = _gather(table, tail, base)
-    return fold_rows(table, rows)
+    rows, arrival = _gather(table, tail, base)
+    return fold_rows(table, rows, arrival)
 
 
-def fold_rows(table: Table, rows: pa.Table) -> pa.RecordBatch:
-    """Fold rows that carry their `_runnel_offset`, in ascending offset order within each key; see `fold`."""
-    rows = rows.combine_chunks()
+def fold_rows(table: Table, rows: pa.Table, arrival: Ints | None = None) -> pa.RecordBatch:
+    """Fold rows that carry their `_runnel_offset`, in ascending offset order within each key; see `fold`.
+
+    `arrival` gives that order where the rows themselves do not stand in it. Columns are put together one at a
+    time: with all of them at once the fold held the memtable twice, and touching so much fresh memory was half of
+    its CPU. Tags are sorted out by series, of which there are few, and never moved by row.
+    """
     times = _int64(rows.column(table.by_name[TIME_COLUMN].storage_name))
-    present = {name: rows.column(name) for name in rows.column_names}
-    tags = {c.storage_name: _ranked(present[c.storage_name]) for c in table.tags if c.storage_name in present}
-    series = series_codes([rank for rank, _ in tags.values()], [len(d) + 1 for _, d in tags.values()], len(times))
-    order = sort_order(series, times)
-    starts = _group_starts(series, times, order)
-    ends = np.append(starts[1:], len(order)) - 1
-    winners = order[ends] if len(order) else order
-    folded = len(winners) < len(order)
+    tags = [column for column in table.tags if column.storage_name in rows.column_names]
+    series, values = _series(tags, rows)
+    order = sort_keys(series.codes, series.counts, times, arrival)
     columns: dict[str, pa.Array] = {}
     for column in table.columns:
         name = column.storage_name
-        if name not in present:
+        if name not in rows.column_names:
             continue
         if column.role is Role.TAG:
-            array = _dictionary(tags[name][0][winners], tags[name][1])
-        elif folded and present[name].null_count:
-            array = _newest_values(present[name], order, starts, ends)
+            at = tags.index(column)
+            array = _repeated(series.ranks[at], values[at], order.series_rows)
+        elif column.role is Role.TIME:
+            array = pa.Array.from_buffers(column.arrow_type, len(order.times), [None, pa.py_buffer(order.times)])
+        elif order.starts is not None and rows.column(name).null_count:
+            array = _newest_values(rows.column(name), order.order, order.starts)
         else:
-            array = _take(present[name], winners)
+            array = _take(rows.column(name), order.winners)
         if column.role is Role.TIME or array.null_count < len(array):
             columns[name] = array
-    columns[OFFSET_COLUMN] = _take(present[OFFSET_COLUMN], winners)
+    columns[OFFSET_COLUMN] = _take(rows.column(OFFSET_COLUMN), order.winners)
     return pa.RecordBatch.from_pydict(columns)
 
 
-def series_codes(ranks: Sequence[Ints], cardinalities: Sequence[int], rows: int) -> Ints:
-    """Give each row an int64 code so that codes sort as the tags' ranks do, first tag first.
+class Series(NamedTuple):
+    """The distinct tag sets of some rows, numbered from 0 in the order of their ranks, first tag first.
 
-    `ranks[i]` is tag i of every row, each in [0, cardinalities[i]). Equal tags have equal codes.
+    ``codes`` is the number of each row's, ``counts`` how many rows each has, ``ranks[i]`` its tag i.
     """
+
+    codes: Ints
+    counts: Ints
+    ranks: list[Ints]
+
+
+def number_series(tags: Iterable[tuple[Ranks, int]], rows: int) -> Series:
+    """Number the series of `rows` rows, given for each tag the rank of each row, and what all ranks are below."""
     codes = np.zeros(rows, dtype=np.int64)
+    found: list[Ints] = []
+    open_digits: list[int] = []
     room = 1
-    for rank, cardinality in zip(ranks, cardinalities, strict=True):
+    for ranks, cardinality in tags:
         if room * cardinality > SERIES_CODE_MAX:
-            codes, room = _dense(codes)
-        codes = codes * cardinality + rank
+            codes, uniques = _dense(codes)
+            found, open_digits, room = _digits(uniques, found, open_digits), [], max(1, len(uniques))
+        codes *= cardinality
+        codes += ranks
         room *= cardinality
-    return _dense(codes)[0]
+        open_digits.append(cardinality)
+    codes, uniques = _dense(codes)
+    return Series(codes, np.bincount(codes, minlength=len(uniques)), _digits(uniques, found, open_digits))
 
 
-def sort_order(series: Ints, times: Ints) -> Ints:
-    """The stable permutation that sorts by (series, time). `series` are dense codes from 0.
+def _digits(uniques: Ints, found: list[Ints], cardinalities: list[int]) -> list[Ints]:
+    """The rank of every tag so far, by series: the last ones are digits of its code, the rest were `found` before."""
+    digits: list[Ints] = []
+    for cardinality in reversed(cardinalities):
+        uniques, digit = np.divmod(uniques, cardinality)
+        digits.append(digit)
+    return [*(ranks[uniques] for ranks in found), *reversed(digits)]
 
-    Rows of one series mostly arrive in time order, so a radix sort of the series alone is tried first.
+
+class KeyOrder(NamedTuple):
+    """Rows sorted by key. ``order`` has all rows, ``winners`` the newest of each key, ``times`` the keys' times.
+
+    ``series_rows`` counts the keys of each series; ``starts`` is where in ``order`` each key begins, None when
+    no two rows have the same key.
     """
+
+    order: Ints
+    winners: Ints
+    times: Ints
+    series_rows: Ints
+    starts: Ints | None
+
+
+def sort_keys(series: Ints, counts: Ints, times: Ints, arrival: Ints | None = None) -> KeyOrder:
+    """Sort rows by (series, time), those with equal keys as they came (`arrival`; None: as they stand).
+
+    `series` are numbers from 0, each of which has `counts` rows, at least one.
+    """
+    if arrival is not None:
+        series, times = series[arrival], times[arrival]
+    begins = np.cumsum(counts) - counts  # where each series begins in sorted order
     order = _radix_order(series)
-    if len(order) < 2:
-        return order
-    same = series[order[1:]] == series[order[:-1]]
-    backwards = times[order[1:]] < times[order[:-1]]
-    if not bool(np.any(same & backwards)):
-        return order
-    return np.lexsort((times, series))
+    sorted_times = times[order]
+    backwards = sorted_times[1:] < sorted_times[:-1]
+    backwards[begins[1:] - 1] = False
+    if bool(np.any(backwards)):  # rows of one series mostly arrive in time order
+        by_time = np.argsort(times, kind="stable")
+        order = by_time[_radix_order(series[by_time])]
+        sorted_times = times[order]
+    first = np.ones(len(order), dtype=np.bool_)
+    np.not_equal(sorted_times[1:], sorted_times[:-1], out=first[1:])
+    first[begins] = True
+    if arrival is not None:
+        order = arrival[order]
+    if bool(np.all(first)):
+        return KeyOrder(order, order, sorted_times, counts, None)
+    starts = np.flatnonzero(first)
+    winners = order[_ends(starts, len(order))]
+    return KeyOrder(order, winners, sorted_times[starts], np.add.reduceat(first, begins, dtype=np.int64), starts)
+
+
+def _ends(starts: Ints, rows: int) -> Ints:
+    """Where, in sorted order, the last row of each key is."""
+    return np.append(starts[1:], rows) - 1
 
 
 def _check_ops(table: Table) -> None:
@@ -109,8 +168,8 @@ def _check_ops(table: Table) -> None:
         raise UnsupportedFormat(f"table {table.name!r}: op {table.default_op} cannot be folded by this version")
 
 
-def _gather(table: Table, tail: Sequence[TailBatch], base: pa.RecordBatch | None) -> pa.Table:
-    """All rows in ascending offset order within each key, under the table's types, with their offsets."""
+def _gather(table: Table, tail: Sequence[TailBatch], base: pa.RecordBatch | None) -> tuple[pa.Table, Ints | None]:
+    """All rows under the table's types, with their offsets, and their order if they do not stand in it."""
     groups: dict[pa.Schema, list[TailBatch]] = defaultdict(list)
     ordered = sorted(tail, key=lambda batch: batch.first_offset)
     for batch in ordered:
@@ -121,13 +180,11 @@ def _gather(table: Table, tail: Sequence[TailBatch], base: pa.RecordBatch | None
         parts.append(part.append_column(OFFSET_COLUMN, pa.array(_offsets(batches))))
     if not parts:
         time = table.by_name[TIME_COLUMN]
-        return pa.schema([(time.storage_name, time.arrow_type), (OFFSET_COLUMN, pa.int64())]).empty_table()
+        return pa.schema([(time.storage_name, time.arrow_type), (OFFSET_COLUMN, pa.int64())]).empty_table(), None
     rows = pa.concat_tables(parts, promote_options="default")
     if len(groups) > 1:
-        rows = rows.combine_chunks()
-        order = np.argsort(_int64(rows.column(OFFSET_COLUMN)), kind="stable")
-        rows = rows.take(pa.array(order))
-    return rows
+        return rows, np.argsort(_int64(rows.column(OFFSET_COLUMN)), kind="stable")
+    return rows, None
 
 
 def _conform(table: Table, rows: pa.Table) -> pa.Table:
@@ -158,38 +215,66 @@ def _offsets(batches: Sequence[TailBatch]) -> Ints:
     return np.arange(len(shifts), dtype=np.int64) + shifts
 
 
-def _ranked(values: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
-    """Ranks of a tag's values (0 is NULL, then 1.. in byte order), and the sorted values in use."""
+def _series(tags: Sequence[Column], rows: pa.Table) -> tuple[Series, list[pa.Array]]:
+    """The series of the rows, and of each tag the values that its ranks mean: rank 0 is NULL, 1 the first value."""
+    values: list[pa.Array] = []
+
+    def ranked() -> Iterator[tuple[Ranks, int]]:
+        for tag in tags:
+            codes, dictionary = _codes(rows.column(tag.storage_name))
+            lookup, distinct = _ranked(dictionary)
+            values.append(distinct)
+            yield np.take(lookup, codes), len(distinct) + 1
+
+    return number_series(ranked(), rows.num_rows), values
+
+
+def _codes(values: pa.ChunkedArray) -> tuple[Ranks, pa.Array]:
+    """Each row's place in the dictionary, which has one more place, for NULL."""
     encoded = _single(values)
     size = len(encoded.dictionary)
-    codes = pc.fill_null(encoded.indices, size).to_numpy(zero_copy_only=False).astype(np.int64)
-    used = np.zeros(size + 1, dtype=np.bool_)
+    codes = pc.fill_null(encoded.indices, size).to_numpy(zero_copy_only=False)
+    if size <= max(DICTIONARY_VALUES_MIN, len(codes)):
+        return codes, encoded.dictionary
+    used = np.zeros(size + 1, dtype=np.bool_)  # a large dictionary, little used: cut it down before it is sorted
     used[codes] = True
     in_use = np.flatnonzero(used[:size])
-    uniques = encoded.dictionary.take(pa.array(in_use)).dictionary_encode()
+    places = np.full(size + 1, len(in_use), dtype=np.int32)
+    places[in_use] = np.arange(len(in_use), dtype=np.int32)
+    return np.take(places, codes), encoded.dictionary.take(pa.array(in_use))
+
+
+def _ranked(dictionary: pa.Array) -> tuple[Ranks, pa.Array]:
+    """The rank of each value of a dictionary by its bytes, from 1, and 0 at its end; and the sorted values."""
+    uniques = dictionary.dictionary_encode()
     distinct = uniques.dictionary
     by_value = pc.sort_indices(distinct).to_numpy()
-    position = np.empty(len(distinct) + 1, dtype=np.int64)
-    position[by_value] = np.arange(1, len(distinct) + 1)
+    position = np.empty(len(distinct) + 1, dtype=np.int32)
+    position[by_value] = np.arange(1, len(distinct) + 1, dtype=np.int32)
     position[len(distinct)] = 0  # a NULL inside a dictionary is NULL
-    ranks = np.zeros(size + 1, dtype=np.int64)
-    ranks[in_use] = position[pc.fill_null(uniques.indices, len(distinct)).to_numpy(zero_copy_only=False)]
-    return ranks[codes], distinct.take(pa.array(by_value))
+    lookup = np.zeros(len(dictionary) + 1, dtype=np.int32)
+    lookup[:-1] = position[pc.fill_null(uniques.indices, len(distinct)).to_numpy(zero_copy_only=False)]
+    return lookup, distinct.take(pa.array(by_value))
 
 
-def _dictionary(ranks: Ints, values: pa.Array) -> pa.Array:
-    indices = pa.array((ranks - 1).astype(np.int32), mask=ranks == 0)
-    return pa.DictionaryArray.from_arrays(indices, values)
+def _repeated(ranks: Ints, values: pa.Array, rows: Ints) -> pa.Array:
+    """A tag column in sorted order: the value of each series for as many rows as it has."""
+    used = np.unique(ranks[ranks > 0])
+    places = np.zeros(len(values) + 1, dtype=np.int32)
+    places[used] = np.arange(len(used), dtype=np.int32)
+    indices = np.repeat(places[ranks], rows)
+    mask = None if np.all(ranks) else np.repeat(ranks == 0, rows)
+    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=mask), values.take(pa.array(used - 1)))
 
 
-def _dense(codes: Ints) -> tuple[Ints, int]:
-    """Replace codes by their rank among the codes that occur; also return how many occur."""
+def _dense(codes: Ints) -> tuple[Ints, Ints]:
+    """Replace codes by their rank among the codes that occur, and return these, sorted."""
     encoded = pc.dictionary_encode(pa.array(codes))
     uniques = encoded.dictionary.to_numpy()
     by_value = np.argsort(uniques)
     rank = np.empty(len(uniques), dtype=np.int64)
     rank[by_value] = np.arange(len(uniques))
-    return rank[encoded.indices.to_numpy()], max(1, len(uniques))
+    return np.take(rank, encoded.indices.to_numpy()), uniques[by_value]
 
 
 def _radix_order(codes: Ints) -> Ints:
@@ -202,23 +287,14 @@ def _radix_order(codes: Ints) -> Ints:
     return order
 
 
-def _group_starts(series: Ints, times: Ints, order: Ints) -> Ints:
-    """Where, in sorted order, each key begins."""
-    if len(order) == 0:
-        return order
-    sorted_series, sorted_times = series[order], times[order]
-    first = np.ones(len(order), dtype=np.bool_)
-    first[1:] = (sorted_series[1:] != sorted_series[:-1]) | (sorted_times[1:] != sorted_times[:-1])
-    return np.flatnonzero(first)
-
-
-def _newest_values(values: pa.ChunkedArray, order: Ints, starts: Ints, ends: Ints) -> pa.Array:
+def _newest_values(values: pa.ChunkedArray, order: Ints, starts: Ints) -> pa.Array:
     """For each key the last value in order that is not NULL."""
-    valid = pc.is_valid(_single(values)).to_numpy(zero_copy_only=False)[order]
-    last = np.maximum.accumulate(np.where(valid, np.arange(len(order)), -1))[ends]
+    array = _single(values)
+    valid = pc.is_valid(array).to_numpy(zero_copy_only=False)[order]
+    last = np.maximum.accumulate(np.where(valid, np.arange(len(order)), -1))[_ends(starts, len(order))]
     missing = last < starts
     rows = order[np.where(missing, 0, last)]
-    return _single(values).take(pa.array(rows, mask=missing))
+    return array.take(pa.array(rows, mask=missing))
 
 
 def _take(values: pa.ChunkedArray, rows: Ints) -> pa.Array:

@@ -211,8 +211,8 @@ class LogDriver:
             self._end(self._error)
 
     def _refusal(self) -> StorageError:
-        if self.closed.done():
-            return self.closed.result()
+        if self._error is not None:
+            return self._error
         return ShardClosed(f"log {self.core.identity.log_id} is not open here ({self.core.phase.value}): try again")
 
     # -- effects -----------------------------------------------------------------------------------------

@@ -2,15 +2,16 @@
 
 One `LogReader` makes one full snapshot: list, find the newest Checkpoint, read it and every object above
 what it covers, list once more; a Checkpoint above its base means start over. The driver performs the
-effects of `take` (`ListObjects`, `ReadObject`, `ReadPart`) and reports the answers.
+effects of `take` (`ListObjects`, `ReadObject`, `ReadPart`) and reports the answers (`storage.readdriver`).
 """
 
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from storage.errors import CorruptObject, LogDamaged, StorageError, UnsupportedFormat
+from storage.errors import CorruptObject, LogDamaged, SnapshotTooOld, StorageError, UnsupportedFormat
 from storage.frames import EntryKind, LogObject, ObjectKind
 from storage.logeffects import ListObjects, ReadObject, ReadPart
 from storage.logstate import decode_own
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from storage.logstate import LogState
 
-READ_TRIES_MAX: Final = 64
-"""How often one snapshot is started over before it is called damaged."""
+READ_TRIES_MAX: Final = 12
+"""How often one snapshot is begun before the reader is told to come back: owners checkpoint faster than it reads."""
 
 ReadEffect = ListObjects | ReadObject | ReadPart
 
@@ -39,10 +40,28 @@ class ReadPhase(enum.Enum):
     FAILED = "failed"
 
 
-class LogReader:
-    """One snapshot of one Log from the store. ``new_state`` makes an empty state for each start."""
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What an earlier read came to: the Checkpoint it rests on, its last object, and copies of its state.
 
-    def __init__(self, store_id: bytes, log_id: int, new_state: Callable[[], LogState]) -> None:
+    While that Checkpoint is the newest nothing above it has been collected, so reading may go on from there.
+    """
+
+    base: int
+    last: int
+    new_state: Callable[[], LogState]
+
+
+class LogReader:
+    """One snapshot of one Log from the store. ``new_state`` makes an empty state for each start.
+
+    With ``resume`` the first listing need not go below its last object (``list_from``). When it is done ``last`` is
+    the last object that it stands for, ``epoch`` that object's, and ``base`` the Checkpoint below (0: none).
+    """
+
+    def __init__(
+        self, store_id: bytes, log_id: int, new_state: Callable[[], LogState], resume: Resume | None = None
+    ) -> None:
         self.store_id = store_id
         self.log_id = log_id
         self.phase = ReadPhase.LISTING
@@ -50,12 +69,14 @@ class LogReader:
         self._new_state = new_state
         self.state = new_state()
         self.last = 0
-        self._base = 0
+        self.epoch = 0
+        self.base = 0
+        self.tries = 0
+        self._resume = resume
         self._names: frozenset[int] = frozenset()
         self._parts: set[str] = set()
         self._unreadable: dict[int, str] = {}
         self._following = 0
-        self._tries = 0
         self._effects: list[ReadEffect] = []
         self._start_over()
 
@@ -64,10 +85,15 @@ class LogReader:
         effects, self._effects = self._effects, []
         return effects
 
+    @property
+    def list_from(self) -> int:
+        """The listing that is asked for may leave out what is below."""
+        return 0 if self._resume is None else self._resume.last
+
     def _start_over(self) -> None:
-        self._tries += 1
-        if self._tries > READ_TRIES_MAX:
-            self._fail(LogDamaged(f"log {self.log_id}: no consistent snapshot in {READ_TRIES_MAX} tries"))
+        self.tries += 1
+        if self.tries > READ_TRIES_MAX:  # nobody but an owner can tell whether a gap is damage (L10)
+            self._fail(SnapshotTooOld(f"log {self.log_id}: no snapshot in {READ_TRIES_MAX} tries: try again"))
             return
         self.phase = ReadPhase.LISTING
         self.state = self._new_state()
@@ -80,6 +106,9 @@ class LogReader:
         if self.phase is ReadPhase.LISTING:
             self.last = last
             self._names = frozenset(sequences)
+            if last < self.list_from:  # what was read before is neither there nor covered: a stale listing
+                self._start_over()
+                return
             if last == 0:
                 self.phase = ReadPhase.DONE
                 return
@@ -118,7 +147,7 @@ class LogReader:
             self._apply(obj)
         elif self.phase is ReadPhase.RECHECKING:
             # L10: the open of a sleeper may stand where one was collected; a skip may have been recorded since
-            if _checkpoint_of(obj) > self._base or self._unreadable:
+            if _checkpoint_of(obj) > self.base or self._unreadable:
                 self._start_over()
             else:
                 self.phase = ReadPhase.DONE
@@ -133,7 +162,7 @@ class LogReader:
         try:
             self.state.load_part(path, data)
         except (CorruptObject, UnsupportedFormat) as error:
-            self._unreadable[self._base] = str(error)
+            self._unreadable[self.base] = str(error)
             self._relist()
             return
         self._parts.discard(path)
@@ -153,14 +182,26 @@ class LogReader:
             self.phase = ReadPhase.DONE
 
     def _find_base(self, last: LogObject) -> None:
-        self._base = _checkpoint_of(last)
+        self.base, self.epoch = _checkpoint_of(last), last.header.epoch
         self.phase = ReadPhase.BASE
-        if self._base == last.header.sequence:
+        if self._resume is not None:
+            self._go_on(self._resume)
+        elif self.base == last.header.sequence:
             self._load(last)
-        elif self._base == 0:
+        elif self.base == 0:
             self._load(None)
         else:
-            self._effects.append(ReadObject(self._base))
+            self._effects.append(ReadObject(self.base))
+
+    def _go_on(self, resume: Resume) -> None:
+        """From where an earlier read came to, unless a newer Checkpoint stands: then from that, with all names."""
+        if resume.base != self.base:
+            self._resume = None
+            self.tries -= 1
+            self._start_over()
+            return
+        self.state = resume.new_state()
+        self._begin_at(resume.last + 1)
 
     def _load(self, checkpoint: LogObject | None) -> None:
         if checkpoint is not None and checkpoint.header.kind is not ObjectKind.CHECKPOINT:
@@ -172,7 +213,9 @@ class LogReader:
             self._begin()
 
     def _begin(self) -> None:
-        first = self.state.covered() + 1
+        self._begin_at(self.state.covered() + 1)
+
+    def _begin_at(self, first: int) -> None:
         if any(s not in self._names for s in range(first, self.last + 1)):
             self._start_over()  # a gap: a reader lists again
             return

@@ -93,7 +93,8 @@ class Table:
     """A table at one schema version. Two values with equal ``id`` and ``version`` are the same schema.
 
     ``columns`` hold ``time`` first, then tags in the order of their first write (the series key),
-    then fields in the order of their first write.
+    then fields in the order of their first write. While ``dropping`` is a Revision, its name is still bound,
+    and each shard's Log says by itself whether rows of it are there (LOG L31).
     """
 
     id: int
@@ -106,6 +107,7 @@ class Table:
     default_op: Op = Op.PATCH
     router: str = "hash"
     deleted: bool = False
+    dropping: int = 0
 
     @functools.cached_property
     def by_name(self) -> dict[str, Column]:
@@ -131,12 +133,16 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database: a name for tables, with a retention period (None keeps rows for ever)."""
+    """A database: a name for tables, with a retention period (None keeps rows for ever).
+
+    While ``dropping`` is a Revision, its tables are being dropped, and its name is still bound (LOG L31).
+    """
 
     id: int
     name: str
     retention_ns: int | None = None
     deleted: bool = False
+    dropping: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from storage.appends import Append, EncodedAppend, decode_append
 from storage.checkpoint import Part, encode_part
 from storage.datafile import write_datafile
 from storage.entries import record_entry, rows_entry
 from storage.errors import (
+    CatalogBehind,
     FsyncFailed,
     LogBacklogFull,
     MemoryExhausted,
@@ -36,6 +38,8 @@ from storage.logeffects import CheckpointDraft
 from storage.objects import CreateOutcome
 from storage.shardstate import ShardState, encode_frozen, held_bytes
 from storage.store import data_folder, epoch_of, part_path, parts_folder
+from storage.tailanswer import tail_answer
+from storage.writeids import RETRY_SECONDS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -44,17 +48,21 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from storage.budget import MemoryBudget
-    from storage.frames import Header, WriteId
+    from storage.frames import Entry, Header, WriteId
     from storage.log import Identity
     from storage.logdriver import Position
     from storage.objects import ObjectStore
     from storage.schema import DataFile, PartitionSnapshot, Table
     from storage.shardstate import Frozen
+    from storage.tailanswer import TailAnswer, TailWanted
+
+    _Queued = tuple[Entry, pa.RecordBatch]
+
+__all__ = ["Append", "EncodedAppend", "Shard", "ShardCounters", "ShardLimits"]
 
 _T = TypeVar("_T")
+_Part = TypeVar("_Part", Append, EncodedAppend)
 
-RETRY_SECONDS_MAX: Final = 600
-"""The longest time in which a writer repeats a write; older write ids are forgotten (LOG L7)."""
 CUTOFF_EVERY_MS: Final = 60_000
 """A retention cut-off is recorded at most so often for a database and Log (L36)."""
 CHECKPOINT_PAUSE_SECONDS: Final = 1.0
@@ -75,17 +83,6 @@ class ShardLimits:
     grace_seconds: float = 900.0
     replay_bytes_max: int = 0
     group_min_interval_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Append:
-    """One shard part of a write (LOG L7, L8): everything about it is fixed before the first try."""
-
-    table: Table
-    partition: int
-    rows: pa.RecordBatch
-    write_id: WriteId = NO_WRITE_ID
-    born: int = 0
 
 
 @dataclass(slots=True)
@@ -211,23 +208,31 @@ class Shard:
 
         Parts whose write ids are known get the first try's outcome. A caller that is cancelled changes nothing:
         the parts go on, and their ids stay known. Raises OutcomeUnknown (may stand), Fenced or ShardClosed,
-        WriteRefused, NoSuchTable, MemoryExhausted, LogBacklogFull, RequestTooLarge, SchemaConflict, StoreFull.
+        WriteRefused, NoSuchTable, CatalogBehind, MemoryExhausted, LogBacklogFull, RequestTooLarge, SchemaConflict,
+        StoreFull.
         """
+        return await self._append(parts, self._encode)
+
+    async def append_encoded(self, parts: Sequence[EncodedAppend]) -> list[int]:
+        """The same for parts that a gateway has encoded. Raises CorruptObject for what is not what it says."""
+        return await self._append(parts, self._decode)
+
+    async def _append(self, parts: Sequence[_Part], prepare: Callable[[Sequence[_Part]], list[_Queued]]) -> list[int]:
         driver = self.driver
         fresh = self._fresh(parts)
         if fresh:
             self._check_backlog()
             self._check_first(fresh)
-        sent = self._send(driver, fresh) if fresh else []
+        sent = self._send(driver, fresh, prepare) if fresh else []
         anonymous = iter([at for part, at in zip(fresh, sent, strict=True) if part.write_id == NO_WRITE_ID])
         outcomes = [next(anonymous) if p.write_id == NO_WRITE_ID else self._known(p) for p in parts]
         offsets = await _offsets(outcomes)
         self._mark_due()
         return offsets
 
-    def _fresh(self, parts: Sequence[Append]) -> list[Append]:
+    def _fresh(self, parts: Sequence[_Part]) -> list[_Part]:
         """The parts that were never sent; one that is named twice is sent once (L7)."""
-        fresh: list[Append] = []
+        fresh: list[_Part] = []
         named: set[WriteId] = set()
         for part in parts:
             if part.write_id == NO_WRITE_ID or (part.write_id not in named and self._known(part) is None):
@@ -235,27 +240,47 @@ class Shard:
                 named.add(part.write_id)
         return fresh
 
-    def _known(self, part: Append) -> int | asyncio.Future[Position] | None:
+    def _known(self, part: Append | EncodedAppend) -> int | asyncio.Future[Position] | None:
         """A repeated write is answered with the first one's outcome (L7)."""
         if part.write_id == NO_WRITE_ID:
             return None
         at = self.state.write_ids.get(part.write_id)
         return at.first_offset if at is not None else self._in_flight.get(part.write_id)
 
-    def _check_first(self, parts: Sequence[Append]) -> None:
+    def _check_first(self, parts: Sequence[Append | EncodedAppend]) -> None:
         """Everything that can be refused is refused before anything is sent (L4)."""
         for part in parts:
             if part.write_id != NO_WRITE_ID and part.born < self.state.horizon:
                 raise WriteRefused(
                     f"shard {self.log_id}: a write born at {part.born} is below the horizon {self.state.horizon}"
                 )
-            if part.table.id in self.state.drops:
-                raise NoSuchTable(f"table {part.table.name!r} (id {part.table.id}) was dropped")
+            table = self._tables(part.table_id)
+            if table is None or table.version < part.schema_version:  # L30: a file of ours would lack the new columns
+                raise CatalogBehind(
+                    f"shard {self.log_id}: table {part.table_id} at version {part.schema_version} is not known here yet"
+                )
+            if table.deleted or part.table_id in self.state.drops:  # L30, L31: ids are never used again
+                raise NoSuchTable(f"table {table.name!r} (id {table.id}) was dropped")
 
-    def _send(self, driver: LogDriver, parts: Sequence[Append]) -> list[asyncio.Future[Position]]:
-        size = sum(held_bytes(p.rows) for p in parts)
-        self._require_room(size)  # before the work of encoding: a write that waits for room asks many times
-        entries = [rows_entry(p.table, p.partition, p.rows, p.write_id) for p in parts]
+    def _encode(self, parts: Sequence[Append]) -> list[_Queued]:
+        self._require_room(sum(held_bytes(p.rows) for p in parts))  # first: who waits for room asks many times
+        return [(rows_entry(p.table, p.partition, p.rows, p.write_id), p.rows) for p in parts]
+
+    def _decode(self, parts: Sequence[EncodedAppend]) -> list[_Queued]:
+        self._require_room(sum(len(p.frame) for p in parts))
+        return [decode_append(p, self._table(p.table_id), self.log_id) for p in parts]
+
+    def _table(self, table_id: int) -> Table:
+        table = self._tables(table_id)
+        assert table is not None, "rows of a table that the Catalog does not name are refused"
+        return table
+
+    def _send(
+        self, driver: LogDriver, parts: Sequence[_Part], prepare: Callable[[Sequence[_Part]], list[_Queued]]
+    ) -> list[asyncio.Future[Position]]:
+        queued = prepare(parts)
+        entries = [entry for entry, _ in queued]
+        size = sum(held_bytes(rows) for _, rows in queued)
         encoded = sum(encoded_size(entry) for entry in entries)
         if encoded > OBJECT_BYTES_MAX or len(entries) > ENTRIES_MAX:  # F15: one object holds it, or it is refused
             raise RequestTooLarge(
@@ -264,12 +289,12 @@ class Shard:
             )
         self._reserve(size + encoded)  # under way they are held twice
         try:
-            futures = driver.append(entries, [p.rows for p in parts])
+            futures = driver.append(entries, [rows for _, rows in queued])
         except StorageError:
             self._arrived(size + encoded)
             raise
         futures[-1].add_done_callback(lambda _: self._arrived(size + encoded))  # one object: one outcome for all
-        self.counters.rows += sum(p.rows.num_rows for p in parts)
+        self.counters.rows += sum(rows.num_rows for _, rows in queued)
         self.counters.bytes += size
         for part, future in zip(parts, futures, strict=True):
             if part.write_id != NO_WRITE_ID:
@@ -323,6 +348,16 @@ class Shard:
         oldest = self.state.oldest_above_k_ms
         return 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
 
+    async def drop(self, table_id: int, revision: int) -> None:
+        """Record that the table is dropped by ``revision`` of the Catalog; return when that is durable (L31).
+
+        From then on no row of it is taken or shown here. Idempotent by table id. Raises as `append` does.
+        """
+        if table_id not in self.state.drops:
+            record = record_entry(EntryKind.DROP, {"revision": revision}, table_id=table_id)
+            (future,) = self.driver.append([record], [None])
+            await asyncio.shield(future)
+
     # -- reads (L13, L14, L36) ---------------------------------------------------------------------------
 
     async def prove(self) -> None:
@@ -332,6 +367,20 @@ class Shard:
     def snapshot(self, table: Table) -> list[PartitionSnapshot]:
         """The partitions of ``table`` here, at one position. Call it right after `prove`, without awaiting."""
         return list(self.state.snapshot(table))
+
+    def tail(self, wanted: TailWanted) -> TailAnswer:
+        """One snapshot of some tables (L14). Call it right after `prove`, without awaiting.
+
+        Raises ShardClosed, and CatalogBehind for a table that this node has not heard of.
+        """
+        core = self.driver.core
+        if not core.is_owner:
+            raise ShardClosed(f"shard {self.log_id} is not open here: try again")
+        tables = [self._tables(table_id) for table_id in wanted.tables]
+        if None in tables:
+            raise CatalogBehind(f"shard {self.log_id}: a table of {list(wanted.tables)} is not known here yet")
+        found = [table for table in tables if table is not None]
+        return tail_answer(self.state, found, wanted, self.revision, core.next_seq - 1)
 
     async def record_cutoff(self, database_id: int, table_ids: frozenset[int], retention_ns: int) -> None:
         """L36: record a newer cut-off before it is used, at most once a minute, and only if it hides a row."""
@@ -352,12 +401,9 @@ class Shard:
             await asyncio.shield(future)
 
     def cutoff_ns(self, database_id: int, retention_ns: int = 0) -> int | None:
-        """The recorded cut-off of a database in this Log; for a period made longer since, what it would have been.
-
-        Else rows that are written within the longer period would be acknowledged and never shown.
-        """
+        """The recorded cut-off of a database in this Log, as `Cutoff.for_period`."""
         known = self.state.cutoffs.get(database_id)
-        return None if known is None else min(known.time_ns, known.recorded_ms * 1_000_000 - retention_ns)
+        return None if known is None else known.for_period(retention_ns)
 
     # -- checkpoints (L18, L22, L23) ---------------------------------------------------------------------
 
@@ -379,7 +425,8 @@ class Shard:
         """Checkpoint when a bound of L23 is reached. A failure is tried again; appends are refused meanwhile."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), self._seconds_to_age())
+                async with asyncio.timeout(self._seconds_to_age()):  # `wait_for` may swallow a cancellation
+                    await self._due.wait()
             self._due.clear()
             try:
                 await self.checkpoint()
@@ -438,8 +485,7 @@ class Shard:
         files = []
         epoch = self.driver.core.epoch
         for (table_id, partition), tail in frozen.tails.items():
-            table = self._tables(table_id)
-            assert table is not None, "rows of a table that the Catalog does not name cannot be in the memtable"
+            table = self._table(table_id)
             file = await self._in_thread(write_datafile, self._store, table, self.log_id, epoch, partition, tail)
             files.append(file)
         return files

@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
 from storage.checkpoint import (
     FILES_INLINE_MAX,
-    SCHEMAS,
     Part,
     Section,
     decode_part,
@@ -26,24 +25,21 @@ from storage.checkpoint import (
     section_from_table,
 )
 from storage.entries import decode_record, decode_rows
-from storage.errors import CorruptObject, UnsupportedFormat
-from storage.frames import NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind, WriteId
+from storage.errors import CatalogBehind, CorruptObject, UnsupportedFormat
+from storage.frames import NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind
 from storage.schema import PartitionSnapshot, TailBatch
+from storage.writeids import WRITE_IDS_MAX, Remembered, forget, read_write_ids, write_id_table
+
+__all__ = ["WRITE_IDS_MAX", "Cutoff", "Frozen", "Remembered", "ShardState", "encode_frozen", "held_bytes"]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from storage.frames import Header, LogObject
+    from storage.frames import Header, LogObject, WriteId
     from storage.schema import DataFile, Table
-
-WRITE_IDS_MAX: Final = 100_000
-"""Write ids remembered; when there are more the horizon moves up (LOG L7)."""
 
 COLUMN_BYTES: Final = 1024
 """What a column of a batch holds beside its values: Arrow's objects and alignment, measured at 0.7 to 1.3 KB."""
-
-WRITE_IDS_PIECE: Final = 4096
-"""Write ids that are encoded at once."""
 
 PartitionKey = tuple[int, int]
 """(table id, partition id)."""
@@ -74,20 +70,19 @@ class PartitionState:
     tail: list[TailEntry] = field(default_factory=list)
 
 
-class Remembered(NamedTuple):
-    """Where the entry of a write id stands."""
-
-    sequence: int
-    first_offset: int
-    written_ms: int
-
-
 @dataclass(frozen=True, slots=True)
 class Cutoff:
     """A database's recorded retention cut-off (ns) and when it was recorded (ms) (LOG L36)."""
 
     time_ns: int
     recorded_ms: int
+
+    def for_period(self, retention_ns: int) -> int:
+        """The cut-off for a retention period; for one made longer since, what it would have been.
+
+        Else rows that are written within the longer period would be acknowledged and never shown.
+        """
+        return min(self.time_ns, self.recorded_ms * 1_000_000 - retention_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,26 +105,6 @@ def held_bytes(rows: pa.RecordBatch) -> int:
     return held
 
 
-def _write_id_table(write_ids: tuple[list[WriteId], list[Remembered]]) -> pa.Table:
-    """Column by column, a few at a time: a hundred thousand ids as rows would take most of a second, and as
-    one piece would keep the event loop from running beside this thread."""
-    schema = SCHEMAS[Section.WRITE_IDS]
-    pieces = []
-    for start in range(0, len(write_ids[0]), WRITE_IDS_PIECE):
-        end = start + WRITE_IDS_PIECE
-        columns = (*zip(*write_ids[0][start:end], strict=True), *zip(*write_ids[1][start:end], strict=True))
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
-        pieces.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
-    return pa.Table.from_batches(pieces, schema)
-
-
-def _write_ids(table: pa.Table) -> OrderedDict[WriteId, Remembered]:
-    """The reverse of `_write_id_table`."""
-    columns = [column.to_pylist() for column in table.columns]
-    keys = map(WriteId._make, zip(*columns[:5], strict=True))
-    return OrderedDict(zip(keys, map(Remembered._make, zip(*columns[5:], strict=True)), strict=True))
-
-
 def encode_frozen(frozen: Frozen, new_files: Sequence[DataFile]) -> tuple[Entry, ...]:
     """The sections that are fixed when the memtable is frozen. Pure, and long for many write ids: off the loop."""
     added: dict[PartitionKey, int] = {}
@@ -147,7 +122,7 @@ def encode_frozen(frozen: Frozen, new_files: Sequence[DataFile]) -> tuple[Entry,
     return (
         section_entry(Section.META, meta),
         section_entry(Section.PARTITIONS, partitions),
-        section_from_table(Section.WRITE_IDS, _write_id_table(frozen.write_ids)),  # L7: with the horizon
+        section_from_table(Section.WRITE_IDS, write_id_table(*frozen.write_ids)),  # L7: with the horizon
         section_entry(Section.DROPS, [{"table_id": t, "revision": r} for t, r in frozen.drops.items()]),
         section_entry(Section.CUTOFFS, cutoffs),
     )
@@ -164,10 +139,18 @@ class PreparedCheckpoint:
 
 
 class ShardState:
-    """The state of one Log of rows. ``tables`` looks a table up by id at the newest Revision known here."""
+    """The state of one Log of rows. ``tables`` looks a table up by id at the newest Revision known here.
+
+    A reader of the store keeps rows and files of the tables ``only``, and no write ids (L15); None: an owner.
+    """
 
     def __init__(
-        self, store_id: bytes, log_id: int, tables: Callable[[int], Table | None], full_bytes: int = 0
+        self,
+        store_id: bytes,
+        log_id: int,
+        tables: Callable[[int], Table | None],
+        full_bytes: int = 0,
+        only: frozenset[int] | None = None,
     ) -> None:
         self.store_id = store_id
         self.log_id = log_id
@@ -190,6 +173,7 @@ class ShardState:
         self.prepared: PreparedCheckpoint | None = None
         self._tables = tables
         self._full_bytes = full_bytes
+        self._only = only
         self._sizes: OrderedDict[int, tuple[int, int]] = OrderedDict()  # sequence -> (bytes, written at ms)
         self._part_rows: dict[str, int] = {}
 
@@ -201,7 +185,9 @@ class ShardState:
             return ()
         where = f"log {self.log_id} checkpoint {checkpoint.header.sequence}"
         tables = decode_tables(checkpoint.entries, where)
-        self.write_ids = _write_ids(tables.pop(Section.WRITE_IDS))
+        remembered = tables.pop(Section.WRITE_IDS)
+        if self._only is None:
+            self.write_ids = read_write_ids(remembered)
         sections = {section: table.to_pylist() for section, table in tables.items()}
         (meta,) = sections[Section.META]
         self.k = self.position = meta["covered"]
@@ -213,7 +199,7 @@ class ShardState:
             )
         self.drops = {row["table_id"]: row["revision"] for row in sections[Section.DROPS]}
         self.cutoffs = {r["database_id"]: Cutoff(r["cutoff"], r["recorded_ms"]) for r in sections[Section.CUTOFFS]}
-        self.loose = tuple(file_from_row(row, where) for row in sections[Section.FILES])
+        self.loose = self._wanted_files(file_from_row(row, where) for row in sections[Section.FILES])
         self._add_files(self.loose)
         if any(row["section"] != Section.FILES or row["owner_id"] for row in sections[Section.PARTS]):
             raise UnsupportedFormat(f"{where}: a part of something else than the file list")
@@ -225,9 +211,13 @@ class ShardState:
         files = decode_part(self.store_id, self.log_id, data, path)
         if len(files) != self._part_rows[path]:
             raise CorruptObject(f"{path}: {len(files)} files where the Checkpoint says {self._part_rows[path]}")
+        files = self._wanted_files(files)
         order = list(self._part_rows)
         self.parts = tuple(sorted((*self.parts, Part(path, files)), key=lambda part: order.index(part.path)))
         self._add_files(files)
+
+    def _wanted_files(self, files: Iterable[DataFile]) -> tuple[DataFile, ...]:
+        return tuple(file for file in files if self._only is None or file.table_id in self._only)
 
     def covered(self) -> int:
         return self.k
@@ -272,9 +262,16 @@ class ShardState:
     def _read(self, entry: Entry, payload: object, where: str) -> Any:
         """What an entry says: rows, or a record; None for a kind that may be skipped (F6)."""
         if entry.kind == EntryKind.ROWS:
+            if self._only is not None and entry.table_id not in self._only:
+                return None
             table = self._tables(entry.table_id)
             if table is None:
                 raise CorruptObject(f"{where}: rows of table {entry.table_id}, which the Catalog has never named")
+            if table.version < entry.schema_version:  # L30
+                raise CatalogBehind(
+                    f"{where}: rows of table {table.name!r} at version {entry.schema_version}, here it has "
+                    f"{table.version}"
+                )
             return payload if isinstance(payload, pa.RecordBatch) else decode_rows(table, entry, where)
         if entry.kind in (EntryKind.RETENTION, EntryKind.DROP, EntryKind.SKIP):
             return decode_record(entry, where)
@@ -287,7 +284,7 @@ class ShardState:
         following: dict[PartitionKey, int] = {}
         adjacent = obj.header.sequence == self.position + 1
         for entry in obj.entries:
-            if entry.kind != EntryKind.ROWS:
+            if entry.kind != EntryKind.ROWS or (self._only is not None and entry.table_id not in self._only):
                 continue
             key = (entry.table_id, entry.partition)
             known = key in following
@@ -300,12 +297,12 @@ class ShardState:
         return self.partitions[key].next_offset if key in self.partitions else 0
 
     def _apply_rows(self, header: Header, entry: Entry, rows: pa.RecordBatch) -> None:
-        if entry.write_id != NO_WRITE_ID:  # L7: replay only adds
+        if entry.write_id != NO_WRITE_ID and self._only is None:  # L7: replay only adds
             self.write_ids[entry.write_id] = Remembered(header.sequence, entry.base_offset, header.written_at_ms)
         state = self.partitions.setdefault((entry.table_id, entry.partition), PartitionState())
         state.next_offset = entry.base_offset + entry.offset_count
         state.time_high = max(state.time_high, entry.time_high)
-        state.changed_at = header.sequence
+        state.changed_at = max(state.changed_at, header.sequence)  # a Checkpoint's own may be above what it left
         size = held_bytes(rows)
         batch = TailBatch(entry.base_offset, rows)
         state.tail.append(TailEntry(header.sequence, batch, entry.time_low, entry.time_high, size))
@@ -393,12 +390,7 @@ class ShardState:
 
     def advance_horizon(self, forget_before_ms: int) -> None:
         """Forget ids of objects written before ``forget_before_ms``, and the oldest of a full table."""
-        while self.write_ids:
-            key, at = next(iter(self.write_ids.items()))
-            if at.written_ms >= forget_before_ms and len(self.write_ids) <= WRITE_IDS_MAX:
-                return
-            del self.write_ids[key]
-            self.horizon = max(self.horizon, at.sequence)
+        self.horizon = forget(self.write_ids, self.horizon, forget_before_ms, WRITE_IDS_MAX)
 
     # -- snapshots (L14) ---------------------------------------------------------------------------------
 

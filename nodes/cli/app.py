@@ -31,6 +31,12 @@ config_app = typer.Typer(help="Show or check the settings.", no_args_is_help=Tru
 app.add_typer(config_app, name="config", rich_help_panel=PROCESS)
 store_app = typer.Typer(help="Repair a store while its node is stopped.", no_args_is_help=True)
 app.add_typer(store_app, name="store", rich_help_panel=PROCESS)
+cluster_app = typer.Typer(
+    help="Run a cluster on this machine; look at one, and steer it, through any of its nodes.", no_args_is_help=True
+)
+app.add_typer(cluster_app, name="cluster", rich_help_panel=CLUSTER)
+LOCAL = "Processes on this machine"
+MEMBERS = "Any cluster, through one of its nodes"
 
 Data = Annotated[
     str | None,
@@ -93,6 +99,11 @@ SharedStore = Annotated[
 Host = Annotated[
     str | None,
     typer.Option(metavar="URL", help="The server. [dim]\\[default: RUNNEL_HOST, else http://127.0.0.1:8181][/dim]"),
+]
+ClusterDir = Annotated[str, typer.Option("--dir", metavar="DIR", help="Folder of the local cluster.")]
+LocalName = Annotated[str, typer.Argument(metavar="NAME", help="The node, as `runnel cluster ps` calls it.")]
+StopSeconds = Annotated[
+    float, typer.Option("--timeout", min=0.1, help="Seconds that a node may take to stop; then it is killed.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Database = Annotated[str, typer.Option("--db", metavar="NAME", help="The database.")]
@@ -227,6 +238,9 @@ def demo(
     http: Http = None,
     live: Annotated[bool, typer.Option(help="Keep writing this machine's metrics, every second.")] = True,
     once: Annotated[bool, typer.Option("--once", help="Load the sample, say how it went, and stop.")] = False,
+    host: Annotated[
+        str | None, typer.Option(metavar="URL", help="Load it into this server, instead of starting one.")
+    ] = None,
 ) -> None:
     """Run everything with sample data loaded, and print what to paste.
 
@@ -235,7 +249,10 @@ def demo(
     stream of this machine's metrics.
     """
     from nodes.cli.demo import demo as run
+    from nodes.cli.demo import demo_into
 
+    if host is not None:
+        raise typer.Exit(demo_into(host, live=live, once=once))
     raise typer.Exit(run({"data.dir": data, "http.listen": http}, live=live, once=once))
 
 
@@ -312,14 +329,18 @@ def files(
 
 @app.command(rich_help_panel=CLIENT)
 def health(
+    ready: Annotated[
+        bool,
+        typer.Option("--ready/--live", help="Ask whether it serves requests, or only whether to leave it running."),
+    ] = True,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 5.0,
     json: Json = False,
     host: Host = None,
 ) -> None:
-    """Exit 0 if the server is ready, 1 if not: for containers and scripts."""
+    """Exit 0 if the server is ready, 1 if not: for containers and scripts. Every kind of node answers."""
     from nodes.cli.health import health as run
 
-    raise typer.Exit(run(host, timeout, is_json=json))
+    raise typer.Exit(run(host, timeout, is_json=json, is_live_enough=not ready))
 
 
 @config_app.command("show")
@@ -368,3 +389,123 @@ def store_skip(
     from nodes.cli.store import skip
 
     raise typer.Exit(skip(config, {"data.dir": data, "store.url": store}, log, object))
+
+
+@cluster_app.command("init", rich_help_panel=LOCAL)
+def cluster_init(
+    dir: ClusterDir = "runnel-cluster",
+    hosts: Annotated[
+        str, typer.Option(metavar="HOST,...", help="Names and addresses for the certificate, beside localhost.")
+    ] = "",
+) -> None:
+    """Make what nodes need to trust each other: a secret, a certificate authority, a certificate.
+
+    What is there already stays, so this may run again. Nodes that listen beyond loopback must have these files;
+    `runnel cluster up` uses those in its own folder.
+    """
+    from nodes.cli.cluster import init
+
+    raise typer.Exit(init(dir, hosts))
+
+
+@cluster_app.command("up", rich_help_panel=LOCAL)
+def cluster_up(
+    dir: ClusterDir = "runnel-cluster",
+    ingest: Annotated[
+        int | None, typer.Option(min=1, max=25, help="Ingest nodes. [dim]\\[default: as before, else 3][/dim]")
+    ] = None,
+    gateways: Annotated[
+        int | None, typer.Option(min=0, max=50, help="Gateways. [dim]\\[default: as before, else 2][/dim]")
+    ] = None,
+    queries: Annotated[
+        int | None, typer.Option(min=0, max=50, help="Query nodes. [dim]\\[default: as before, else 2][/dim]")
+    ] = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65000, help="HTTP of the first gateway; the others follow. [dim]\\[default: 8181][/dim]"
+        ),
+    ] = None,
+    base_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65000, help="All other ports: free ones from here. [dim]\\[default: 18181][/dim]"),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until every node must be ready.")] = 120.0,
+) -> None:
+    """Start a cluster of processes on this machine, and wait until it is ready.
+
+    They go on when this command has ended. Run it again to start those that are down.
+    """
+    from nodes.cli.cluster import up
+
+    given = {
+        "ingest": ingest, "gateways": gateways, "queries": queries, "http_port": http_port, "base_port": base_port,
+    }  # fmt: skip
+    raise typer.Exit(up(dir, given, timeout))
+
+
+@cluster_app.command("down", rich_help_panel=LOCAL)
+def cluster_down(dir: ClusterDir = "runnel-cluster", timeout: StopSeconds = 60.0) -> None:
+    """Stop it: queries, gateways, then the ingest nodes one by one. The data stays."""
+    from nodes.cli.cluster import down
+
+    raise typer.Exit(down(dir, timeout))
+
+
+@cluster_app.command("ps", rich_help_panel=LOCAL)
+def cluster_ps(dir: ClusterDir = "runnel-cluster", json: Json = False) -> None:
+    """List its processes: running or not, ready or why not, and their ports."""
+    from nodes.cli.cluster import ps
+
+    raise typer.Exit(ps(dir, is_json=json))
+
+
+@cluster_app.command("logs", rich_help_panel=LOCAL)
+def cluster_logs(
+    name: LocalName,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, max=100_000, help="Lines from the end.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what it writes, until Ctrl-C.")] = False,
+    dir: ClusterDir = "runnel-cluster",
+) -> None:
+    """Print the end of one node's log."""
+    from nodes.cli.cluster import logs
+
+    raise typer.Exit(logs(dir, name, lines, follow=follow))
+
+
+@cluster_app.command("restart", rich_help_panel=LOCAL)
+def cluster_restart(name: LocalName, dir: ClusterDir = "runnel-cluster", timeout: StopSeconds = 60.0) -> None:
+    """Stop one node cleanly, start it again, and wait until it is ready."""
+    from nodes.cli.cluster import restart
+
+    raise typer.Exit(restart(dir, name, timeout))
+
+
+@cluster_app.command("status", rich_help_panel=MEMBERS)
+def cluster_status(json: Json = False, host: Host = None) -> None:
+    """Show who is in the cluster, who is the controller, and which node owns which shard.
+
+    Exit 0 if there is a controller and every shard has an owner that is there, 1 if not.
+    """
+    from nodes.cli.clusterstatus import status
+
+    raise typer.Exit(status(host, is_json=json))
+
+
+@cluster_app.command("drain", rich_help_panel=MEMBERS)
+def cluster_drain(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="An ingest node.")],
+    host: Host = None,
+) -> None:
+    """Move the shards of an ingest node to others and give it no more, before it is stopped for good."""
+    from nodes.cli.clusterstatus import drain
+
+    raise typer.Exit(drain(node, host))
+
+
+@cluster_app.command("rebalance", rich_help_panel=MEMBERS)
+def cluster_rebalance(host: Host = None) -> None:
+    """Spread the shards evenly over the ingest nodes."""
+    from nodes.cli.clusterstatus import rebalance
+
+    raise typer.Exit(rebalance(host))

@@ -59,7 +59,7 @@ class LineError:
 
 @dataclass(frozen=True, slots=True)
 class HealthAnswer:
-    """What ``GET /health`` said."""
+    """What ``GET /health`` or one of its kinds said; ``ready`` is its yes or no."""
 
     ready: bool
     status: int
@@ -137,9 +137,9 @@ class Client:
             await raise_for_status(answer)
             return []
 
-    async def health(self) -> HealthAnswer:
-        """Ask ``/health``; not ready is an answer, not an error."""
-        async with self.request("GET", "/health") as answer:
+    async def health(self, path: str = "/health") -> HealthAnswer:
+        """Ask ``/health`` or one of its kinds; not ready is an answer, not an error."""
+        async with self.request("GET", path) as answer:
             return HealthAnswer(answer.status == 200, answer.status, (await answer.text()).strip())
 
     def _unreachable(self, error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +19,7 @@ from nodes.cli.start import command, end_for_sure
 from nodes.cli.write import Outcome, WriteOptions, write_bodies
 from nodes.demo import lines, paste, sample
 from nodes.demo.hostmetrics import HostMetrics
-from nodes.exitcodes import CommandFailed, NodeError, ServerRefused
+from nodes.exitcodes import CommandFailed, ExitCode, NodeError, ServerRefused
 from nodes.node import run_node
 from nodes.settings import load
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from nodes.exitcodes import ExitCode
     from nodes.node import Ready
 
 LINES_IN_BODY: Final = 20_000
@@ -52,6 +52,25 @@ def demo(flags: Mapping[str, object], *, live: bool, once: bool) -> ExitCode:
                 await write_live(client, str(settings.data_dir))
 
     return end_for_sure(run_node(settings, embedded_parts(), [beside]))
+
+
+def demo_into(host: str, *, live: bool, once: bool) -> ExitCode:
+    """Load the sample into a server that runs already, and write live metrics to it until Ctrl-C. Needs the extra."""
+    data = sample.folder()
+    console = Console(highlight=False)
+
+    async def work() -> None:
+        async with Client(host) as client:
+            await load_sample(client, data, console)
+            if once:
+                return
+            show_paste(client.url, console)
+            if live:
+                await write_live(client, ".")
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(work())
+    return ExitCode.OK
 
 
 async def load_sample(client: Client, data: Path, console: Console) -> None:

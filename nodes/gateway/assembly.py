@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from nodes.gateway.app import ErrorWriter, Gateway, Handler, Route
 from nodes.gateway.budget import WaitingBudget
+from nodes.gateway.clustermetrics import ClusterMetrics
 from nodes.gateway.coalesce import Coalescer
 from nodes.gateway.connection import ConnectionLimits
 from nodes.gateway.doors.influx.answers import Answers
@@ -63,6 +64,7 @@ class GatewayParts:
     control: NodeControl | None = None
     cluster: ClusterControl | None = None
     has_doors: bool = True
+    name: str = ""
     revision: str = "unknown"
 
 
@@ -121,6 +123,8 @@ def application(parts: GatewayParts, limits: GatewayLimits, writes: WritePath) -
     )
     if parts.control is not None:
         parts.metrics.add_source(NodeMetrics(parts.control))
+    if parts.cluster is not None:
+        parts.metrics.add_source(ClusterMetrics(parts.cluster, parts.name))
     parts.metrics.read_gauge("http_requests_in_flight", "Requests being served.", lambda: gateway.in_flight)
     return gateway
 
@@ -213,6 +217,7 @@ async def _open(context: NodeContext, backend: Backend, *, has_doors: bool) -> A
         control=context.control,
         cluster=context.cluster,
         has_doors=has_doors,
+        name=context.settings.node_name,
         revision=_revision(),
     )
     limits = GatewayLimits(

@@ -18,13 +18,14 @@ from nodes.gateway.batches import StaleTable, TableShapes, ensure
 from nodes.gateway.faults import BadRequest
 from nodes.gateway.refusals import Refused, refuse_rows
 from storage.errors import NoSuchDatabase, NoSuchTable, RequestTooLarge, SchemaConflict, ShardClosed, StorageError
+from wire.lineprotocol.model import body_bytes, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from nodes.backend import Backend, Batch, CatalogView, EnsureTable, Principal
     from nodes.metrics import Metrics
-    from wire.lineprotocol.model import KnownTable, LineError, LineParser, Parsed, Precision
+    from wire.lineprotocol.model import Body, KnownTable, LineError, LineParser, Parsed, Precision
 
 GROUP_BODIES_MAX: Final = 512
 SMALL_GROUP_BYTES: Final = 256 * 1024
@@ -63,7 +64,8 @@ WRITTEN: Final = WriteReport()
 class _Body:
     """One client's body. ``now_ns`` is the time of its lines without one; once it was parsed it never changes (L8)."""
 
-    data: bytes
+    data: Body
+    size: int
     is_all_or_nothing: bool
     answer: asyncio.Future[WriteReport]
     now_ns: int
@@ -160,7 +162,7 @@ class Coalescer:
         self,
         database: str,
         precision: Precision,
-        body: bytes,
+        body: Body,
         *,
         is_all_or_nothing: bool,
         principal: Principal,
@@ -173,13 +175,13 @@ class Coalescer:
         """
         loop = asyncio.get_running_loop()
         now_ns = NO_TIME if idempotency_key else time.time_ns()
-        item = _Body(body, is_all_or_nothing, loop.create_future(), now_ns, key=idempotency_key)
+        item = _Body(body, body_bytes(body), is_all_or_nothing, loop.create_future(), now_ns, key=idempotency_key)
         key = (database, precision, principal)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane(database, precision, principal)
         lane.waiting.append(item)
-        lane.waiting_bytes += len(body)
+        lane.waiting_bytes += item.size
         if lane.task is None:
             lane.task = self._spawn(self._run_lane(lane))
         elif lane.goal and len(lane.waiting) >= lane.goal:
@@ -344,7 +346,7 @@ class Coalescer:
                 _fail([body], error)
                 continue
             lane.waiting.appendleft(body)
-            lane.waiting_bytes += len(body.data)
+            lane.waiting_bytes += body.size
         if lane.waiting and lane.task is None:
             self._lanes.setdefault(lane.key, lane)
             lane.task = self._spawn(self._run_lane(lane))
@@ -367,13 +369,13 @@ class Coalescer:
                 continue
             self._groups.add()
             self._bodies.add(len(bodies))
-            size = sum(len(body.data) for body in bodies)
+            size = sum(body.size for body in bodies)
             return _Group(lane, bodies, size, batches, _reports(parsed, refused, len(bodies)))
         raise error
 
     async def _parse(self, lane: _Lane, bodies: list[_Body], view: CatalogView) -> Parsed:
         """On the event loop if that is cheap and the parser is free, else in its thread."""
-        size = sum(len(body.data) for body in bodies)
+        size = sum(body.size for body in bodies)
         if self._parser is not None and not self._parsing and size <= PARSE_HERE_BYTES:
             return self._parse_now(lane, bodies, view)
         self._parsing += 1
@@ -419,7 +421,8 @@ class Coalescer:
             if error.retriable or len(bodies) > 1:
                 raise
             if bodies[0].is_all_or_nothing:
-                return refuse_rows(parsed, dict.fromkeys(changes, error), [body.data for body in bodies], True), view
+                texts = [whole(body.data) for body in bodies]
+                return refuse_rows(parsed, dict.fromkeys(changes, error), texts, True), view
         return await self._alter_each(lane, bodies, parsed, changes)
 
     async def _alter_each(
@@ -436,7 +439,7 @@ class Coalescer:
                 if error.retriable:
                     raise
                 errors[name] = error
-        return refuse_rows(parsed, errors, [body.data for body in bodies], False), view
+        return refuse_rows(parsed, errors, [whole(body.data) for body in bodies], False), view
 
     def _batches(self, database: str, parsed: Parsed, view: CatalogView, only: frozenset[str] | None) -> list[Batch]:
         batches = []
@@ -466,12 +469,12 @@ class Coalescer:
 def _take(lane: _Lane, coalesce_bytes: int) -> list[_Body]:
     """The next bodies of a lane: always one, more up to ``coalesce_bytes`` together; those tried keep their time."""
     bodies = [lane.waiting.popleft()]
-    size = len(bodies[0].data)
-    while lane.waiting and len(bodies) < GROUP_BODIES_MAX and size + len(lane.waiting[0].data) <= coalesce_bytes:
+    size = bodies[0].size
+    while lane.waiting and len(bodies) < GROUP_BODIES_MAX and size + lane.waiting[0].size <= coalesce_bytes:
         if not _goes_with(lane.waiting[0], bodies[0]):
             break
         bodies.append(lane.waiting.popleft())
-        size += len(bodies[-1].data)
+        size += bodies[-1].size
     lane.waiting_bytes -= size
     return bodies
 

@@ -1,7 +1,7 @@
 """One HTTP request and its response, as handlers see them: thin values over ASGI.
 
 `nodes.gateway.app` makes a Request for each ASGI scope and sends the Response that a handler returns. A body
-is read in one call, its chunks gathered and joined once, within the limits of `Limits`.
+is read in one call, in the pieces in which it came, within the limits of `Limits`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from urllib.parse import parse_qsl
 
 from nodes.gateway.faults import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nodes.gateway.streaming import Body
 
 Header = tuple[bytes, bytes]
+Receive: TypeAlias = "Callable[[], Awaitable[dict[str, Any]]]"
 
 INFLATE_HERE_BYTES: Final = 4096
 """Smaller gzip bodies are inflated on the event loop: cheaper than a hop to a thread."""
@@ -38,6 +39,8 @@ INFLATE_RATIO_HERE: Final = 64 * 1024
 REQUEST_ID_CHARACTERS_MAX: Final = 128
 UNMATCHED: Final = "unmatched"
 """A request's pattern until a route takes it: the label that it is counted under."""
+PIECES_LOOSE_MAX: Final = 256
+"""So many pieces of a body are kept as they came, then they are joined: one of a byte takes 40 bytes of memory."""
 PARAMETERS_MAX: Final = 256
 """Query parameters in one URL or form."""
 
@@ -79,6 +82,10 @@ class Exchange(Protocol):
     @property
     def is_body_broken(self) -> bool: ...
 
+    async def arrival(self, receive: Receive) -> list[bytes] | None:
+        """Wait for more of the body: what came since the last call, at its end perhaps nothing. None: hung up."""
+        ...
+
     def respond(self, status: int, headers: list[Header], body: bytes) -> bool:
         """Send a whole response at once; False if it must go through ASGI."""
         ...
@@ -100,6 +107,17 @@ class NoExchange:
     is_body_whole = True
     is_body_slow = False
     is_body_broken = False
+
+    async def arrival(self, receive: Receive) -> list[bytes] | None:
+        """All of the body, by ASGI's messages."""
+        pieces: list[bytes] = []
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            pieces.append(message["body"])
+            if not message.get("more_body", False):
+                return pieces
 
     def respond(self, status: int, headers: list[Header], body: bytes) -> bool:
         """Not here."""
@@ -139,7 +157,7 @@ class Request:
     def __init__(
         self,
         scope: Mapping[str, Any],
-        receive: Callable[[], Awaitable[dict[str, Any]]],
+        receive: Receive,
         limits: Limits,
         budget: WaitingBudget,
     ) -> None:
@@ -180,15 +198,20 @@ class Request:
         return parse_form(self.query_string)
 
     async def body(self) -> bytes:
-        """The whole body, inflated; once for each request.
+        """The whole body, inflated; once for each request. Raises as `pieces` does."""
+        pieces = await self.pieces()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def pieces(self) -> tuple[bytes, ...]:
+        """The body in pieces, inflated; once for each request. Joining them would be a copy in fresh memory.
 
         Raises BodyTooLarge, BodySlow, BodyBroken, BadEncoding, BadGzip, ClientGone, Overloaded.
         """
         encoding = self.header(b"content-encoding")
         if encoding not in (None, b"identity", b"gzip", b""):
             raise BadEncoding(f"unacceptable content-encoding: {encoding.decode('latin-1') if encoding else ''}")
-        body = await self._gather()
-        return await self._inflate(body) if encoding == b"gzip" else body
+        pieces = await self._gather()
+        return tuple(await self._inflate(b"".join(pieces)) if encoding == b"gzip" else pieces)
 
     def watch(self) -> None:
         """Cancel this task when the client hangs up before its answer is whole. After `body` only."""
@@ -215,32 +238,33 @@ class Request:
         self._budget.take(count)
         self._body_bytes += count
 
-    async def _gather(self) -> bytes:
+    async def _gather(self) -> list[bytes]:
         limit = self.limits.request_bytes_max
         promised = self.header(b"content-length")
         if promised is not None and promised.isdigit() and int(promised) > limit:
             raise BodyTooLarge(limit)
-        parts: list[bytes] = []
+        exchange = self.exchange
+        pieces: list[bytes] = []
+        joined = 0
         while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
+            arrived = await exchange.arrival(self._receive)
+            if arrived is None:
                 raise ClientGone("the client hung up before its request was whole")
-            if self.exchange.is_body_slow:
+            if exchange.is_body_slow:
                 raise BodySlow
-            if self.exchange.is_body_broken:
+            if exchange.is_body_broken:
                 raise BodyBroken
-            part: bytes = message["body"]
-            self._take(len(part))
+            self._take(sum(map(len, arrived)))
             if self._body_bytes > limit:
                 raise BodyTooLarge(limit)
-            if not message.get("more_body", False):
-                if not parts:
-                    return part
-                parts.append(part)
-                return b"".join(parts)
-            parts.append(part)
+            pieces += arrived
+            if len(pieces) - joined > PIECES_LOOSE_MAX:
+                pieces[joined:] = [b"".join(pieces[joined:])]
+                joined += 1
+            if exchange.is_body_whole:
+                return pieces
 
-    async def _inflate(self, body: bytes) -> bytes:
+    async def _inflate(self, body: bytes) -> list[bytes]:
         limit = self.limits.request_bytes_max
         if len(body) <= INFLATE_HERE_BYTES:
             try:
@@ -250,9 +274,9 @@ class Request:
                     raise
         return self._inflated(await asyncio.get_running_loop().run_in_executor(None, inflate, body, limit))
 
-    def _inflated(self, body: bytes) -> bytes:
-        self._take(len(body))
-        return body
+    def _inflated(self, pieces: list[bytes]) -> list[bytes]:
+        self._take(sum(map(len, pieces)))
+        return pieces
 
 
 @dataclass(slots=True)

@@ -19,8 +19,8 @@ STEP_BYTES: Final = 1 << 20
 """Inflated at once: a bomb is stopped at most this far beyond the limit."""
 
 
-def inflate(body: bytes, limit_bytes: int) -> bytes:
-    """The inflated body. BadGzip if it is no gzip or ends early; BodyTooLarge over ``limit_bytes``."""
+def inflate(body: bytes, limit_bytes: int) -> list[bytes]:
+    """The inflated body in pieces. BadGzip if it is no gzip or ends early; BodyTooLarge over ``limit_bytes``."""
     parts: list[bytes] = []
     total = 0
     rest = body
@@ -37,7 +37,7 @@ def inflate(body: bytes, limit_bytes: int) -> bytes:
             parts.append(part)
         rest = member.unused_data
         if not rest:
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            return parts
 
 
 def _step(member: isal_zlib.Decompress, data: bytes, most_bytes: int) -> bytes:

@@ -11,7 +11,8 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from storage.catalogstate import CatalogLimits, CatalogSnapshot, CatalogState, Effect, apply_effects, plan
+from storage.catalogplan import plan
+from storage.catalogstate import CatalogLimits, CatalogSnapshot, CatalogState, Effect, apply_effects
 from storage.changes import Change, ColumnSpec, CreateDatabase, EnsureTable
 from storage.checkpoint import Part, encode_part
 from storage.datafile import encode_parquet

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import secrets
+import dataclasses
+import functools
+import subprocess
+import sys
 import time
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from tests.harness.certificates import Authority
-from tests.harness.clusternode import Blueprint, ClusterNode
+from cluster.certificates import make_certificates
+from cluster.secret import make_secret
+from tests.harness.clusternode import ROOT, Blueprint, ClusterNode
 from tests.harness.exchange import Reply, query_path, write_path
 from tests.harness.logscan import alarms
 from tests.harness.networks import Loopback
@@ -32,9 +36,21 @@ SETTLE_SECONDS_MAX: Final = 90.0
 POLL_SECONDS: Final = 0.05
 DOORS: Final = ("http", "grpc", "gossip", "raft")
 FAST: Final = {"RUNNEL_GOSSIP__PROBE_INTERVAL": "500ms", "RUNNEL_GOSSIP__PROBE_TIMEOUT": "250ms"}
+BEYOND_LOOPBACK: Final = {"RUNNEL_AUTH__MODE": "off"}
+"""Must be written out for an address that other machines reach; a namespace's is one."""
+STANDIN: Final = "tests.harness.standin"
+WARM_SECONDS_MAX: Final = 300.0
 _KINDS: Final = {"i": "ingest", "g": "gateway", "q": "query"}
 
 _open: Final[weakref.WeakSet[Cluster]] = weakref.WeakSet()
+
+
+@functools.cache
+def warm_parser() -> None:
+    """Compile the line protocol parser into its cache, once: two gateways that compile it for their first writes would
+    take a minute of a busy machine, and every timing with them."""
+    command = [sys.executable, "-m", "wire.lineprotocol.warm"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=WARM_SECONDS_MAX)
 
 
 @atexit.register
@@ -65,7 +81,11 @@ class View:
 
 @dataclass(eq=False)
 class Cluster:
-    """Started by ``with``. Nodes are i1.., g1.., q1..; ``store`` defaults to a folder that all of them share."""
+    """Started by ``with``. Nodes are i1.., g1.., q1..; ``store`` defaults to a folder that all of them share.
+
+    ``voters``: how many of the ingest nodes vote (all, or one less of an even number). ``secure``: a secret and TLS
+    between nodes; always beyond loopback, where nodes ask for it.
+    """
 
     folder: Path
     ingest: int = 3
@@ -78,13 +98,17 @@ class Cluster:
     network: Network = field(default_factory=Loopback)
     module: str = "nodes"
     shards: int | None = None
+    voters: int | None = None
     nodes: dict[str, ClusterNode] = field(default_factory=dict, init=False)
+    outsiders: list[ClusterNode] = field(default_factory=list, init=False)
 
     # -- its life ---------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         _open.add(self)
         try:
+            if self.module != STANDIN:
+                warm_parser()
             self.plan()
             self.start()
             self.wait_settled()
@@ -103,14 +127,15 @@ class Cluster:
         names = [f"i{n + 1}" for n in range(self.ingest)]
         names += [f"g{n + 1}" for n in range(self.gateways)] + [f"q{n + 1}" for n in range(self.queries)]
         places = {name: self.places(name) for name in names}
-        voters = [f"{name}={_text(places[name]['raft'])}" for name in names if name[0] == "i"]
+        voting = [name for name in names if name[0] == "i"][: self.voters or _odd(self.ingest)]
+        voters = [f"{name}={_text(places[name]['raft'])}" for name in voting]
         join = [_text(places[name]["gossip"]) for name in names if name[0] == "i"]
-        secret = self._secret() if self.secure else None
-        authority = Authority(self.folder / "tls") if self.secure else None
+        is_secure = self.secure or not isinstance(self.network, Loopback)
+        secret = self.make_secret() if is_secure else None
         for name in names:
             environment = {**(FAST if self.fast else {}), **self.environment}
-            if authority is not None:
-                environment |= authority.certify(name, [self.network.host(name)]).settings()
+            if is_secure:
+                environment |= self.tls_settings(name) | BEYOND_LOOPBACK
             self.nodes[name] = ClusterNode(
                 Blueprint(
                     name, _KINDS[name[0]], self.folder / name, self.store_url, places[name], ",".join(voters),
@@ -122,12 +147,18 @@ class Cluster:
         """An address for each door of a node."""
         return {door: (self.network.host(name), self.network.port(name, door)) for door in DOORS}
 
-    def _secret(self) -> Path:
-        path = self.folder / "secret"
+    def make_secret(self) -> Path:
+        """The file of the cluster's secret."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(32))
-        return path
+        make_secret(self.folder / "secret")
+        return self.folder / "secret"
+
+    def tls_settings(self, name: str) -> dict[str, str]:
+        """A node's certificate, as its environment."""
+        files = make_certificates(self.folder / "tls", [self.network.host(name)], name)
+        return {
+            "RUNNEL_TLS__CA": str(files.ca), "RUNNEL_TLS__CERT": str(files.cert), "RUNNEL_TLS__KEY": str(files.key),
+        }  # fmt: skip
 
     @property
     def store_url(self) -> str:
@@ -145,7 +176,7 @@ class Cluster:
 
     def kill(self) -> None:
         """kill -9 everything that runs; never raises for a node that is gone."""
-        for node in self.nodes.values():
+        for node in [*self.nodes.values(), *self.outsiders]:
             with contextlib.suppress(OSError):
                 node.kill()
         _open.discard(self)
@@ -173,12 +204,19 @@ class Cluster:
 
     def add(self, name: str, **changes: Any) -> ClusterNode:
         """One more node, of the kind its first letter says, not yet started; ``changes`` go into its Blueprint."""
+        self.nodes[name] = self._like(name, changes)
+        return self.nodes[name]
+
+    def outsider(self, name: str, **changes: Any) -> ClusterNode:
+        """As `add`, but the cluster does not expect it to join; it ends with the cluster."""
+        changes = {"folder": self.folder / f"outsider-{len(self.outsiders)}-{name}", **changes}
+        self.outsiders.append(self._like(name, changes))
+        return self.outsiders[-1]
+
+    def _like(self, name: str, changes: Mapping[str, Any]) -> ClusterNode:
         model = next(node for node in self.nodes.values() if node.kind == _KINDS[name[0]]).blueprint
-        values = {field: getattr(model, field) for field in Blueprint.__dataclass_fields__}
-        values |= {"name": name, "folder": self.folder / name, "addresses": self.places(name)} | changes
-        found = ClusterNode(Blueprint(**values))
-        self.nodes[name] = found
-        return found
+        own = {"name": name, "folder": self.folder / name, "addresses": self.places(name)}
+        return ClusterNode(dataclasses.replace(model, **{**own, **changes}))
 
     def view(self, name: str, seconds: float = 5.0) -> View | None:
         """What this node says of the cluster; None when it does not say."""
@@ -286,3 +324,8 @@ def _unsettled(name: str, view: View, cluster: Cluster, up: Sequence[str]) -> st
 
 def _text(address: tuple[str, int]) -> str:
     return f"{address[0]}:{address[1]}"
+
+
+def _odd(count: int) -> int:
+    """The most voters among that many nodes: 1, 3 or 5."""
+    return max(voters for voters in (1, 3, 5) if voters <= max(count, 1))

@@ -26,7 +26,9 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 READY_SECONDS_MAX: Final = 90.0
 STOP_SECONDS_MAX: Final = 60.0
 POLL_SECONDS: Final = 0.02
-TAIL_CHARS: Final = 1500
+TAIL_LINES: Final = 14
+LINE_CHARS: Final = 400
+NOT_TOLD: Final = frozenset({"timestamp", "level", "event", "logger", "node", "kind"})
 
 
 class NodeDied(RuntimeError):
@@ -223,8 +225,9 @@ class ClusterNode:
             return log.read().decode(errors="replace")
 
     def tail(self) -> str:
-        """The end of its log, for a failure's message."""
-        return self.text()[-TAIL_CHARS:] or "(it said nothing)"
+        """The end of its log in short, for a failure's message."""
+        told = [_short(line) for line in self.text().splitlines()[-TAIL_LINES:]]
+        return "\n".join(told) or "(it said nothing)"
 
     def lines(self, *, whole: bool = False) -> list[dict[str, Any]]:
         """Its log lines as JSON, each with ``node``; lines that are no JSON become alarms of their own."""
@@ -242,3 +245,15 @@ def _json_lines(text: str, *, keep: bool = False) -> Iterator[dict[str, Any]]:
             yield value
         elif keep and line.strip():
             yield {"level": "error", "event": "not a log line", "error": line}
+
+
+def _short(line: str) -> str:
+    """A log line as people read it, at most `LINE_CHARS`; of a traceback its end."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        return line[-LINE_CHARS:]
+    if not isinstance(value, dict):
+        return line[-LINE_CHARS:]
+    more = " ".join(f"{name}={str(value[name])[-LINE_CHARS:]}" for name in value.keys() - NOT_TOLD)
+    return f"{str(value.get('timestamp', ''))[11:23]} {value.get('level', '')} {value.get('event', '')} {more}"

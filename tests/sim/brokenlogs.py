@@ -254,9 +254,9 @@ class ReadsFromTheCheckpoint(LogReader):
 
     def _begin(self) -> None:
         super()._begin()
-        if self._following <= self._base:
+        if self._following <= self.base:
             self._effects.pop()
-            self._following = self._base + 1
+            self._following = self.base + 1
             self._ask()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from wire.lineprotocol.errors import InvalidPrecision
 
@@ -25,8 +25,21 @@ RESERVED_PREFIX: Final = "_runnel_"
 ORIGINAL_BYTES_MAX: Final = 20
 """How much of a bad line an error repeats, as InfluxDB 3 does."""
 
+Body: TypeAlias = "bytes | tuple[bytes, ...]"
+"""A body, whole or in its pieces as they arrived: joining them first would copy each byte once more."""
+
 CALL_BYTES_MAX: Final = (1 << 31) - (1 << 16)
 """Bytes of all bodies of one call together: the kernel's offsets have 31 bits."""
+
+
+def body_bytes(body: Body) -> int:
+    """How many bytes a body has."""
+    return len(body) if isinstance(body, bytes) else sum(map(len, body))
+
+
+def whole(body: Body) -> bytes:
+    """A body in one piece."""
+    return body if isinstance(body, bytes) else b"".join(body)
 
 
 class FieldType(enum.IntEnum):
@@ -196,7 +209,7 @@ class LineParser(Protocol):
 
     def parse(
         self,
-        bodies: Sequence[bytes],
+        bodies: Sequence[Body],
         *,
         precision: Precision,
         now_ns: int,

@@ -16,11 +16,22 @@ from wire.lineprotocol.errors import BodyTooLarge
 from wire.lineprotocol.machine import PADDING, Bytes, Int32s, Int64s
 from wire.lineprotocol.memory import Memory
 from wire.lineprotocol.messages import Kind
-from wire.lineprotocol.model import CALL_BYTES_MAX, KnownTable, LineError, Parsed, ParserLimits, Precision
+from wire.lineprotocol.model import (
+    CALL_BYTES_MAX,
+    KnownTable,
+    LineError,
+    Parsed,
+    ParserLimits,
+    Precision,
+    body_bytes,
+    whole,
+)
 from wire.lineprotocol.numbers import FLOAT64, FLOAT_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    from wire.lineprotocol.model import Body
 
 SCRATCH_BYTES_FIRST: Final = 1 << 16
 BYTES_PER_LINE_GUESS: Final = 32
@@ -44,20 +55,26 @@ class Scratch:
         self.lines = _create_lines(SCRATCH_BYTES_FIRST // BYTES_PER_LINE_GUESS)
         self.events = _create_events(SCRATCH_BYTES_FIRST // BYTES_PER_EVENT_GUESS)
 
-    def load(self, bodies: Sequence[bytes]) -> kernel.Bodies:
-        """Lay the bodies out in the buffer as the kernel wants them."""
-        whole = bodies[0] if len(bodies) == 1 else b"\n".join(bodies)
-        size = len(whole)
+    def load(self, bodies: Sequence[Body], total: int) -> kernel.Bodies:
+        """Lay the bodies, of ``total`` bytes, out in the buffer as the kernel wants them: the one copy of them."""
+        size = total + len(bodies) - 1
         self.reserve(size + PADDING)
-        self.buffer[:size] = np.frombuffer(whole, np.uint8)
-        self.buffer[size : size + PADDING] = 10
+        buffer = self.buffer.data
         count = len(bodies)
-        ends = np.cumsum([len(body) + 1 for body in bodies]) - 1
-        starts = np.zeros(count, np.int64)
-        starts[1:] = ends[:-1] + 1
+        starts, ends = np.empty(count, np.int64), np.empty(count, np.int64)
         suspect = np.zeros(count, np.uint8)
-        if not whole.isascii():
-            suspect[:] = [not _is_utf8(body) for body in bodies]
+        at = 0
+        for number, body in enumerate(bodies):
+            starts[number] = at
+            pieces = (body,) if isinstance(body, bytes) else body
+            for piece in pieces:
+                buffer[at : at + len(piece)] = piece
+                at += len(piece)
+            ends[number] = at
+            buffer[at] = 10
+            at += 1
+            suspect[number] = not (all(map(bytes.isascii, pieces)) or _is_utf8(whole(body)))
+        self.buffer[size : size + PADDING] = 10
         return kernel.Bodies(starts, ends, suspect, np.zeros(count, np.int64), np.zeros(count, np.int64))
 
     def reserve(self, size: int) -> None:
@@ -95,7 +112,7 @@ class KernelParser:
 
     def parse(
         self,
-        bodies: Sequence[bytes],
+        bodies: Sequence[Body],
         *,
         precision: Precision,
         now_ns: int,
@@ -103,7 +120,7 @@ class KernelParser:
         all_or_nothing: Sequence[bool] | None = None,
     ) -> Parsed:
         """See `model.LineParser.parse`."""
-        total = sum(map(len, bodies))
+        total = sum(map(body_bytes, bodies))
         if total + len(bodies) > CALL_BYTES_MAX:
             msg = f"{total} bytes of line protocol in one call, at most {CALL_BYTES_MAX} fit"
             raise BodyTooLarge(msg)
@@ -124,14 +141,14 @@ class KernelParser:
 
     def _parse(
         self,
-        bodies: Sequence[bytes],
+        bodies: Sequence[Body],
         precision: Precision,
         now_ns: int,
         known: Callable[[str], KnownTable | None],
         all_or_nothing: Sequence[bool] | None,
         total: int,
     ) -> Parsed:
-        found = self._scan(self._scratch.load(bodies), precision, now_ns)
+        found = self._scan(self._scratch.load(bodies, total), precision, now_ns)
         memory = self._memory
         memory.learn_series()
         touched = self._resolve(found)

@@ -28,10 +28,15 @@ from wire.lineprotocol.model import (
     ParserLimits,
     Precision,
     TagColumn,
+    body_bytes,
+    whole,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from wire.lineprotocol.model import Body
+
 
 _ARROW_TYPES: Final[dict[FieldType, pa.DataType]] = {
     FieldType.INT64: pa.int64(),
@@ -94,7 +99,7 @@ class ReferenceParser:
 
     def parse(
         self,
-        bodies: Sequence[bytes],
+        bodies: Sequence[Body],
         *,
         precision: Precision,
         now_ns: int,
@@ -102,7 +107,7 @@ class ReferenceParser:
         all_or_nothing: Sequence[bool] | None = None,
     ) -> Parsed:
         """See `model.LineParser.parse`."""
-        total = sum(map(len, bodies))
+        total = sum(map(body_bytes, bodies))
         if total > CALL_BYTES_MAX:
             msg = f"{total} bytes of line protocol in one call, at most {CALL_BYTES_MAX} fit"
             raise BodyTooLarge(msg)
@@ -113,7 +118,7 @@ class ReferenceParser:
             rows = np.zeros(len(bodies), np.int64)
             for number, body in enumerate(bodies):
                 strict = bool(all_or_nothing and all_or_nothing[number])
-                lines[number], rows[number] = self._parse_body(call, number, body, strict, refused.get(number))
+                lines[number], rows[number] = self._parse_body(call, number, whole(body), strict, refused.get(number))
             sparse = self._too_sparse(call, len(bodies))
             if sparse is None:
                 break

@@ -249,6 +249,9 @@ STEPS = st.lists(
 )
 CONDITIONS: list[tuple[str, Any]] = [
     ("time >= to_timestamp_nanos(4) AND time < to_timestamp_nanos(9)", lambda r: 4 <= r["time"] < 9),
+    ("time >= '1970-01-01T00:00:00.000000004Z' AND time < '1970-01-01 00:00:00.000000009' AND n < 4 ORDER BY n",
+     lambda r: 4 <= r["time"] < 9 and r.get("n", 9) < 4),
+    ("time > '1970-01-01T00:00:00.000000012Z' AND time < '1970-01-01'", lambda _: False),
     ("host = 'a'", lambda r: r.get("host") == "a"),
     ("host IS NULL", lambda r: "host" not in r),
     ("host = 'a' OR n > 2", lambda r: r.get("host") == "a" or r.get("n", 0) > 2),

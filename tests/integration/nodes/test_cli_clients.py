@@ -12,7 +12,7 @@ import pytest
 from nodes.cli.client import Client, base_url, error_text, retry_after_seconds
 from nodes.cli.client import run as run_async
 from nodes.cli.files import files
-from nodes.cli.health import health
+from nodes.cli.health import health, quick
 from nodes.cli.prompt import COLUMNS, TABLES, Names, Session, command, run_statement
 from nodes.cli.sql import sql
 from nodes.cli.status import status
@@ -115,6 +115,20 @@ def test_health(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> N
         "status": 503,
         "text": "replaying: node: 3 of 8 shards",
     }
+
+
+def test_a_node_that_is_not_ready_may_be_live(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.script.answers["/health"] = (503, "replaying")
+    server.script.answers["/health/live"] = (200, "OK")
+    assert health(server.url, 5, is_json=False, is_live_enough=True) is ExitCode.OK
+    assert health(server.url, 5, is_json=False) is ExitCode.FAILURE
+    assert capsys.readouterr() == ("OK\n", "replaying\n")
+
+
+def test_health_of_a_container_needs_no_grammar(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.script.answers["/health"] = (200, "OK")
+    assert quick(["--timeout", "8", "--host", server.url]) is ExitCode.OK
+    assert capsys.readouterr().out == "OK\n"
 
 
 def test_health_without_a_server_is_quick_and_clear() -> None:

@@ -125,7 +125,7 @@ def test_l3_a_torn_object_is_never_acknowledged_and_closes_its_shard_alone(seed:
         await node.write("t0", 20, ledger)
         store.arm(Fault.TORN, match="logs/1/*")
         await node.write("t0", 20, ledger)
-        assert isinstance(node.shards[1].driver.closed.result(), StorageError)
+        assert isinstance(await asyncio.wait_for(node.shards[1].closed, 5), StorageError)
         assert not node.shards[2].driver.closed.done()
         torn = {key for part in ledger.unanswered if part.log_id == 1 for key in part.keys}
         assert torn

@@ -18,12 +18,12 @@ import pytest
 
 from storage.changes import DropTable
 from storage.checkpoint import FILES_INLINE_MAX
-from storage.entries import record_entry
 from storage.errors import LogBacklogFull, MemoryExhausted, NoSuchTable, RequestTooLarge, ShardClosed, WriteRefused
-from storage.frames import EntryKind, ObjectKind, decode_object
+from storage.frames import ObjectKind, decode_object
 from storage.objects import open_store
-from storage.shard import RETRY_SECONDS_MAX, Append
+from storage.shard import Append
 from storage.store import parts_folder
+from storage.writeids import RETRY_SECONDS_MAX
 from tests.harness.storagenode import (
     LIMITS,
     Ledger,
@@ -399,8 +399,7 @@ async def test_l31_a_dropped_table_takes_no_rows_and_shows_none(tmp_path: Path) 
         table = node.table("t0")
         (part,) = node.parts("t0", (1, 2), writer=1)
         await node.shards[1].append([part.append])
-        drop = record_entry(EntryKind.DROP, {"revision": 9}, table_id=table.id)
-        await asyncio.gather(*node.shards[1].driver.append([drop], [None]))
+        await node.shards[1].drop(table.id, 9)
         assert node.shards[1].snapshot(table) == []
         (more,) = node.parts("t0", (3,), writer=2)
         with pytest.raises(NoSuchTable):

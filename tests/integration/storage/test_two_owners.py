@@ -34,7 +34,10 @@ def in_a_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         await work()
 
-    with mock.patch("storage.logdriver.pause_seconds", return_value=0.0):
+    with (
+        mock.patch("storage.logdriver.pause_seconds", return_value=0.0),
+        mock.patch("storage.readdriver.pause_seconds", return_value=0.0),
+    ):
         asyncio.run(main())
 
 

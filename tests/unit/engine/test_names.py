@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import AmbiguousName
-from engine.names import first_word, mentioned, operators, rewrite, tokens, words
+from engine.names import first_word, mentioned, operators, rewrite, times, tokens, words
 
 
 def kinds(statement: str) -> list[tuple[str, str]]:
@@ -93,3 +93,42 @@ def test_first_word_and_words() -> None:
     assert first_word('"show"') == ""
     assert first_word("") == ""
     assert words('Select "A" from B') == {"select", "from", "b"}
+
+
+ANY_TIME = (-(2**63), 2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("SELECT * FROM cpu WHERE time >= '1970-01-01T00:00:01Z' AND time < '1970-01-01T00:00:02.5Z'",
+         (10**9, 2_500_000_000 - 1)),
+        ('SELECT max(a) FROM iox.cpu WHERE host = \'a\' AND "time" > \'1970-01-01 00:00:00\' GROUP BY 1 LIMIT 5;',
+         (1, ANY_TIME[1])),
+        ("SELECT 1 FROM cpu WHERE time = '1970-01-02'", (86_400 * 10**9,) * 2),
+        ("SELECT 1 FROM cpu WHERE time <= '1970-01-01T00:00:00Z' AND time >= '1970-01-01T00:00:01Z'", (10**9, 0)),
+        ("SELECT 1 FROM cpu WHERE a IN (1, 2) AND (time > '1980-01-01')", ANY_TIME),
+        ("SELECT 1 FROM cpu WHERE time > '1980-01-01T00:00:00+01:00' AND time > now() AND time > 'x'", ANY_TIME),
+        ("SELECT 1 FROM cpu WHERE time > '1980-02-30' AND time < '2600-01-01'", ANY_TIME),
+        ("SELECT 1 FROM cpu WHERE a = time > '1980-01-01' AND time > '1980-01-01' IS NULL AND TIME > '1980-01-01'",
+         ANY_TIME),
+        ("SELECT 1 FROM cpu GROUP BY a HAVING min(time) > '1980-01-01'", None),
+        ("SELECT 1 FROM cpu WHERE time > '1980-01-01' OR a = 1", None),
+        ("SELECT 1 FROM cpu WHERE NOT a AND time > '1980-01-01'", None),
+        ("SELECT 1 FROM cpu WHERE a BETWEEN 1 AND time > '1980-01-01'", None),
+        ("SELECT 1 FROM cpu, mem WHERE time > '1980-01-01'", None),
+        ("SELECT 1 FROM cpu c WHERE time > '1980-01-01'", None),
+        ("SELECT 1 FROM cpu JOIN mem USING (time) WHERE time > '1980-01-01'", None),
+        ("SELECT count(*) FILTER (WHERE time > '1980-01-01') FROM cpu", None),
+        ("SELECT 1 FROM (SELECT 1 FROM cpu) WHERE time > '1980-01-01'", None),
+        ("SELECT 1 FROM cpu WHERE time > '1980-01-01' UNION SELECT 1 FROM cpu", None),
+    ],
+)  # fmt: skip
+def test_times_of_plain_statements_only(statement: str, expected: tuple[int, int] | None) -> None:
+    assert times(statement) == expected
+
+
+@given(st.text(), st.text())
+def test_times_of_any_text(before: str, after: str) -> None:
+    times(before)
+    times(f"SELECT {before} FROM t WHERE time > {after}")

@@ -18,18 +18,18 @@ LIMIT = 10_485_760
 
 @given(st.lists(st.binary(max_size=2000), min_size=1, max_size=4))
 def test_members_one_after_the_other_are_one_body(members: list[bytes]) -> None:
-    assert inflate(b"".join(map(gzip.compress, members)), LIMIT) == b"".join(members)
+    assert b"".join(inflate(b"".join(map(gzip.compress, members)), LIMIT)) == b"".join(members)
 
 
 @pytest.mark.parametrize("size", [STEP_BYTES - 1, STEP_BYTES, STEP_BYTES + 1, 3 * STEP_BYTES + 7])
 def test_bodies_of_several_steps(size: int) -> None:
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
-    assert inflate(gzip.compress(body, 1), LIMIT) == body
+    assert b"".join(inflate(gzip.compress(body, 1), LIMIT)) == body
 
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000])
 def test_up_to_the_limit_fits(size: int) -> None:
-    assert len(inflate(gzip.compress(b"a" * size), 1000)) == size
+    assert sum(map(len, inflate(gzip.compress(b"a" * size), 1000))) == size
 
 
 @pytest.mark.parametrize("body", [b"a" * 1001, b"a" * 100_000])

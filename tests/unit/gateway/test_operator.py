@@ -36,6 +36,9 @@ class Control:
     def cluster_status(self) -> ClusterStatus:
         return STATUS
 
+    def numbers(self) -> dict[str, float]:
+        return {"runnel_appends_total": 3}
+
     async def drain(self, node: str) -> int:
         return self._ask(f"drain {node}")
 

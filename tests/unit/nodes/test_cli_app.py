@@ -17,7 +17,20 @@ from nodes.settings import FIELDS
 from storage.errors import StoreUnavailable
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ("start", "demo", "sql", "write", "status", "files", "health", "config", "gateway", "ingest", "query")
+COMMANDS = (
+    "start",
+    "demo",
+    "sql",
+    "write",
+    "status",
+    "files",
+    "health",
+    "config",
+    "gateway",
+    "ingest",
+    "query",
+    "cluster",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +63,17 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (("sql",), ("--db", "--format", "prompt", "semicolon", "\\?")),
         (("status",), ("--json", "--host", "RUNNEL_HOST")),
         (("files",), ("--db", "Parquet")),
-        (("health",), ("Exit 0", "--timeout")),
+        (("health",), ("Exit 0", "--timeout", "--ready", "--live", "Every kind of node")),
+        (("cluster",), ("init", "up", "down", "ps", "logs", "restart", "status", "drain", "rebalance")),
+        (("cluster", "init"), ("--hosts", "certificate authority", "What is there already stays")),
+        (("cluster", "up"), ("--ingest", "--gateways", "--queries", "--base-port", "8181", "those that are down")),
+        (("cluster", "down"), ("--dir", "one by one", "The data stays")),
+        (("cluster", "ps"), ("--json", "ready or why not")),
+        (("cluster", "logs"), ("NAME", "--follow", "-n")),
+        (("cluster", "restart"), ("NAME", "Stop one node cleanly")),
+        (("cluster", "status"), ("--host", "--json", "Exit 0 if there is a controller")),
+        (("cluster", "drain"), ("NODE", "before it is stopped for good")),
+        (("cluster", "rebalance"), ("evenly",)),
         (("config", "show"), ("Secrets stay hidden", "--json")),
         (("config", "check"), ("78",)),
     ],
@@ -119,6 +142,17 @@ def test_start_passes_its_flags_as_settings(monkeypatch: pytest.MonkeyPatch) -> 
         "log.shards": 3,
     }
     assert set(flags) <= set(FIELDS)
+
+
+def test_cluster_up_passes_only_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr("nodes.cli.cluster.up", recorder)
+    runnel("cluster", "up", "--dir", "d", "--ingest", "5", "--base-port", "20000")
+    (((folder, given, seconds), _),) = recorder.calls
+    assert (folder, seconds) == ("d", 120.0)
+    assert {key: value for key, value in given.items() if value is not None} == {"ingest": 5, "base_port": 20000}
+    runnel("cluster", "up")
+    assert set(recorder.calls[1][0][1].values()) == {None}
 
 
 @pytest.mark.parametrize("kind", ["gateway", "ingest", "query"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nodes.exitcodes import ExitCode
-from nodes.settings import FIELDS, Origin, Settings, SettingsError, load
+from nodes.settings import FIELDS, Origin, Settings, SettingsError, environment_without, load
 from nodes.settings_docs import markdown, shown, shown_json
 from nodes.settings_kinds import Address, Secret, Voter
 
@@ -193,6 +193,14 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
 def test_variables_that_are_no_settings_are_left_alone() -> None:
     environment = {"RUNNEL_PORT": "tcp://10.0.0.1:8181", "RUNNEL_SERVICE_HOST": "10.0.0.1", "PATH": "/bin"}
     assert load(environment=environment).origins == {}
+
+
+def test_a_childs_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNNEL_HTTP__LISTEN", "127.0.0.1:1")
+    monkeypatch.setenv("RUNNEL_LOGS__LEVEL", "debug")
+    environment = environment_without(["http.listen", "data.dir"])
+    assert "RUNNEL_HTTP__LISTEN" not in environment
+    assert environment["RUNNEL_LOGS__LEVEL"] == "debug"
 
 
 def test_one_underscore_too_few_is_noticed() -> None:

@@ -10,18 +10,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage.catalogplan import STORAGE_NAME_CHARS_MAX, drop_blocks, drop_targets, plan
 from storage.catalogstate import (
     HASH_END,
-    STORAGE_NAME_CHARS_MAX,
     CatalogLimits,
     CatalogSnapshot,
     CatalogState,
     Effect,
     apply_effects,
-    plan,
     table_effect,
 )
-from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
+from storage.changes import (
+    Change,
+    ColumnSpec,
+    CreateDatabase,
+    DropDatabase,
+    DropTable,
+    EnsureTable,
+    FinishDrop,
+    SetRetention,
+)
 from storage.checkpoint import Section, section_entry
 from storage.entries import record_entry
 from storage.errors import (
@@ -33,6 +41,7 @@ from storage.errors import (
     NoSuchTable,
     SchemaConflict,
     StorageError,
+    TableDropping,
     UnsupportedFormat,
 )
 from storage.frames import Entry, EntryKind, Header, LogObject, ObjectKind, decode_object, encode_object
@@ -56,8 +65,14 @@ def field(name: str, kind: TypeKind = TypeKind.FLOAT64) -> ColumnSpec:
     return ColumnSpec(name, FIELD, kind)
 
 
-def after(base: CatalogSnapshot, *changes: Change, limits: CatalogLimits = NO_LIMITS) -> CatalogSnapshot:
+def after(base: CatalogSnapshot, *changes: Change | FinishDrop, limits: CatalogLimits = NO_LIMITS) -> CatalogSnapshot:
     return apply_effects(base, plan(base, changes, limits, STAMP), base.revision + 1)
+
+
+def dropped(base: CatalogSnapshot, *changes: Change) -> CatalogSnapshot:
+    """After ``changes`` and the end of every drop: each shard has its record."""
+    base = after(base, *changes)
+    return after(base, *(FinishDrop(t.id) for t in base.tables_by_id.values() if t.dropping))
 
 
 def columns_of(base: CatalogSnapshot, database: str, table: str) -> dict[str, tuple[int, str]]:
@@ -99,6 +114,7 @@ CHANGES = st.one_of(
     st.builds(DropDatabase, NAMES),
     st.builds(EnsureTable, NAMES, NAMES, st.lists(SPECS, max_size=4), st.booleans(), st.booleans()),
     st.builds(DropTable, NAMES, NAMES),
+    st.builds(FinishDrop, st.integers(1, 6)),
 )
 
 
@@ -138,7 +154,7 @@ def check_whole(now: CatalogSnapshot) -> None:
 @given(st.lists(st.lists(CHANGES, min_size=1, max_size=3), max_size=15), st.integers(1, 3), st.integers(0, 15))
 @settings(deadline=None, max_examples=150)
 def test_any_history_is_additive_and_comes_back(
-    history: list[list[Change]], partitions: int, checkpoint_at: int
+    history: list[list[Change | FinishDrop]], partitions: int, checkpoint_at: int
 ) -> None:
     log = Log()
     limits = CatalogLimits(partitions_default=partitions)
@@ -234,38 +250,100 @@ def test_limits() -> None:
     ):
         with pytest.raises(LimitExceeded, match=words):
             plan(base, [change], limits, STAMP)
-    freed = after(base, DropTable("d", "t"), EnsureTable("d", "u"), limits=limits)
+    with pytest.raises(LimitExceeded):  # L31: what is being dropped still counts
+        after(base, DropTable("d", "t"), EnsureTable("d", "u"), limits=limits)
+    freed = after(dropped(base, DropTable("d", "t")), EnsureTable("d", "u"), limits=limits)
     assert [t.name for t in freed.tables("d")] == ["u"]
-    assert after(base, DropDatabase("d"), EnsureTable("e", "u"), limits=limits).table("e", "u") is not None
+    freed = after(dropped(base, DropDatabase("d")), EnsureTable("e", "u"), limits=limits)
+    assert freed.table("e", "u") is not None
 
 
 # -- names -------------------------------------------------------------------------------------------------
 
 
-def test_f19_a_dropped_name_is_free_at_once_and_what_had_it_keeps_its_id() -> None:
+def test_f19_a_dropped_name_is_free_and_what_had_it_keeps_its_id() -> None:
     base = after(BASE, EnsureTable("d", "t", [tag("a")]))
-    again = after(base, DropTable("d", "t"), EnsureTable("d", "t", [field("a")]))
+    again = after(dropped(base, DropTable("d", "t")), EnsureTable("d", "t", [field("a")]))
     old, new = again.tables("d", deleted=True)
     assert (old.name, old.deleted, old.id) == (f"t-{STAMP}", True, 1)
     assert (new.name, new.deleted, new.id) == ("t", False, 2)
     assert again.table("d", f"t-{STAMP}") is None
     assert {p.id for p in old.partitions}.isdisjoint(p.id for p in new.partitions)
-    third = after(again, DropTable("d", "t"))
+    third = dropped(again, DropTable("d", "t"))
     assert sorted(t.name for t in third.tables("d", deleted=True)) == [f"t-{STAMP}", f"t-{STAMP}-2"]
 
 
 def test_f19_a_dropped_database_takes_its_tables_with_it() -> None:
     base = after(BASE, EnsureTable("d", "t"))
-    gone = after(base, DropDatabase("d"))
+    gone = dropped(base, DropDatabase("d"))
     assert (gone.database("d"), gone.table("d", "t"), gone.tables("d")) == (None, None, [])
+    assert all(table.deleted for table in gone.tables_by_id.values())
     again = after(gone, EnsureTable("d", "t"))
     assert [d.id for d in again.databases(deleted=True)] == [1, 2]
     assert [d.name for d in again.databases()] == ["d"]
     table = again.table("d", "t")
     assert table is not None
     assert (table.id, table.database_id) == (2, 2)
-    twice = after(again, DropDatabase("d"))
+    twice = dropped(again, DropDatabase("d"))
     assert sorted(d.name for d in twice.databases(deleted=True)) == [f"d-{STAMP}", f"d-{STAMP}-2"]
+
+
+def test_l31_while_a_table_is_dropped_its_name_is_bound_and_create_waits() -> None:
+    base = after(BASE, EnsureTable("d", "t", [tag("a")]), EnsureTable("d", "u"))
+    begun = after(base, DropTable("d", "t"))
+    table = begun.table("d", "t")
+    assert table is not None
+    assert (table.id, table.dropping, table.deleted) == (1, begun.revision, False)
+    for change in (EnsureTable("d", "t"), EnsureTable("d", "t", [field("b")]), EnsureTable("d", "t", exist_ok=False)):
+        with pytest.raises(TableDropping) as caught:
+            plan(begun, [change], NO_LIMITS, STAMP)
+        assert caught.value.retriable
+    assert plan(begun, [DropTable("d", "t")], NO_LIMITS, STAMP) == [], "it has begun"
+    after(begun, EnsureTable("d", "u", [field("x")]))
+    ended = after(begun, FinishDrop(1))
+    assert (ended.table("d", "t"), ended.tables_by_id[1].dropping) == (None, 0)
+    for again in (FinishDrop(1), FinishDrop(2), FinishDrop(77)):
+        assert plan(ended, [again], NO_LIMITS, STAMP) == [], "L31: idempotent by the table's id"
+    with pytest.raises(NoSuchTable):
+        plan(ended, [DropTable("d", "t")], NO_LIMITS, STAMP)
+
+
+def test_l31_a_database_is_dropped_with_the_last_of_its_tables() -> None:
+    base = after(BASE, EnsureTable("d", "t"), EnsureTable("d", "u"), EnsureTable("e", "t"))
+    begun = after(base, DropDatabase("d"))
+    assert [(t.name, t.dropping) for t in begun.tables("d")] == [("t", begun.revision), ("u", begun.revision)]
+    for change in (EnsureTable("d", "new"), CreateDatabase("d", exist_ok=True), CreateDatabase("d"),
+                   SetRetention("d", 5)):  # fmt: skip
+        with pytest.raises(TableDropping):
+            plan(begun, [change], NO_LIMITS, STAMP)
+    assert plan(begun, [DropDatabase("d")], NO_LIMITS, STAMP) == []
+    half = after(begun, FinishDrop(1))
+    database = half.database("d")
+    assert database is not None
+    assert database.dropping == begun.revision
+    ended = after(half, FinishDrop(2))
+    assert ended.database("d") is None
+    assert [(d.name, d.dropping) for d in ended.databases(deleted=True)] == [(f"d-{STAMP}", 0), ("e", 0)]
+    assert ended.table("e", "t") is not None
+    at_once = after(begun, FinishDrop(1), FinishDrop(2))
+    assert at_once.database("d") is None
+    empty = after(BASE, CreateDatabase("x"), DropDatabase("x"))
+    assert empty.database("x") is None, "one without tables is gone at once"
+    partly = after(after(base, DropTable("d", "t")), DropDatabase("d"))
+    assert [t.dropping for t in partly.tables("d")] == [partly.revision - 1, partly.revision]
+
+
+def test_l31_what_is_asked_to_be_dropped_and_what_has_to_wait_for_it() -> None:
+    base = after(BASE, EnsureTable("d", "t"), EnsureTable("d", "u"), EnsureTable("e", "t"), EnsureTable("f", "t"))
+    begun = after(base, DropTable("d", "t"), DropDatabase("e"))
+    assert drop_targets(begun, [DropTable("d", "t"), DropTable("d", "u"), DropTable("f", "t")]) == {1}
+    assert drop_targets(begun, [DropDatabase("d")]) == {1}
+    assert drop_targets(begun, [DropDatabase("e"), DropDatabase("none"), DropTable("none", "t")]) == {3}
+    assert drop_targets(begun, [EnsureTable("d", "t"), CreateDatabase("e")]) == frozenset()
+    assert drop_blocks(begun, [EnsureTable("d", "t"), EnsureTable("d", "u"), EnsureTable("f", "new")]) == {1}
+    assert drop_blocks(begun, [EnsureTable("e", "new")]) == {3}
+    assert drop_blocks(begun, [CreateDatabase("e"), SetRetention("e", 1), SetRetention("d", 1)]) == {3}
+    assert drop_blocks(begun, [DropTable("d", "t"), CreateDatabase("none")]) == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import UnsupportedFormat
-from storage.fold import fold, series_codes, sort_order
+from storage.fold import fold, number_series, sort_keys
 from storage.schema import OFFSET_COLUMN, TAG_ARROW_TYPE, Column, Op, Role, Table, TailBatch, TypeKind
 
 TIME = Column(0, "time", "time", Role.TIME, TypeKind.TIMESTAMP)
@@ -171,18 +171,48 @@ def test_other_ops_are_refused() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 200_000), st.integers(-(2**62), 2**62)), max_size=50))
-def test_sort_order_is_lexsort(rows: list[tuple[int, int]]) -> None:
-    series = np.array([s for s, _ in rows], dtype=np.int64)
+def test_keys_sort_as_lexsort_does(rows: list[tuple[int, int]]) -> None:
+    _, series, counts = np.unique([s for s, _ in rows], return_inverse=True, return_counts=True)
     times = np.array([t for _, t in rows], dtype=np.int64)
-    assert sort_order(series, times).tolist() == np.lexsort((times, series)).tolist()
+    assert sort_keys(series, counts, times).order.tolist() == np.lexsort((times, series)).tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=20), st.randoms())
+def test_of_equal_keys_the_last_to_come_wins(rows: list[tuple[int, int]], random: Any) -> None:
+    _, series, counts = np.unique([s for s, _ in rows], return_inverse=True, return_counts=True)
+    times = np.array([t for _, t in rows], dtype=np.int64)
+    arrival = list(range(len(rows)))
+    random.shuffle(arrival)
+    found = sort_keys(series, counts, times, np.array(arrival, dtype=np.int64))
+    newest = {(series[row], times[row]): row for row in arrival}
+    assert found.winners.tolist() == [newest[key] for key in sorted(newest)]
+    assert found.times.tolist() == [time for _, time in sorted(newest)]
+    assert np.repeat(np.arange(len(counts)), found.series_rows).tolist() == [number for number, _ in sorted(newest)]
+
+
+def test_many_series_sort_too() -> None:
+    series = np.random.default_rng(1).permutation(200_000)
+    found = sort_keys(series, np.ones(200_000, dtype=np.int64), np.zeros(200_000, dtype=np.int64))
+    assert (series[found.order] == np.arange(200_000)).all()
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=30, max_size=30), max_size=20))
-def test_series_codes_sort_as_the_tags_do_when_cardinalities_overflow(rows: list[list[int]]) -> None:
-    ranks = [np.array([row[i] for row in rows], dtype=np.int64) for i in range(30)]
-    codes = series_codes(ranks, [10**6] * 30, len(rows))
+def test_series_are_numbered_as_the_tags_sort_when_cardinalities_overflow(rows: list[list[int]]) -> None:
+    ranks = [np.array([row[i] for row in rows], dtype=np.int32) for i in range(30)]
+    series = number_series([(rank, 10**6) for rank in ranks], len(rows))
     distinct = sorted({tuple(row) for row in rows})
-    assert codes.tolist() == [distinct.index(tuple(row)) for row in rows]
+    assert series.codes.tolist() == [distinct.index(tuple(row)) for row in rows]
+    assert series.counts.tolist() == [rows.count(list(row)) for row in distinct]
+    assert [rank.tolist() for rank in series.ranks] == [[row[i] for row in distinct] for i in range(30)]
+
+
+def test_a_large_dictionary_of_which_little_is_used_is_cut_down() -> None:
+    values = pa.array([f"v{i:05}" for i in range(5_000)])
+    tags = pa.DictionaryArray.from_arrays(pa.array([4_000, None, 7, 4_000], pa.int32()), values)
+    rows = pa.RecordBatch.from_pydict({"time": pa.array([1, 1, 1, 2], pa.timestamp("ns")), "t0": tags})
+    folded = fold(TABLE, [TailBatch(0, rows)])
+    assert folded.column("t0").dictionary.to_pylist() == ["v00007", "v04000"]
+    assert folded.column("t0").to_pylist() == [None, "v00007", "v04000", "v04000"]
 
 
 def test_two_hundred_thousand_rows_take_milliseconds() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import storage.logreader
-from storage.errors import LogDamaged
+from storage.errors import LogDamaged, SnapshotTooOld
 from storage.logreader import LogReader, ReadPhase
 from tests.unit.storage.logscripts import LOG_ID, STORE_ID, Ledger, Shelf, name_of, skip_entry
 
@@ -119,13 +119,14 @@ def test_l10_a_gap_means_list_again(script: str) -> None:
     assert reading.run("start -> list\n" + script).phase is ReadPhase.LISTING
 
 
-def test_l10_a_gap_that_stays_is_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_l10_a_gap_that_stays_is_no_damage_that_a_reader_could_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage.logreader, "READ_TRIES_MAX", 3)
     reading = Reading(log())
     again = "listed 1 3 5 -> read 5\n read 5 -> list\n"
     reader = reading.run("start -> list\n" + again * 2 + "listed 1 3 5 -> read 5\n read 5 ->")
     assert reader.phase is ReadPhase.FAILED
-    assert isinstance(reader.error, LogDamaged)
+    assert isinstance(reader.error, SnapshotTooOld)
+    assert reader.error.retriable
 
 
 def with_parts() -> Shelf:

@@ -61,8 +61,8 @@ class WriteDoor:
         return self._refusal(where, report) if report.rejected else self._answers.done
 
     async def _write(self, request: Request, where: WriteParameters) -> WriteReport:
-        body = await request.body()
-        if not body or body.isspace():
+        body = await request.pieces()
+        if all(piece.isspace() for piece in body if piece):
             raise BadRequest(EMPTY)
         return await self._coalescer.write(
             where.database,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from wire.lineprotocol import FieldColumn, LineParser, ParsedTable, TagColumn
+    from wire.lineprotocol.model import Body
 
 NOW_NS = 1_763_596_800_123_456_789
 LIMITS = ParserLimits()
@@ -26,13 +27,19 @@ def nothing_known(_name: str) -> KnownTable | None:
 
 def parse(
     parser: LineParser,
-    *bodies: bytes,
+    *bodies: Body,
     precision: Precision = Precision.NANOSECOND,
     known: Callable[[str], KnownTable | None] = nothing_known,
     strict: Sequence[bool] | None = None,
 ) -> Parsed:
     """One call with a fixed clock."""
     return parser.parse(bodies, precision=precision, now_ns=NOW_NS, known=known, all_or_nothing=strict)
+
+
+def cut(body: bytes) -> tuple[bytes, ...]:
+    """A body in three pieces, which may end within a line or a character and may be empty."""
+    first, second = len(body) // 3, len(body) * 2 // 3
+    return body[:first], body[first:second], body[second:]
 
 
 def columns_of(table: ParsedTable) -> list[TagColumn | FieldColumn]:
@@ -99,11 +106,12 @@ def assert_same(
     limits: ParserLimits = LIMITS,
     kernel: KernelParser | None = None,
 ) -> dict[str, Any]:
-    """Parse with both, twice with the kernel (cold and warm); all three must agree. Returns the answer."""
+    """Parse with both, thrice with the kernel (cold, warm, cut to pieces); all must agree. Returns the answer."""
     expected = plain(parse(ReferenceParser(limits), *bodies, precision=precision, known=known, strict=strict))
     kernel = kernel or KernelParser(limits)
-    for state in ("cold", "warm"):
-        found = plain(parse(kernel, *bodies, precision=precision, known=known, strict=strict))
+    for state in ("cold", "warm", "pieces"):
+        given = [cut(body) for body in bodies] if state == "pieces" else bodies
+        found = plain(parse(kernel, *given, precision=precision, known=known, strict=strict))
         for key, value in expected.items():
             assert found[key] == value, (state, key, bodies)
     return expected

@@ -112,7 +112,7 @@ def test_bodies_that_end_in_the_middle_of_something(end: bytes, monkeypatch: pyt
 
 def test_the_padding_is_what_the_kernel_counts_on() -> None:
     scratch = Scratch()
-    found = scratch.load([b"ab", b"", b"c"])
+    found = scratch.load([b"ab", b"", (b"c",)], 3)
     assert scratch.buffer[: 5 + PADDING].tobytes() == b"ab\n\nc" + b"\n" * PADDING
     assert (found.start.tolist(), found.end.tolist()) == ([0, 3, 4], [2, 3, 5])
 

@@ -38,3 +38,17 @@ def test_it_works_where_compiled_code_cannot_be_kept() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=False, timeout=100)
     assert ended.returncode == 0, ended.stderr.decode()
+
+
+def test_warming_compiles_every_function_of_the_kernel() -> None:
+    script = (
+        "from wire.lineprotocol.warm import warm\n"
+        "warm()\n"
+        "from wire.lineprotocol import bytemap, kernel, planner\n"
+        "compiled = {f for m in (bytemap, kernel, planner) for f in vars(m).values() if hasattr(f, 'signatures')}\n"
+        "kept = [f for f in compiled if not f.targetoptions.get('forceinline')]\n"
+        "assert len(kept) > 8, kept\n"
+        "assert all(len(f.signatures) == 1 for f in kept), [f for f in kept if len(f.signatures) != 1]\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=False, timeout=300)
+    assert ended.returncode == 0, ended.stderr.decode()

@@ -1,0 +1,87 @@
+"""The gateway's parts: the doors over a `RemoteBackend`; and its life within `nodes.node`.
+
+A gateway owns nothing durable: it decodes, routes, retries, and loads no DataFusion.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final, Self
+
+from cluster.errors import PeerUnavailable
+from cluster.members import Kind
+from nodes.clustercontrol import MemberControl
+from nodes.doorless import advertised
+from nodes.gateway.assembly import open_gateway
+from nodes.gateway.remote import RemoteBackend
+from nodes.member import ClusterMember
+from nodes.node import NodeParts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nodes.node import NodeContext
+
+OWNERS_SECONDS_MAX: Final = 600.0
+"""How long a gateway waits at its start for a cluster whose shards have owners."""
+POLL_SECONDS: Final = 0.2
+
+
+class GatewayNode(RemoteBackend):
+    """Enter it to join; it serves when the cluster has a controller and every shard an owner."""
+
+    def __init__(self, context: NodeContext, control: MemberControl) -> None:
+        self._context = context
+        self._control = control
+        self._here = ClusterMember(context.settings, Kind.GATEWAY, context.fail, lambda: 0.0)
+        super().__init__(self._here)
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._here)
+            http = self._context.settings.http.listen
+            await self._here.join(
+                {"http": advertised(self._context.settings.cluster.advertise, (http.host, http.port))}
+            )
+            self._control.fill(self._here, self.numbers)
+            await self._wait_for_owners()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def _wait_for_owners(self) -> None:
+        """A write before that could only wait; health says so meanwhile (503)."""
+        try:
+            async with asyncio.timeout(OWNERS_SECONDS_MAX):
+                while not (self._has_owners() and self.catalog.revision):
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            raise PeerUnavailable(
+                f"no cluster with an owner for every shard appeared in {OWNERS_SECONDS_MAX:.0f} s; is --join right?"
+            ) from None
+
+    def _has_owners(self) -> bool:
+        owners = self._here.placement.current.owners
+        return bool(owners) and all(owners.values())
+
+    @property
+    def listen(self) -> Mapping[str, str]:
+        """Where it listens beside HTTP."""
+        return {name: address for name, address in self._here.addresses.items() if name != "http"}
+
+    async def checkpoint(self) -> None:
+        """Nothing is held here that a checkpoint could write."""
+
+    async def drain(self) -> None:
+        """Requests are answered; tell the others."""
+        await self._here.leave()
+
+
+def parts() -> NodeParts:
+    """What `nodes.node` needs for `runnel gateway`."""
+    control = MemberControl()
+    return NodeParts(open_gateway, lambda context: GatewayNode(context, control), control)

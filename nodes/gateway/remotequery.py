@@ -1,0 +1,174 @@
+"""Statements from a gateway to query nodes: the least loaded first, another one if it fails before the first byte.
+
+Driven by `nodes.gateway.remote`. Batches arrive as messages of one Arrow IPC stream; a `RemoteResult` decodes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Final
+
+import grpc
+import msgspec
+import pyarrow as pa
+
+from cluster.errors import MalformedMessage, PeerUnavailable
+from cluster.members import Kind, MemberState
+from engine.errors import QueryFailed
+from nodes.rpcerrors import read_error
+from protos import internal_pb2, internal_pb2_grpc
+from storage.errors import OutcomeUnknown, ShardClosed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from cluster.members import Member
+    from nodes.backend import QueryRequest
+    from nodes.member import ClusterMember
+
+    ExecuteCall = grpc.aio.UnaryStreamCall[internal_pb2.ExecuteRequest, internal_pb2.ExecuteReply]
+
+PAUSE_SECONDS: Final = 0.1
+"""Before the query nodes are tried again, when none could take the statement."""
+NO_NODE_SECONDS_MAX: Final = 10.0
+"""How long a statement waits for a query node to appear."""
+LOOK_SECONDS: Final = 0.5
+"""How often gossip is asked about a query node that has not begun to answer."""
+DEADLINE_SPARE_SECONDS: Final = 5.0
+"""The call's own deadline is later than the statement's, so that the query node says what happened."""
+
+
+class RemoteQueries:
+    """Chooses query nodes and counts what runs on each."""
+
+    def __init__(self, member: ClusterMember) -> None:
+        self.retries = 0
+        self.running: dict[str, int] = {}
+        self._member = member
+
+    async def run(self, request: QueryRequest, revision: int) -> RemoteResult:
+        """Start a statement on a query node. Raises what the node raised, or PeerUnavailable when none is here."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + NO_NODE_SECONDS_MAX
+        tried: set[str] = set()
+        while True:
+            member = self._least_loaded(tried)
+            if member is None:
+                if loop.time() >= deadline:
+                    raise PeerUnavailable("no query node could take the statement: try again")
+                tried.clear()
+                await asyncio.sleep(PAUSE_SECONDS)
+                continue
+            try:
+                return await self._start(member, request, revision)
+            except (PeerUnavailable, OutcomeUnknown, ShardClosed):  # a statement only reads: another node may run it
+                tried.add(member.name)
+                self.retries += 1
+                self._member.suspect(member.name)
+
+    def _least_loaded(self, tried: set[str]) -> Member | None:
+        nodes = [member for member in self._member.usable(Kind.QUERY) if member.name not in tried]
+        random.shuffle(nodes)  # so that gateways do not all choose the same one of equals
+        return min(nodes, key=self._load, default=None)
+
+    def _load(self, member: Member) -> float:
+        """What gossip says, which is a second old, or what this gateway alone has running there."""
+        return max(member.meta.load, float(self.running.get(member.name, 0)))
+
+    async def _start(self, member: Member, request: QueryRequest, revision: int) -> RemoteResult:
+        limit = request.timeout_seconds or self._member.settings.query.timeout
+        stub = self._member.channel(member.name).stub(internal_pb2_grpc.QueryStub)
+        call = stub.Execute(
+            internal_pb2.ExecuteRequest(
+                database=request.database,
+                statement=request.text,
+                params=msgspec.msgpack.encode(dict(request.params)),
+                timeout_seconds=request.timeout_seconds or 0.0,
+                request_id=request.request_id,
+                revision=revision,
+            ),
+            timeout=limit + DEADLINE_SPARE_SECONDS,
+        )
+        self.running[member.name] = self.running.get(member.name, 0) + 1
+        result = RemoteResult(member.name, call, lambda: self._ended(member.name))
+        try:
+            await self._open(member.name, result)
+        except BaseException:
+            await result.aclose()
+            raise
+        return result
+
+    async def _open(self, name: str, result: RemoteResult) -> None:
+        """Wait for the schema, as long as gossip has no doubt of the node: a paused one says nothing."""
+        opening = asyncio.ensure_future(result.open())
+        try:
+            while not (await asyncio.wait({opening}, timeout=LOOK_SECONDS))[0]:
+                member = self._member.members().get(name)
+                if member is None or member.state is not MemberState.ALIVE:
+                    raise PeerUnavailable(f"query node {name} does not answer: another one is asked")
+            await opening
+        finally:
+            opening.cancel()
+
+    def _ended(self, name: str) -> None:
+        self.running[name] -= 1
+        if not self.running[name]:
+            del self.running[name]
+
+
+class RemoteResult:
+    """A statement that runs on a query node. Iterate it once; close it early to cancel it."""
+
+    def __init__(
+        self,
+        peer: str,
+        call: grpc.aio.UnaryStreamCall[internal_pb2.ExecuteRequest, internal_pb2.ExecuteReply],
+        ended: Callable[[], None],
+    ) -> None:
+        self._peer = peer
+        self._call = call
+        self._ended = ended
+        self._schema: pa.Schema | None = None
+        self._closed = False
+
+    @property
+    def schema(self) -> pa.Schema:
+        assert self._schema is not None, "open it first"
+        return self._schema
+
+    async def open(self) -> None:
+        """Wait for the schema: from then on the statement runs there."""
+        data = await self._read()
+        if data is None:
+            raise PeerUnavailable("a query node ended a statement before it began: try again")
+        try:
+            self._schema = pa.ipc.read_schema(pa.py_buffer(data))
+        except (pa.ArrowException, OSError) as error:
+            raise MalformedMessage(f"a query node sent no schema: {error}") from error
+
+    async def __aiter__(self) -> AsyncIterator[pa.RecordBatch]:
+        try:
+            while (data := await self._read()) is not None:
+                yield pa.ipc.open_stream(pa.py_buffer(data)).read_next_batch()
+        except (PeerUnavailable, OutcomeUnknown) as error:
+            raise QueryFailed(f"the query node failed while it answered ({error}); try again") from error
+        finally:
+            await self.aclose()
+
+    async def _read(self) -> bytes | None:
+        try:
+            reply = await self._call.read()
+        except grpc.aio.AioRpcError as failure:
+            raise read_error(failure, self._peer) from failure
+        except asyncio.CancelledError:
+            self._call.cancel()
+            raise
+        return reply.ipc if isinstance(reply, internal_pb2.ExecuteReply) else None  # None: EOF
+
+    async def aclose(self) -> None:
+        """Cancel what still runs. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._call.cancel()
+            self._ended()

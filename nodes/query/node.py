@@ -1,0 +1,120 @@
+"""The query node's parts: engine, snapshots, gRPC service; and its life within `nodes.node`.
+
+It serves complete answers while an owner is down (LOG L15), follows the Catalog by listing the store, and loads no
+line-protocol parser.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Self
+
+from cluster.members import Kind
+from engine.scan import SystemTable
+from nodes.clustercontrol import MemberControl
+from nodes.doorless import DoorlessBackend
+from nodes.engineparts import new_engine
+from nodes.gateway.assembly import open_operator
+from nodes.grpcserver import GrpcServer, GrpcService
+from nodes.member import ClusterMember
+from nodes.node import NodeParts
+from nodes.query.service import QueryService
+from nodes.query.source import ShardSource
+from nodes.systemtables import parquet_files
+from protos import internal_pb2_grpc
+from storage.errors import NoSuchDatabase
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from engine.engine import Engine
+    from engine.stream import QueryStream
+    from nodes.node import NodeContext
+    from storage.catalogstate import CatalogSnapshot
+    from storage.schema import PartitionSnapshot, Table
+
+SYSTEM_SECONDS_MAX = 30.0
+"""How long the file list of a database may take."""
+
+
+class QueryNode(DoorlessBackend):
+    """Enter it to join and serve; leave it to let everything go."""
+
+    def __init__(self, context: NodeContext, control: MemberControl) -> None:
+        self._control = control
+        self._settings = context.settings
+        self.service = QueryService(self)
+        self.member = ClusterMember(context.settings, Kind.QUERY, context.fail, lambda: float(self.service.running))
+        super().__init__(self.member)
+        self._budgets = context.budgets
+        self._engine: Engine
+        self._source: ShardSource
+        self._server: GrpcServer
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self.member)
+            self._source = ShardSource(self.member, self._budgets.memtable_bytes // 2)
+            self._engine = new_engine(self._settings, self._budgets, self.member.store.url)
+            stack.push_async_callback(self._engine.close)
+            service = GrpcService("runnel.v1.Query", self.service, internal_pb2_grpc.add_QueryServicer_to_server)
+            self._server = await stack.enter_async_context(self.new_server([service]))
+            await self.member.join(self.listening(self._server))
+            self._control.fill(self.member, self.numbers)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    def numbers(self) -> dict[str, float]:
+        """For metrics, by the names of `nodes.gateway.clustermetrics`."""
+        return {
+            "runnel_queries_running": self.service.running,
+            "runnel_tails_total": self._source.tails,
+            "runnel_store_reads_total": self._source.store_reads,
+        }
+
+    async def drain(self) -> None:
+        """Take no new statement; end those under way."""
+        await self.member.leave()
+        await self._server.drain(self._settings.node.drain_seconds)
+
+    async def execute(
+        self, database: str, statement: str, params: Mapping[str, object], timeout_seconds: float | None
+    ) -> QueryStream:
+        """Plan and start one statement, with the Catalog proved current (L29)."""
+        catalog = await self.refresh()
+        if catalog.database(database) is None:
+            raise NoSuchDatabase(f"database not found: {database}")
+        return await self._engine.query(
+            statement,
+            database=database,
+            revision=catalog.revision,
+            tables=catalog.tables(database),
+            source=self._source,
+            params=params,
+            timeout_seconds=timeout_seconds,
+            system=self._system_tables(catalog, database),
+        )
+
+    def _system_tables(self, catalog: CatalogSnapshot, database: str) -> list[SystemTable]:
+        loop = asyncio.get_running_loop()
+
+        async def files() -> list[tuple[Table, PartitionSnapshot]]:
+            found = await self._source.snapshot(catalog.tables(database))
+            return [(snapshot.table, part) for snapshot in found for part in snapshot.partitions]
+
+        def build() -> list[tuple[Table, PartitionSnapshot]]:
+            """In the planner's thread: the owners are asked from the event loop."""
+            return asyncio.run_coroutine_threadsafe(files(), loop).result(SYSTEM_SECONDS_MAX)
+
+        return [SystemTable("parquet_files", lambda: parquet_files(build()))]
+
+
+def parts() -> NodeParts:
+    """What `nodes.node` needs for `runnel query`."""
+    control = MemberControl()
+    return NodeParts(open_operator, lambda context: QueryNode(context, control), control)

@@ -1,0 +1,88 @@
+"""The gRPC service of a query node: statements in, record batches out (protos/internal.proto `Query`)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+import pyarrow as pa
+
+from cluster.errors import MalformedMessage
+from engine.errors import QueryCancelled
+from protos import internal_pb2, internal_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import grpc
+
+    from engine.stream import QueryStream
+    from nodes.query.node import QueryNode
+
+
+class QueryService(internal_pb2_grpc.QueryServicer):
+    """Serves `Query`; ``node`` has the engine."""
+
+    def __init__(self, node: QueryNode) -> None:
+        self._node = node
+        self.running = 0
+        """Statements under way: the load that is gossiped."""
+        self._streams: dict[str, QueryStream] = {}
+
+    async def Execute(
+        self,
+        request: internal_pb2.ExecuteRequest,
+        context: grpc.aio.ServicerContext[internal_pb2.ExecuteRequest, internal_pb2.ExecuteReply],
+    ) -> AsyncIterator[internal_pb2.ExecuteReply]:
+        """The schema, then the batches. Leaving it early (the client is gone) cancels the statement."""
+        self.running += 1
+        try:
+            async for reply in self._execute(request):
+                yield reply
+        finally:
+            self.running -= 1
+
+    async def _execute(self, request: internal_pb2.ExecuteRequest) -> AsyncIterator[internal_pb2.ExecuteReply]:
+        stream = await self._node.execute(
+            request.database, request.statement, _params(request.params), request.timeout_seconds or None
+        )
+        if request.request_id:
+            self._streams[request.request_id] = stream
+        try:
+            yield internal_pb2.ExecuteReply(ipc=stream.schema.serialize().to_pybytes())
+            async for batch in stream:
+                yield internal_pb2.ExecuteReply(ipc=await asyncio.to_thread(encode_batch, batch))
+        finally:
+            self._streams.pop(request.request_id, None)
+            await stream.aclose()
+
+    async def Cancel(
+        self,
+        request: internal_pb2.CancelRequest,
+        context: grpc.aio.ServicerContext[internal_pb2.CancelRequest, internal_pb2.CancelReply],
+    ) -> internal_pb2.CancelReply:
+        """Stop a statement by its request id."""
+        stream = self._streams.pop(request.request_id, None)
+        if stream is not None:
+            stream.stop(QueryCancelled("the statement was cancelled"))
+        return internal_pb2.CancelReply(found=stream is not None)
+
+
+def _params(data: bytes) -> dict[str, object]:
+    if not data:
+        return {}
+    try:
+        found = msgspec.msgpack.decode(data, type=dict[str, object])
+    except msgspec.DecodeError as error:
+        raise MalformedMessage(f"parameters that are no map: {error}") from error
+    return found
+
+
+def encode_batch(batch: pa.RecordBatch) -> bytes:
+    """One batch as an Arrow IPC stream of its own."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data

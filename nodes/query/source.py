@@ -1,0 +1,155 @@
+"""Snapshots for the engine: of each shard from its owner, or from the store when the owner is silent (LOG L13-L15).
+
+What owners answered is kept, so that the next query is sent only what is new. `nodes.query.node` hands it to the
+engine as its SnapshotSource.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import grpc
+import structlog
+
+from cluster.errors import ClusterError, MalformedMessage, PeerUnavailable
+from nodes.rpcerrors import read_error
+from nodes.tailmessages import answer_from, wanted_to
+from protos import internal_pb2, internal_pb2_grpc
+from storage.errors import CatalogBehind, CorruptObject, Fenced, OutcomeUnknown, ShardClosed, StoreUnavailable
+from storage.kepttail import KeptTails, whole_snapshot
+from storage.schema import TableSnapshot
+from storage.storereader import StoreReader
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from nodes.member import ClusterMember
+    from storage.catalogstate import CatalogSnapshot
+    from storage.schema import PartitionSnapshot, Table
+    from storage.tailanswer import ShardSnapshot
+
+TAIL_SECONDS_MAX: Final = 30.0
+"""One answer of an owner, however large."""
+PATIENCE_SECONDS: Final = 0.75
+"""An owner silent for so long may be paused: the store is read beside it, and the first answer counts."""
+REVISION_SECONDS_MAX: Final = 10.0
+_SILENT: Final = (ClusterError, ShardClosed, Fenced, OutcomeUnknown, StoreUnavailable, CatalogBehind)
+"""What an owner, or the way to it, may answer when the store has to be read instead (L15)."""
+
+log = structlog.get_logger(__name__)
+
+
+class ShardSource:
+    """Reads shards for queries. Lives on the node's event loop."""
+
+    def __init__(self, member: ClusterMember, kept_bytes_max: int) -> None:
+        self.tails = 0
+        self.store_reads = 0
+        self._member = member
+        self._kept = KeptTails(kept_bytes_max)
+        self._reader = StoreReader(
+            member.store, member.identity.id.bytes, member.executor, member.catalog.table_by_id,
+            revision=lambda: member.catalog.current.revision, catch_up=member.catalog.refresh,
+        )  # fmt: skip
+
+    async def snapshot(self, tables: Sequence[Table]) -> Sequence[TableSnapshot]:
+        """One snapshot per table, each shard proved current. The tables in it may be newer than those asked for."""
+        catalog = self._member.catalog.current
+        wanted = _by_shard(tables)
+        found = await asyncio.gather(*(self._shard(log_id, ids, catalog) for log_id, ids in wanted.items()))
+        shards = {shard.log_id: shard for shard in found}
+        newest = max((shard.revision for shard in found), default=0)
+        if newest > catalog.revision:  # L14: rows of a newer schema: plan with that
+            catalog = await self._member.catalog.wait_revision(newest, REVISION_SECONDS_MAX)
+        return [_table_snapshot(table, shards, catalog) for table in tables]
+
+    async def _shard(self, log_id: int, table_ids: Collection[int], catalog: CatalogSnapshot) -> ShardSnapshot:
+        """The owner's answer, or the store's when the owner is silent or gone."""
+        asking = asyncio.create_task(self._ask(log_id, table_ids, catalog))
+        try:
+            done, _ = await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
+            if done:
+                return asking.result()
+        except _SILENT as error:
+            log.debug("a shard is read from the store", shard=log_id, reason=str(error))
+            return await self._read(log_id, table_ids)
+        except asyncio.CancelledError:
+            asking.cancel()
+            raise
+        return await self._first(asking, asyncio.create_task(self._read(log_id, table_ids)))
+
+    async def _first(self, asking: asyncio.Task[ShardSnapshot], reading: asyncio.Task[ShardSnapshot]) -> ShardSnapshot:
+        """Whichever is a whole answer first; never one of both mixed (L15)."""
+        tasks = {asking, reading}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for first, other in ((asking, reading), (reading, asking)):
+                if first.done() and first.exception() is None:
+                    return first.result()
+                if first.done() and isinstance(first.exception(), _SILENT):
+                    return await other
+            return await reading
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, log_id: int, table_ids: Collection[int]) -> ShardSnapshot:
+        self.store_reads += 1
+        return whole_snapshot(await self._reader.read_shard(log_id, table_ids), table_ids)
+
+    async def _ask(self, log_id: int, table_ids: Collection[int], catalog: CatalogSnapshot) -> ShardSnapshot:
+        owner = self._member.placement.current.owners.get(log_id)
+        if owner is None:
+            raise PeerUnavailable(f"shard {log_id} has no owner now")
+        ask = self._kept.ask(log_id, table_ids)
+        request = wanted_to(log_id, catalog.revision, ask.wanted, _periods(table_ids, catalog))
+        call = self._member.channel(owner).stub(internal_pb2_grpc.IngestStub).Tail(request, timeout=TAIL_SECONDS_MAX)
+        head: internal_pb2.TailHead | None = None
+        rows: list[internal_pb2.TailRows] = []
+        try:
+            async for reply in call:
+                head = reply.head if head is None else head
+                rows.extend(reply.rows)
+        except grpc.aio.AioRpcError as failure:
+            error = read_error(failure, owner)
+            if isinstance(error, PeerUnavailable):
+                self._member.suspect(owner)
+            raise error from failure
+        finally:
+            call.cancel()
+        if head is None:
+            raise MalformedMessage(f"{owner} answered nothing about shard {log_id}")
+        self.tails += 1
+        try:
+            return self._kept.merge(ask, answer_from(log_id, head, rows))
+        except CorruptObject as error:
+            raise MalformedMessage(str(error)) from error
+
+
+def _by_shard(tables: Sequence[Table]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for table in tables:
+        for log_id in dict.fromkeys(partition.log_id for partition in table.partitions):
+            found.setdefault(log_id, []).append(table.id)
+    return found
+
+
+def _periods(table_ids: Collection[int], catalog: CatalogSnapshot) -> Mapping[int, int]:
+    """Database id -> retention period, of the tables' databases that have one."""
+    databases = {catalog.tables_by_id[i].database_id for i in table_ids if i in catalog.tables_by_id}
+    periods = {i: catalog.databases_by_id[i].retention_ns for i in databases}
+    return {i: period for i, period in periods.items() if period is not None}
+
+
+def _table_snapshot(table: Table, shards: Mapping[int, ShardSnapshot], catalog: CatalogSnapshot) -> TableSnapshot:
+    newest = catalog.tables_by_id.get(table.id, table)
+    parts: list[PartitionSnapshot] = []
+    cutoffs: list[int] = []
+    period = catalog.databases_by_id[newest.database_id].retention_ns
+    for log_id in sorted({partition.log_id for partition in newest.partitions}):
+        parts.extend(shards[log_id].tables.get(table.id, ()))
+        cutoff = None if period is None else shards[log_id].cutoff_ns(newest.database_id, period)
+        cutoffs.extend([] if cutoff is None else [cutoff])
+    return TableSnapshot(newest, tuple(parts), max(cutoffs, default=None))

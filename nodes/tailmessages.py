@@ -1,0 +1,130 @@
+"""A shard's snapshot as messages of protos/internal.proto `Tail`, and back (LOG L14). Pure; driven by both ends.
+
+The first message has the head; rows follow in messages of about `CHUNK_BYTES`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cluster.errors import MalformedMessage
+from nodes.messages import cutoffs_from, cutoffs_to, file_to, files_from
+from protos import internal_pb2 as pb
+from storage.schema import TailBatch
+from storage.tailanswer import TailAnswer, TailPartition, TailRows, TailWanted
+from storage.tailcodec import pack_rows, unpack_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+CHUNK_BYTES: Final = 1 << 20
+ROW_BYTES_LEAST: Final = 1024
+"""What one entry costs at least in a message: its schema travels with it."""
+
+
+def wanted_to(shard: int, revision: int, wanted: TailWanted, retention_ns: Mapping[int, int]) -> pb.TailRequest:
+    """The question as a message."""
+    return pb.TailRequest(
+        shard=shard,
+        revision=revision,
+        tables=[pb.TailTable(table_id=table, columns=columns or ()) for table, columns in wanted.tables.items()],
+        time_low=wanted.time_low,
+        time_high=wanted.time_high,
+        tag_equals=wanted.tag_equals,
+        from_epoch=wanted.from_epoch,
+        from_sequence=wanted.from_sequence,
+        retention_ns=retention_ns,
+    )
+
+
+def wanted_from(request: pb.TailRequest) -> TailWanted:
+    """The reverse."""
+    return TailWanted(
+        {table.table_id: list(table.columns) or None for table in request.tables},
+        request.from_epoch,
+        request.from_sequence,
+        request.time_low if request.HasField("time_low") else None,
+        request.time_high if request.HasField("time_high") else None,
+        dict(request.tag_equals),
+    )
+
+
+def head_to(answer: TailAnswer) -> pb.TailHead:
+    """Everything of an answer but its rows."""
+    return pb.TailHead(
+        epoch=answer.epoch,
+        position=answer.position,
+        checkpoint_seq=answer.checkpoint_seq,
+        covered=answer.covered,
+        revision=answer.revision,
+        from_sequence=answer.from_sequence,
+        partitions=[
+            pb.TailPartition(
+                table_id=part.table_id,
+                partition=part.partition,
+                changed_at=part.changed_at,
+                files=[file_to(file) for file in part.files],
+            )
+            for part in answer.partitions
+        ],
+        cutoffs=cutoffs_to(answer.cutoffs),
+        dropped=sorted(answer.dropped),
+    )
+
+
+def chunks(rows: Sequence[TailRows]) -> Iterator[list[TailRows]]:
+    """Rows in groups that make messages of about `CHUNK_BYTES`; one alone may be larger."""
+    group: list[TailRows] = []
+    size = 0
+    for entry in rows:
+        group.append(entry)
+        size += max(ROW_BYTES_LEAST, entry.batch.rows.nbytes)
+        if size >= CHUNK_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def rows_to(rows: Sequence[TailRows]) -> list[pb.TailRows]:
+    """One group as messages."""
+    return [
+        pb.TailRows(
+            table_id=entry.table_id,
+            partition=entry.partition,
+            sequence=entry.sequence,
+            base_offset=entry.batch.first_offset,
+            rows=pack_rows(entry.batch.rows),
+        )
+        for entry in rows
+    ]
+
+
+def answer_from(shard: int, head: pb.TailHead, rows: Sequence[pb.TailRows]) -> TailAnswer:
+    """The answer that the messages make. Raises MalformedMessage, CorruptObject."""
+    asked = {part.table_id for part in head.partitions}
+    for message in rows:
+        if message.table_id not in asked:
+            raise MalformedMessage(f"shard {shard}: rows of a table that the head does not name")
+    return TailAnswer(
+        shard,
+        head.epoch,
+        head.position,
+        head.checkpoint_seq,
+        head.covered,
+        head.revision,
+        head.from_sequence,
+        tuple(
+            TailPartition(part.table_id, part.partition, part.changed_at, files_from(part.files))
+            for part in head.partitions
+        ),
+        tuple(_rows_from(shard, message) for message in rows),
+        cutoffs_from(head.cutoffs),
+        frozenset(head.dropped),
+    )
+
+
+def _rows_from(shard: int, message: pb.TailRows) -> TailRows:
+    where = f"the tail of shard {shard} at object {message.sequence}"
+    batch = TailBatch(message.base_offset, unpack_rows(message.rows, where))
+    return TailRows(message.table_id, message.partition, message.sequence, batch)

@@ -1,0 +1,122 @@
+"""The shard part of a write: as rows, and encoded once by a gateway (LOG L4, L7, L8, L30, FORMAT F8).
+
+Pure. A gateway calls `encode_append` and sends what it returns; the owner puts those bytes into its Log as they are
+and keeps the rows that `decode_append` reads from them. Whatever replay could not read is refused before it is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+
+from storage.entries import decode_rows, rows_entry
+from storage.errors import CorruptObject
+from storage.frames import NO_WRITE_ID, Entry, EntryKind, Frame, FrameType
+from storage.schema import TIME_COLUMN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from storage.frames import WriteId
+    from storage.schema import Table
+
+ROW_FRAMES: Final[Mapping[int, FrameType]] = {int(t): t for t in (FrameType.ROWS, FrameType.IPC)}
+"""Types of frames that hold rows."""
+_ID_BOUNDS: Final = (2**8, 2**32, 2**64, 2**32)
+"""What the directory has room for: kind, epoch, sequence, span."""
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """One shard part of a write (LOG L7, L8): everything about it is fixed before the first try."""
+
+    table: Table
+    partition: int
+    rows: pa.RecordBatch
+    write_id: WriteId = NO_WRITE_ID
+    born: int = 0
+
+    @property
+    def table_id(self) -> int:
+        return self.table.id
+
+    @property
+    def schema_version(self) -> int:
+        return self.table.version
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedAppend:
+    """The same, with its rows as the payload of one frame of type ``frame_type``. Times are event times in ns."""
+
+    table_id: int
+    partition: int
+    schema_version: int
+    write_id: WriteId
+    born: int
+    frame_type: int
+    frame: bytes
+    row_count: int
+    time_low: int
+    time_high: int
+
+
+def encode_append(append: Append) -> EncodedAppend:
+    """Encode the rows, which must not be none. Raises SchemaConflict for what is not of the table."""
+    entry = rows_entry(append.table, append.partition, append.rows, append.write_id)
+    (frame,) = entry.frames
+    return EncodedAppend(
+        entry.table_id, entry.partition, entry.schema_version, append.write_id, append.born, int(frame.type),
+        b"".join(frame.parts()), entry.row_count, entry.time_low, entry.time_high,
+    )  # fmt: skip
+
+
+def decode_append(part: EncodedAppend, table: Table, log_id: int) -> tuple[Entry, pa.RecordBatch]:
+    """The entry to be logged and its rows, which are views of the frame as far as Arrow allows.
+
+    ``table`` is the owner's, at ``part.schema_version`` or newer. Raises CorruptObject: nothing that replay would
+    stumble over, or that says other things than its rows do, reaches the Log (L4).
+    """
+    where = f"a write to table {table.name!r} (id {table.id}), partition {part.partition}"
+    frame_type = ROW_FRAMES.get(part.frame_type)
+    _refuse(frame_type is None, where, f"a frame of type {part.frame_type} does not hold rows")
+    _refuse(not _is_write_id(part.write_id), where, f"no write id: {part.write_id}")
+    here = any(p.id == part.partition and p.log_id == log_id for p in table.partitions)
+    _refuse(not here, where, f"log {log_id} does not hold that partition")
+    assert frame_type is not None
+    entry = Entry(
+        EntryKind.ROWS, (Frame(frame_type, memoryview(part.frame)),), table_id=part.table_id,
+        partition=part.partition, schema_version=part.schema_version, offset_count=part.row_count,
+        row_count=part.row_count, time_low=part.time_low, time_high=part.time_high, write_id=part.write_id,
+    )  # fmt: skip
+    rows = decode_rows(table, entry, where, full=True)
+    _check_rows(part, rows, where)
+    return entry, rows
+
+
+def _check_rows(part: EncodedAppend, rows: pa.RecordBatch, where: str) -> None:
+    """What decoding by itself does not see, so that later it can be trusted."""
+    names = rows.schema.names
+    _refuse(rows.num_rows == 0, where, "no rows")
+    _refuse(len(set(names)) < len(names), where, "a column is there twice")
+    _refuse(TIME_COLUMN not in names, where, "the rows have no time")
+    time = rows.column(TIME_COLUMN)
+    _refuse(time.null_count > 0, where, "a row has no time")
+    times = time.view(pa.int64()).to_numpy()
+    found = (int(times.min()), int(times.max()))
+    said = (part.time_low, part.time_high)
+    _refuse(found != said, where, f"times from {found[0]} to {found[1]} where {said[0]} to {said[1]} are said")
+
+
+def _is_write_id(write_id: WriteId) -> bool:
+    if write_id.kind == 0 or len(write_id.writer) != 16:
+        return write_id == NO_WRITE_ID
+    numbers = (write_id.kind, write_id.epoch, write_id.sequence, write_id.span)
+    return all(0 <= number < bound for number, bound in zip(numbers, _ID_BOUNDS, strict=True))
+
+
+def _refuse(condition: bool, where: str, what: str) -> None:
+    if condition:
+        raise CorruptObject(f"{where}: {what}")

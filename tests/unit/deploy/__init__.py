@@ -1,0 +1,1 @@
+"""The files of deploy/, docker-compose.yml and the Dockerfile, without Docker."""
