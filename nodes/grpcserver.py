@@ -31,7 +31,7 @@ from cluster.channels import (
 )
 from cluster.errors import ClusterDenied
 from nodes.exitcodes import PortTaken
-from nodes.gateway.faults import NotReady
+from nodes.gateway.faults import BadRequest, BodySlow, NotReady, Overloaded
 from nodes.rpcerrors import CODE_KEY, FAMILY_KEY, RETRIABLE_KEY, rpc_status, shortened
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class GrpcService:
     """One service: its full name, who serves it, and the generated function that adds it to a server.
 
     ``endless`` names methods (``Watch``) whose streams end only when a side goes: a drain does not wait for them.
+    ``receiving`` bounds the messages of a public service that are being received at once: gRPC holds each in memory
+    before a handler sees it.
     """
 
     name: str
@@ -81,6 +83,45 @@ class GrpcService:
     register: Callable[[Any, Any], None]
     is_public: bool = False
     endless: frozenset[str] = frozenset()
+    receiving: Receiving | None = None
+
+
+class Receiving:
+    """At most ``calls_max`` calls receive their message at once, each for ``seconds`` at most; others wait as long.
+
+    A call with a stream of messages counts as long as it lasts, against a number of its own.
+    """
+
+    def __init__(self, calls_max: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._calls = asyncio.Semaphore(calls_max)
+        self._streams = asyncio.Semaphore(calls_max)
+
+    async def message(self, requests: AsyncIterator[Any]) -> Any:
+        """The one message of a call. Overloaded when its turn does not come, BodySlow when the message does not."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._calls.acquire()
+        except TimeoutError:
+            raise Overloaded("too many requests are being received; try again later") from None
+        try:
+            async with asyncio.timeout(self._seconds):
+                message = await anext(requests, None)
+        except TimeoutError:
+            raise BodySlow from None
+        finally:
+            self._calls.release()
+        if message is None:
+            raise BadRequest("the call ended without its message")
+        return message
+
+    @contextlib.asynccontextmanager
+    async def stream(self) -> AsyncIterator[None]:
+        """A place for one stream; Overloaded when there is none."""
+        if self._streams.locked():
+            raise Overloaded("too many streams of writes are open; use fewer, or try again later")
+        async with self._streams:
+            yield
 
 
 class GrpcServer:
@@ -212,6 +253,29 @@ def _read_request_id(metadata: dict[str, Any]) -> str:
     return given if fits and given.isascii() and given.isprintable() else str(uuid.uuid4())
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What the gate knows of a call before its handler begins."""
+
+    request_id: str
+    is_endless: bool
+    receiving: Receiving | None
+    refusal: Exception | None
+
+    @contextlib.asynccontextmanager
+    async def received(self, request: Any, is_stream: bool) -> AsyncIterator[Any]:
+        """What the handler is given. Raises the refusal."""
+        if self.refusal is not None:
+            raise self.refusal
+        if self.receiving is None:
+            yield request
+        elif is_stream:
+            async with self.receiving.stream():
+                yield request
+        else:
+            yield await self.receiving.message(request)
+
+
 class _Gate(aio.ServerInterceptor):
     """Around every handler: who calls, and what its errors mean."""
 
@@ -222,6 +286,7 @@ class _Gate(aio.ServerInterceptor):
         self._internal = frozenset(service.name for service in services if not service.is_public)
         self._endless = {f"/{service.name}/{method}" for service in services for method in service.endless}
         self._endless |= {HEALTH_WATCH}
+        self._receiving = {service.name: service.receiving for service in services if service.receiving is not None}
         self._cluster = cluster
         self._version = version
 
@@ -239,12 +304,14 @@ class _Gate(aio.ServerInterceptor):
             return None
         method = str(handler_call_details.method)
         metadata = dict(handler_call_details.invocation_metadata or ())
+        service = method.split("/")[1]
         refusal: Exception | None = None
         if self._is_closed:
             refusal = NotReady(STOPS)
-        elif method.split("/")[1] in self._internal:
+        elif service in self._internal:
             refusal = self._refusal(metadata)
-        return self._wrapped(method, handler, _read_request_id(metadata), refusal)
+        call = _Call(_read_request_id(metadata), method in self._endless, self._receiving.get(service), refusal)
+        return self._wrapped(method, handler, call)
 
     def _refusal(self, metadata: dict[str, Any]) -> _Refused | None:
         """Why a caller is not one of us."""
@@ -259,29 +326,26 @@ class _Gate(aio.ServerInterceptor):
             return _Refused(grpc.StatusCode.FAILED_PRECONDITION, text)
         return None
 
-    def _wrapped(self, method: str, handler: Any, name: str, refusal: Exception | None) -> Any:
-        kind = ("stream" if handler.request_streaming else "unary") + (
-            "_stream" if handler.response_streaming else "_unary"
-        )
-        behave = getattr(handler, kind)
-        is_endless = method in self._endless
+    def _wrapped(self, method: str, handler: Any, call: _Call) -> Any:
+        """The same method. Where receiving is bounded it takes a stream: on the wire one message is a stream of one."""
+        takes = "stream" if handler.request_streaming else "unary"
+        gives = "stream" if handler.response_streaming else "unary"
+        behave = getattr(handler, f"{takes}_{gives}")
 
         async def one(request: Any, context: Any) -> Any:
-            with self._serving(name, is_endless):
+            with self._serving(call):
                 try:
-                    if refusal is not None:
-                        raise refusal
-                    return await behave(request, context)
+                    async with call.received(request, handler.request_streaming) as received:
+                        return await behave(received, context)
                 except Exception as error:  # noqa: BLE001 - each becomes a status; faults are logged there
                     await self._abort(method, context, error)
 
         async def many(request: Any, context: Any) -> AsyncIterator[Any]:
-            with self._serving(name, is_endless):
+            with self._serving(call):
                 try:
-                    if refusal is not None:
-                        raise refusal
-                    async for answer in _answers(behave(request, context)):
-                        yield answer
+                    async with call.received(request, handler.request_streaming) as received:
+                        async for answer in _answers(behave(received, context)):
+                            yield answer
                 except asyncio.CancelledError:
                     task = asyncio.current_task()
                     if task not in self._streams or not self._is_closed:
@@ -291,7 +355,7 @@ class _Gate(aio.ServerInterceptor):
                 except Exception as error:  # noqa: BLE001 - as above
                     await self._abort(method, context, error)
 
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        make = getattr(grpc, f"{takes if call.receiving is None else 'stream'}_{gives}_rpc_method_handler")
         return make(
             many if handler.response_streaming else one,
             request_deserializer=handler.request_deserializer,
@@ -299,42 +363,42 @@ class _Gate(aio.ServerInterceptor):
         )
 
     @contextlib.contextmanager
-    def _serving(self, name: str, is_endless: bool) -> Iterator[None]:
+    def _serving(self, call: _Call) -> Iterator[None]:
         """Each call is a task of its own: what is bound here ends with it."""
-        _REQUEST_ID.set(name)
-        structlog.contextvars.bind_contextvars(request_id=name)
+        _REQUEST_ID.set(call.request_id)
+        structlog.contextvars.bind_contextvars(request_id=call.request_id)
         task = asyncio.current_task()
         assert task is not None
-        if is_endless:
+        if call.is_endless:
             self._streams.add(task)
         else:
             self.in_flight += 1
         try:
             yield
         finally:
-            if is_endless:
+            if call.is_endless:
                 self._streams.discard(task)
             else:
                 self.in_flight -= 1
 
     async def _abort(self, method: str, context: aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
         """End the call with the error's status; log what an operator must see, once."""
-        if isinstance(error, aio.AbortError):  # the handler has said everything
+        if isinstance(error, (aio.AbortError, aio.InternalError)):  # the handler has said everything; nobody listens
             raise error
-        about = (REQUEST_ID_KEY, request_id())
+        about = (*(context.trailing_metadata() or ()), (REQUEST_ID_KEY, request_id()))
         if isinstance(error, _Refused):
             log.warning("a caller was refused", method=method, peer=context.peer(), reason=str(error))
-            await context.abort(error.status, shortened(str(error)), (*error.metadata, about))
+            await context.abort(error.status, shortened(str(error)), (*error.metadata, *about))
         if isinstance(error, NotImplementedError):  # what generated servicers raise
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here", (about,))
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here", about)
         found = rpc_status(error)
         if found is None:
             log.error("a call failed", method=method, exc_info=error)
             text = f"internal error; the server's log has it under request {request_id()}"
-            await context.abort(grpc.StatusCode.INTERNAL, text, (about,))
+            await context.abort(grpc.StatusCode.INTERNAL, text, about)
         if found.status in BROKEN and method.split("/")[1] not in self._internal:
             log.error("a call failed", method=method, error=str(error), code=dict(found.metadata)[CODE_KEY])
-        await context.abort(found.status, found.details, (*found.metadata, about))
+        await context.abort(found.status, found.details, (*found.metadata, *about))
 
 
 class _Refused(Exception):

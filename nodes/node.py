@@ -57,6 +57,11 @@ class HttpServer(Protocol):
         """Host and port it really listens on."""
         ...
 
+    @property
+    def listen(self) -> Mapping[str, str]:
+        """What else it serves clients by: door -> HOST:PORT."""
+        ...
+
     async def drain(self, seconds: float) -> None:
         """Accept nothing more; return when requests under way are answered, at the latest after ``seconds``."""
         ...
@@ -229,6 +234,7 @@ class Node:
             reason = "is taken by another process" if error.errno == errno.EADDRINUSE else "is not of this machine"
             raise PortTaken(f"cannot listen on {self.settings.http.listen}: it {reason}; see --http") from error
         host, port = http.address
+        self._listen.update(http.listen)
         self._listen["http"] = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return http
 

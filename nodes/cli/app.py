@@ -64,6 +64,12 @@ Grpc = Annotated[
         metavar="HOST:PORT", help="Where gRPC for other nodes is served. [dim]\\[default: 127.0.0.1:50051][/dim]"
     ),
 ]
+PublicGrpc = Annotated[
+    str | None,
+    typer.Option(
+        "--grpc", metavar="HOST:PORT", help="Serve the API over gRPC, too (docs/grpc.md). [dim]\\[default: no][/dim]"
+    ),
+]
 Gossip = Annotated[
     str | None,
     typer.Option(metavar="HOST:PORT", help="Where gossip listens (UDP, TCP). [dim]\\[default: 127.0.0.1:7946][/dim]"),
@@ -121,6 +127,7 @@ def start(
     data: Data = None,
     store: Store = None,
     http: Http = None,
+    grpc: PublicGrpc = None,
     name: Name = None,
     config: Config = None,
     shards: Shards = None,
@@ -132,7 +139,10 @@ def start(
     """
     from nodes.cli.start import start as run
 
-    flags = {"data.dir": data, "store.url": store, "http.listen": http, "node.name": name, "log.shards": shards}
+    flags = {
+        "data.dir": data, "store.url": store, "http.listen": http, "grpc.listen": grpc, "node.name": name,
+        "log.shards": shards,
+    }  # fmt: skip
     raise typer.Exit(run(config, flags))
 
 

@@ -6,6 +6,7 @@ the gateway's parts.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -29,6 +30,7 @@ from nodes.gateway.middleware.request_id import request_id
 from nodes.gateway.nodemetrics import NodeMetrics
 from nodes.gateway.server import HttpServer
 from nodes.metrics import Metrics
+from nodes.settings_kinds import Address
 from nodes.status import CHECKPOINT_PATH, CLUSTER_PATH, DRAIN_PATH, REBALANCE_PATH, STATUS_PATH
 
 if TYPE_CHECKING:
@@ -36,8 +38,10 @@ if TYPE_CHECKING:
 
     from nodes.backend import Backend, QueryResult
     from nodes.gateway.doors.influx.query import Encoder
+    from nodes.grpcserver import GrpcServer
     from nodes.health import Health
     from nodes.node import NodeContext
+    from nodes.settings_cluster import TlsSettings
     from nodes.status import ClusterControl, NodeControl
     from wire.lineprotocol.model import LineParser
 
@@ -73,14 +77,41 @@ class GatewayLimits:
     coalesce_bytes: int = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class WritePath:
+    """What all doors of a process write through: one bound on waiting bytes, one parser."""
+
+    budget: WaitingBudget
+    coalescer: Coalescer
+
+
+@contextlib.asynccontextmanager
+async def open_writes(parts: GatewayParts, limits: GatewayLimits) -> AsyncIterator[WritePath]:
+    """Ends the parser's thread when it is left."""
+    budget = WaitingBudget(limits.waiting_bytes_max)
+    coalescer = Coalescer(parts.backend, parts.make_parser, parts.metrics, coalesce_bytes=limits.coalesce_bytes)
+    parts.metrics.read_gauge(
+        "runnel_waiting_bytes", "Bytes of request bodies held in memory.", lambda: budget.used_bytes
+    )
+    try:
+        yield WritePath(budget, coalescer)
+    finally:
+        await coalescer.aclose()
+
+
 @contextlib.asynccontextmanager
 async def open_application(parts: GatewayParts, limits: GatewayLimits | None = None) -> AsyncIterator[Gateway]:
-    """The ASGI application with everything behind it; ends the parser's thread when it is left."""
+    """The ASGI application with everything behind it."""
     limits = limits or GatewayLimits()
-    budget = WaitingBudget(limits.waiting_bytes_max)
+    async with open_writes(parts, limits) as writes:
+        yield application(parts, limits, writes)
+
+
+def application(parts: GatewayParts, limits: GatewayLimits, writes: WritePath) -> Gateway:
+    """The ASGI application over an open way to write."""
+    budget = writes.budget
     answers = Answers(parts.backend, parts.metrics)
-    coalescer = Coalescer(parts.backend, parts.make_parser, parts.metrics, coalesce_bytes=limits.coalesce_bytes)
-    doors = influx_routes(parts, answers, coalescer) if parts.has_doors else []
+    doors = influx_routes(parts, answers, writes.coalescer) if parts.has_doors else []
     gateway = Gateway(
         [*doors, *status_routes(parts, answers), *operator_routes(parts, answers)],
         limits=limits.request,
@@ -95,13 +126,7 @@ async def open_application(parts: GatewayParts, limits: GatewayLimits | None = N
     if parts.cluster is not None:
         parts.metrics.add_source(ClusterMetrics(parts.cluster, parts.name))
     parts.metrics.read_gauge("http_requests_in_flight", "Requests being served.", lambda: gateway.in_flight)
-    parts.metrics.read_gauge(
-        "runnel_waiting_bytes", "Bytes of request bodies held in memory.", lambda: budget.used_bytes
-    )
-    try:
-        yield gateway
-    finally:
-        await coalescer.aclose()
+    return gateway
 
 
 @contextlib.asynccontextmanager
@@ -113,27 +138,75 @@ async def open_server(
     port: int = 0,
     connections: ConnectionLimits | None = None,
     drain_seconds: float = 30.0,
-) -> AsyncIterator[HttpServer]:
-    """The whole gateway, listening."""
-    async with open_application(parts, limits) as app:
-        server = HttpServer(app, host=host, port=port, limits=connections, drain_seconds=drain_seconds)
-        async with server:
-            parts.metrics.read_gauge("http_connections", "Open connections.", lambda: server.connections)
-            yield server
+    grpc: GrpcListen | None = None,
+) -> AsyncIterator[GatewayServer]:
+    """The whole gateway, listening; with ``grpc`` the public API there, too."""
+    limits = limits or GatewayLimits()
+    async with contextlib.AsyncExitStack() as stack:
+        writes = await stack.enter_async_context(open_writes(parts, limits))
+        app = application(parts, limits, writes)
+        http = HttpServer(app, host=host, port=port, limits=connections, drain_seconds=drain_seconds)
+        await stack.enter_async_context(http)
+        parts.metrics.read_gauge("http_connections", "Open connections.", lambda: http.connections)
+        server = GatewayServer(http, None)
+        if grpc is not None:
+            from nodes.gateway.grpcassembly import open_public  # at first need: it loads gRPC
+
+            server = GatewayServer(http, await stack.enter_async_context(open_public(parts, limits, writes, grpc)))
+        yield server
 
 
-def open_gateway(context: NodeContext, backend: Backend) -> contextlib.AbstractAsyncContextManager[HttpServer]:
+@dataclass(frozen=True, slots=True)
+class GrpcListen:
+    """Where the public API is served over gRPC. ``tls`` off: plaintext."""
+
+    host: str
+    port: int
+    tls: TlsSettings
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayServer:
+    """Everything that listens for clients in this process, as `nodes.node` sees it."""
+
+    http: HttpServer
+    grpc: GrpcServer | None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Of HTTP."""
+        return self.http.address
+
+    @property
+    def connections(self) -> int:
+        """Open connections of HTTP."""
+        return self.http.connections
+
+    @property
+    def listen(self) -> dict[str, str]:
+        """What listens beside HTTP: door -> HOST:PORT."""
+        return {} if self.grpc is None else {"grpc": str(Address(*self.grpc.address))}
+
+    async def drain(self, seconds: float) -> None:
+        """Both at once."""
+        if self.grpc is None:
+            await self.http.drain(seconds)
+        else:
+            await asyncio.gather(self.http.drain(seconds), self.grpc.drain(seconds))
+
+
+def open_gateway(context: NodeContext, backend: Backend) -> contextlib.AbstractAsyncContextManager[GatewayServer]:
     """The HTTP part of a node that clients talk to, from its settings."""
     return _open(context, backend, has_doors=True)
 
 
-def open_operator(context: NodeContext, backend: Backend) -> contextlib.AbstractAsyncContextManager[HttpServer]:
+def open_operator(context: NodeContext, backend: Backend) -> contextlib.AbstractAsyncContextManager[GatewayServer]:
     """The HTTP part of a node that only nodes talk to: health, metrics, the operator's routes."""
     return _open(context, backend, has_doors=False)
 
 
 @contextlib.asynccontextmanager
-async def _open(context: NodeContext, backend: Backend, *, has_doors: bool) -> AsyncIterator[HttpServer]:
+async def _open(context: NodeContext, backend: Backend, *, has_doors: bool) -> AsyncIterator[GatewayServer]:
     http = context.settings.http
     parts = GatewayParts(
         backend=backend,
@@ -160,8 +233,17 @@ async def _open(context: NodeContext, backend: Backend, *, has_doors: bool) -> A
         port=http.listen.port,
         connections=connections,
         drain_seconds=context.settings.node.drain_seconds,
+        grpc=_grpc_listen(context) if has_doors else None,
     ) as server:
         yield server
+
+
+def _grpc_listen(context: NodeContext) -> GrpcListen | None:
+    """Of one process. In a cluster the address is where nodes talk to each other."""
+    listen = context.settings.grpc.listen
+    if listen is None or context.cluster is not None:
+        return None
+    return GrpcListen(listen.host, listen.port, context.settings.tls)
 
 
 def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -> list[Route]:

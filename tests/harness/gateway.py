@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from nodes.backend import QueryResult
+    from nodes.gateway.assembly import GatewayServer, GrpcListen
     from nodes.gateway.connection import ConnectionLimits
-    from nodes.gateway.server import HttpServer
 
 
 async def encode(format: str, result: QueryResult) -> AsyncIterator[bytes]:
@@ -42,7 +42,7 @@ async def encode(format: str, result: QueryResult) -> AsyncIterator[bytes]:
 class Running:
     """A gateway that listens, and what is behind it."""
 
-    server: HttpServer
+    server: GatewayServer
     backend: MemoryBackend
     health: Health
     metrics: Metrics
@@ -69,12 +69,13 @@ async def running(
     backend: MemoryBackend | None = None,
     make_parser: Callable[[], LineParser] = reference_parser,
     phase: Phase = Phase.READY,
+    grpc: GrpcListen | None = None,
 ) -> AsyncIterator[Running]:
     backend = backend or MemoryBackend()
     health, metrics = Health(), Metrics(process=False)
     health.move(phase)
     parts = GatewayParts(backend, health, metrics, make_parser, encode, revision="test")
-    async with open_server(parts, limits, connections=connections, drain_seconds=2.0) as server:
+    async with open_server(parts, limits, connections=connections, drain_seconds=2.0, grpc=grpc) as server:
         yield Running(server, backend, health, metrics)
 
 

@@ -129,7 +129,7 @@ def test_start_passes_its_flags_as_settings(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("nodes.cli.start.start", recorder)
     runnel(
         *("start", "--data", "/d", "--store", "s3://b", "--http", "127.0.0.1:1", "--name", "n", "--shards", "3"),
-        *("--config", "f.toml"),
+        *("--config", "f.toml", "--grpc", "127.0.0.1:2"),
     )
     (((config, flags), _),) = recorder.calls
     assert config == Path("f.toml")
@@ -137,6 +137,7 @@ def test_start_passes_its_flags_as_settings(monkeypatch: pytest.MonkeyPatch) -> 
         "data.dir": "/d",
         "store.url": "s3://b",
         "http.listen": "127.0.0.1:1",
+        "grpc.listen": "127.0.0.1:2",
         "node.name": "n",
         "log.shards": 3,
     }

@@ -1,0 +1,1 @@
+"""Runnel's own API over gRPC: protos/runnel.proto, explained in docs/grpc.md."""
