@@ -83,8 +83,8 @@ class CycleExchange:
     def add(self, piece: bytes) -> None:
         """A piece of the body has come. The reader is woken at its end, or when enough waits to stop reading.
 
-        Uvicorn's own way wakes it for each piece and copies each byte three times: a third of what a large body
-        costs before it is parsed.
+        Uvicorn's own way wakes it for each piece and copies each byte three times; without that a million lines in
+        large bodies were acknowledged for 1.60 CPU seconds instead of 1.86.
         """
         self._pieces.append(piece)
         self._waiting_bytes += len(piece)
