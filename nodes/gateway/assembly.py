@@ -239,9 +239,10 @@ async def _open(context: NodeContext, backend: Backend, *, has_doors: bool) -> A
 
 
 def _grpc_listen(context: NodeContext) -> GrpcListen | None:
-    """Of one process. In a cluster the address is where nodes talk to each other."""
-    listen = context.settings.grpc.listen
-    if listen is None or context.cluster is not None:
+    """Always on a cluster's gateway; in one process only if an address is given, since gRPC costs memory."""
+    grpc = context.settings.grpc
+    listen = grpc.listen if context.cluster is None else grpc.address
+    if listen is None:
         return None
     return GrpcListen(listen.host, listen.port, context.settings.tls)
 

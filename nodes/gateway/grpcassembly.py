@@ -72,6 +72,7 @@ async def open_public(
         where.port,
         [public_service(parts, limits, writes)],
         tls=tls_source(where.tls),
+        require_client_certificate=False,  # clients are not nodes: what they may do is for `auth.mode` to say
         message_bytes_max=limits.request.request_bytes_max + ENVELOPE_BYTES,
     )
     async with server:

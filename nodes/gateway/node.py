@@ -71,7 +71,7 @@ class GatewayNode(RemoteBackend):
     @property
     def listen(self) -> Mapping[str, str]:
         """Where it listens beside HTTP."""
-        return {name: address for name, address in self._here.addresses.items() if name != "http"}
+        return {"gossip": self._here.addresses["gossip"]}  # what serves clients tells of itself
 
     async def checkpoint(self) -> None:
         """Nothing is held here that a checkpoint could write."""
