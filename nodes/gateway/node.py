@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, Self
 from cluster.errors import PeerUnavailable
 from cluster.members import Kind
 from nodes.clustercontrol import MemberControl
-from nodes.doorless import advertised
 from nodes.gateway.assembly import open_gateway
 from nodes.gateway.remote import RemoteBackend
 from nodes.member import ClusterMember
@@ -41,9 +40,12 @@ class GatewayNode(RemoteBackend):
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._here)
-            http = self._context.settings.http.listen
+            settings = self._context.settings
             await self._here.join(
-                {"http": advertised(self._context.settings.cluster.advertise, (http.host, http.port))}
+                {
+                    "http": str(settings.cluster.reached_at(settings.http.listen)),
+                    "grpc": str(settings.cluster.reached_at(settings.grpc.address)),
+                }
             )
             self._control.fill(self._here, self.numbers)
             await self._wait_for_owners()
