@@ -101,18 +101,24 @@ class Nemesis:
 
     # -- the faults -------------------------------------------------------------------------------------
 
+    def _up(self, kind: str) -> list[str]:
+        """Nodes of a kind that can be hurt; when an earlier fault has left none, they are started again."""
+        if not self.cluster.names(kind, up=True):
+            self.cluster.start(self.cluster.names(kind))
+        return self.cluster.names(kind, up=True)
+
     def _pick(self, kind: str) -> ClusterNode:
-        return self.cluster.nodes[self.random.choice(self.cluster.names(kind, up=True))]
+        return self.cluster.nodes[self.random.choice(self._up(kind))]
 
     def _owner(self) -> ClusterNode:
         """An ingest node that owns shards, any of them as likely."""
+        names = self._up("ingest")
         held = set(self.cluster.owners().values())
-        names = [name for name in self.cluster.names("ingest", up=True) if name in held]
-        return self.cluster.nodes[self.random.choice(names or self.cluster.names("ingest", up=True))]
+        return self.cluster.nodes[self.random.choice([name for name in names if name in held] or names)]
 
     def kill(self, kind: str) -> Strike:
         """kill -9 of one owner, of two ingest nodes, of all, of a gateway, of a query node."""
-        ingest = [self.cluster.nodes[name] for name in self.cluster.names("ingest", up=True)]
+        ingest = [self.cluster.nodes[name] for name in self._up("ingest")]
         victims = {
             "kill-owner": lambda: [self._owner()],
             "kill-two": lambda: self.random.sample(ingest, min(2, len(ingest))),
