@@ -265,7 +265,7 @@ class EmbeddedBackend:
         """Split by partition and append to each Log, at once and atomic per shard (L8, L17)."""
         parts: dict[int, list[Append]] = defaultdict(list)
         for batch in batches:
-            for partition, rows in route(batch.table, batch.rows):
+            for partition, rows in route(batch.table, batch.rows, batch.series):
                 self._writes += 1
                 write_id = WriteId(WRITE_ID_KIND, self._writer, 0, self._writes, 1)
                 born = self._shards[partition.log_id].state.position
