@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from storage.keys import RowSeries
     from storage.schema import Database, Table
 
 
@@ -47,11 +48,13 @@ class Principal:
 class Batch:
     """Rows of one table. ``rows`` has fields named by the storage names of ``table``'s columns.
 
-    ``time`` (timestamp ns) is always there and never null; tag columns are dictionary<int32, string>.
+    ``time`` (timestamp ns) is always there and never null; tag columns are dictionary<int32, string>. A door that
+    knows each row's series says so: then rows find their partitions at a tenth of the cost.
     """
 
     table: Table
     rows: pa.RecordBatch
+    series: RowSeries | None = None
 
 
 @dataclass(frozen=True, slots=True)

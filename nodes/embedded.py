@@ -216,7 +216,7 @@ class EmbeddedBackend:
         keyed = KeyedIds(idempotency_key) if idempotency_key else None
         parts: dict[int, list[Append]] = defaultdict(list)
         for batch in batches:
-            for partition, rows in route(batch.table, batch.rows):
+            for partition, rows in route(batch.table, batch.rows, batch.series):
                 write_id = keyed.of(batch.table.id, partition.id) if keyed is not None else self._next_id()
                 born = self._shards[partition.log_id].state.position
                 parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 
 from nodes.backend import Batch, ColumnSpec, EnsureTable
+from storage.keys import RowSeries, SeriesPlaces
 from storage.schema import TIME_COLUMN, Role, Table, TypeKind
 from wire.lineprotocol.model import FieldType, KnownTable
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 CACHED_MAX: Final = 4096
 """Schemas and tables remembered; more are made again when they are needed."""
+PLACES_MAX: Final = 8
+"""Tables of one name whose series' places are remembered."""
 TIME_TYPE: Final = pa.timestamp("ns")
 
 FIELD_KINDS: Final[dict[FieldType, TypeKind]] = {
@@ -67,7 +70,7 @@ class TableShapes:
             _remember(self._schemas, key, schema)
         time = pa.Array.from_buffers(TIME_TYPE, parsed.rows, [None, pa.py_buffer(parsed.time)])
         arrays = [time, *(tag.values for tag in parsed.tags), *(field.values for field in parsed.fields)]
-        return Batch(table, pa.RecordBatch.from_arrays(arrays, schema=schema))
+        return Batch(table, pa.RecordBatch.from_arrays(arrays, schema=schema), _series(table, parsed))
 
 
 def ensure(database: str, parsed: ParsedTable) -> EnsureTable | None:
@@ -87,6 +90,18 @@ def _field_specs(parsed: ParsedTable) -> list[ColumnSpec]:
     return [ColumnSpec(name, Role.FIELD, FIELD_KINDS[types[name]]) for name in parsed.new_fields]
 
 
+def _series(table: Table, parsed: ParsedTable) -> RowSeries | None:
+    """Each row's series, for a table whose rows have more than one place to go."""
+    if parsed.series is None or parsed.numbering is None or len(table.partitions) == 1:
+        return None
+    memo = parsed.numbering.memo  # of all tables of this name: of other databases, and of those that were dropped
+    places = memo.get(table.id)
+    if places is None:
+        places = SeriesPlaces()
+        _remember(memo, table.id, places, PLACES_MAX)
+    return RowSeries(parsed.series, places)
+
+
 def _schema(table: Table, columns: tuple[tuple[str, FieldType | None], ...]) -> pa.Schema:
     """The Arrow schema for time and these columns; a column without a field type is a tag."""
     fields = [pa.field(_storage_name(table, TIME_COLUMN, Role.TIME, TypeKind.TIMESTAMP), TIME_TYPE, nullable=False)]
@@ -104,7 +119,7 @@ def _storage_name(table: Table, name: str, role: Role, kind: TypeKind) -> str:
     return column.storage_name
 
 
-def _remember(cache: dict, key: object, value: object) -> None:  # type: ignore[type-arg]
-    if len(cache) >= CACHED_MAX:
+def _remember(cache: dict, key: object, value: object, count_max: int = CACHED_MAX) -> None:  # type: ignore[type-arg]
+    if len(cache) >= count_max:
         cache.clear()
     cache[key] = value

@@ -99,6 +99,7 @@ def _without(part: ParsedTable, needing: npt.NDArray[np.bool_]) -> ParsedTable:
         new_fields=(),
         body=part.body[keep],
         line=part.line[keep],
+        series=None if part.series is None else part.series[keep],
     )
 
 

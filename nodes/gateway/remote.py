@@ -141,7 +141,7 @@ class RemoteBackend:
         """L8: table, partition, Log and id of every row are fixed here, before the first try."""
         parts: dict[int, list[EncodedAppend]] = {}
         for batch in batches:
-            for partition, rows in route(batch.table, batch.rows):
+            for partition, rows in route(batch.table, batch.rows, batch.series, share=True):
                 born = self._born.get(partition.log_id, 0)
                 write_id = self._next_id(WRITE_ID_KIND) if keyed is None else keyed.of(batch.table.id, partition.id)
                 append = Append(batch.table, partition.id, rows, write_id, born)

@@ -128,6 +128,8 @@ def _build(
         new_fields=tuple(new_fields),
         body=slab.origins[1, part],
         line=slab.origins[2, part],
+        series=slab.origins[0, part],
+        numbering=table.numbering,
     )
 
 

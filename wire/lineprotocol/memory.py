@@ -17,7 +17,7 @@ import pyarrow as pa
 from wire.lineprotocol import bytemap, grammar
 from wire.lineprotocol.errors import LineRefused
 from wire.lineprotocol.messages import Kind
-from wire.lineprotocol.model import RESERVED_PREFIX, TIME_COLUMN, KnownTable, ParserLimits
+from wire.lineprotocol.model import RESERVED_PREFIX, TIME_COLUMN, KnownTable, Numbering, ParserLimits
 from wire.lineprotocol.planner import Columns, Pairs, Series, Tables, TagSets, rehash_pairs
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ NAMES_FIRST: Final = 64
 COLUMNS_FIRST: Final = 256
 
 # Estimates for `Memory.bytes`, from sys.getsizeof and the arrays beside each thing; keys and values come on top.
-SERIES_BYTES: Final = 64
+SERIES_BYTES: Final = 80
 TAG_OF_SERIES_BYTES: Final = 8
 TAG_VALUE_BYTES: Final = 200
 COLUMN_BYTES: Final = 300
@@ -124,6 +124,7 @@ class Table:
     tags: dict[str, TagCodes] = field(default_factory=dict)
     tagsets: dict[tuple[str, ...], int] = field(default_factory=dict)
     series: int = 0
+    numbering: Numbering = field(default_factory=Numbering)
     told: bool = False
     """Whether `tell` was ever called."""
     key: Hashable = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 from wire.lineprotocol.errors import InvalidPrecision
 
@@ -168,6 +168,18 @@ class FieldColumn(NamedTuple):
     values: pa.Array
 
 
+class Numbering:
+    """Who numbers the series of one table: with the same one, equal numbers mean equal tags, between calls too.
+
+    ``memo`` is for whoever reads the numbers, to keep what it found of series for as long as they mean the same.
+    """
+
+    __slots__ = ("memo",)
+
+    def __init__(self) -> None:
+        self.memo: dict[Hashable, Any] = {}
+
+
 @dataclass(frozen=True, eq=False)
 class ParsedTable:
     """The accepted rows of one table, in the order of their lines.
@@ -175,7 +187,7 @@ class ParsedTable:
     ``time`` is int64 ns. ``tags`` and ``fields`` hold the columns with at least one value here: first
     those that the catalog knows, then the new ones in the order of their first accepted line.
     ``new_tags`` and ``new_fields`` are the names the catalog does not know. ``body`` and ``line`` (int32)
-    say where each row came from.
+    say where each row came from. ``series`` numbers each row's series, if the parser knows them.
     """
 
     name: str
@@ -187,6 +199,8 @@ class ParsedTable:
     new_fields: tuple[str, ...]
     body: npt.NDArray[np.int32]
     line: npt.NDArray[np.int32]
+    series: npt.NDArray[np.int32] | None = None
+    numbering: Numbering | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import struct
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.keys import KeyValue, TypeClass, canonical_key, encode_value, key_hash, route, series_hashes
+from storage.keys import (
+    KeyValue,
+    RowSeries,
+    SeriesPlaces,
+    TypeClass,
+    canonical_key,
+    encode_value,
+    key_hash,
+    place_of,
+    route,
+    series_hashes,
+)
+from storage.schema import Column, Partition, Role, Table, TypeKind
 from tests.harness.tables import make_rows, make_table
 
 GOLDEN: list[tuple[KeyValue, bool, str, int]] = [
@@ -160,3 +174,83 @@ def test_hashes_fill_the_range_evenly() -> None:
     sizes = [part.num_rows for _, part in route(table, make_rows(range(4000), hosts))]
     assert len(sizes) == 8
     assert np.ptp(sizes) < 150
+
+
+# -- by the numbers of series ------------------------------------------------------------------------------
+
+HOSTS = st.lists(st.sampled_from([None, "a", "b", "c", "dd", "é", ""]), max_size=25)
+
+
+def widened(table: Table, ids: list[int]) -> Table:
+    """The table with more tags."""
+    more = [Column(i, f"x{i}", f"x{i}", Role.TAG, TypeKind.STRING) for i in ids]
+    return dataclasses.replace(table, columns=(*table.columns, *more), version=table.version + 1)
+
+
+def same_parts(one: list[tuple[Partition, pa.RecordBatch]], other: list[tuple[Partition, pa.RecordBatch]]) -> bool:
+    return [p for p, _ in one] == [p for p, _ in other] and all(
+        a.to_pydict() == b.to_pydict() for (_, a), (_, b) in zip(one, other, strict=True)
+    )
+
+
+@given(st.lists(st.tuples(HOSTS, st.integers(0, 2)), min_size=1, max_size=6), st.integers(2, 6), st.booleans())
+@settings(deadline=None)
+def test_l27_routing_by_series_numbers_is_routing_by_canonical_keys(
+    batches: list[tuple[list[str | None], int]], partitions: int, share: bool
+) -> None:
+    """Whatever came before: new series, new tags, a map that changed."""
+    places, numbers = SeriesPlaces(), dict[str | None, int]()
+    table = make_table(partitions=partitions)
+    for index, (hosts, event) in enumerate(batches):
+        if event == 1:
+            table = widened(table, [100 + index])
+        elif event == 2:
+            table = dataclasses.replace(table, partitions=make_table(partitions=partitions + index).partitions[::-1])
+        rows = make_rows(range(len(hosts)), hosts)
+        series = np.array([numbers.setdefault(host, len(numbers)) for host in hosts], np.int32)
+        expected = list(route(table, rows))
+        assert same_parts(list(route(table, rows, RowSeries(series, places), share=share)), expected)
+        assert sum(part.num_rows for _, part in expected) == len(hosts)
+
+
+def test_each_series_is_hashed_once() -> None:
+    table, places = make_table(partitions=3), SeriesPlaces()
+    rows = make_rows(range(6), ["a", "b", "a", "c", "b", "a"])
+    series = RowSeries(np.array([0, 1, 0, 2, 1, 0], np.int32), places)
+    with mock.patch("storage.keys.key_hash", side_effect=key_hash) as hashed:
+        for _ in range(3):
+            list(route(table, rows, series))
+        assert hashed.call_count == 3
+        split = dataclasses.replace(table, partitions=make_table(partitions=5).partitions)
+        assert same_parts(list(route(split, rows, series)), list(route(split, rows, series)))
+        assert hashed.call_count == 3, "a map that changed changes places, not hashes"
+
+
+def test_a_tag_that_is_another_column_now_is_another_key() -> None:
+    """Names may change, ids do not: what was hashed under the old ids is forgotten."""
+    table, places = make_table(partitions=4), SeriesPlaces()
+    rows = make_rows(range(40), [f"h{n}" for n in range(40)])
+    series = RowSeries(np.arange(40, dtype=np.int32), places)
+    list(route(table, rows, series))
+    columns = tuple(dataclasses.replace(c, id=c.id + 50) if c.role is Role.TAG else c for c in table.columns)
+    other = dataclasses.replace(table, columns=columns, version=2)
+    assert same_parts(list(route(other, rows, series)), list(route(other, rows)))
+    assert not same_parts(list(route(other, rows)), list(route(table, rows)))
+
+
+def test_f21_every_hash_has_a_place_also_at_the_bounds() -> None:
+    for partitions in (1, 2, 3, 7, 64):
+        ranges = make_table(partitions=partitions).partitions
+        bounds = sorted({h for p in ranges for h in (p.hash_low, p.hash_high - 1)})
+        found = place_of(ranges, np.array(bounds, np.uint64)).tolist()
+        assert [ranges[at].hash_low <= h < ranges[at].hash_high for at, h in zip(found, bounds, strict=True)]
+        assert set(found) == set(range(partitions))
+
+
+def test_parts_that_share_are_slices_and_others_hold_their_own_rows_only() -> None:
+    table = make_table(partitions=4)
+    rows = make_rows(range(4000), [f"h{n}" for n in range(4000)])
+    whole = sum(part.get_total_buffer_size() for _, part in route(table, rows, share=True))
+    own = sum(part.get_total_buffer_size() for _, part in route(table, rows))
+    assert whole > 2 * own
+    assert same_parts(list(route(table, rows, share=True)), list(route(table, rows)))
