@@ -87,7 +87,8 @@ def _key_parts(column_id: int, codes: npt.NDArray[np.int64], dictionary: pa.Arra
 
 def series_hashes(tags: Sequence[Column], rows: pa.RecordBatch) -> npt.NDArray[np.uint64]:
     """The hash of each row's canonical key. One Python step per distinct series, none per row."""
-    present = sorted((t for t in tags if t.storage_name in rows.schema.names), key=lambda t: t.id)
+    names = frozenset(rows.schema.names)
+    present = sorted((t for t in tags if t.storage_name in names), key=lambda t: t.id)
     if not present or rows.num_rows == 0:
         return np.full(rows.num_rows, key_hash(b""), dtype=np.uint64)
     encoded = [_codes(rows.column(t.storage_name)) for t in present]
@@ -154,7 +155,8 @@ class SeriesPlaces:
     ) -> None:
         """Hash the series of these rows, each once."""
         new, first = np.unique(numbers[where], return_index=True)
-        keys = [tag.storage_name for tag in table.tags if tag.storage_name in rows.schema.names]
+        names = frozenset(rows.schema.names)
+        keys = [tag.storage_name for tag in table.tags if tag.storage_name in names]
         hashes = series_hashes(table.tags, rows.select(keys).take(pa.array(where[first])))
         self._hashes[new] = hashes
         self._known[new] = True

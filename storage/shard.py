@@ -449,7 +449,11 @@ class Shard:
 
         Runs to its end even if the caller is cancelled: the Checkpoint may stand, and the state must know.
         """
-        await asyncio.shield(self._spawn(self._checkpoint_and_collect()))
+        work = self._spawn(self._checkpoint_and_collect())
+        await asyncio.wait({work})  # which never cancels what it waits for
+        if work.cancelled():
+            raise ShardClosed(f"shard {self.log_id} was closed while it was checkpointed: try again")
+        work.result()
 
     async def _checkpoint_and_collect(self) -> None:
         async with self._checkpointing:

@@ -112,9 +112,6 @@ def test_a_drop_among_writes(node: RunningNode) -> None:
     restart(node)
     assert node.query("SELECT w, v FROM t", "busy") == [{"w": "new", "v": 5}]
     goes_on(node)
-
-
-def test_the_node_still_ends_clean(node: RunningNode) -> None:
     end_clean(node)
     node.start()
     assert node.query("SELECT w, v FROM t", "busy") == [{"w": "new", "v": 5}]
