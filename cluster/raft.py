@@ -504,7 +504,7 @@ class _Voter(SyncObj):  # type: ignore[misc]
     _SyncObj__raftElectionDeadline: float
 
     def __init__(self, config: RaftConfig, listen: str, keeper: Keeper, resolver: Resolver) -> None:
-        self._seal = Seal(config.name, config.voters, config.secret)
+        self._seal = Seal(config.name, config.voters, config.secrets)
         self._keeper = keeper
         self._closing = threading.Lock()
         self._is_closed = False

@@ -24,7 +24,8 @@ class RaftConfig:
     listen: tuple[str, int]
     voters: Mapping[str, str]
     folder: Path
-    secret: bytes = field(repr=False)
+    secrets: tuple[bytes, ...] = field(repr=False)
+    """The first seals what is sent, each of them opens what comes."""
 
     def __post_init__(self) -> None:
         if len(self.voters) not in (1, 3, 5):
@@ -37,7 +38,7 @@ class RaftConfig:
             host, _, port = address.rpartition(":")
             if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
                 raise ClusterMisconfigured(f"Raft voter {name!r}: {address!r} is not HOST:PORT")
-        if not self.secret:
+        if not self.secrets or not all(self.secrets):
             raise ClusterMisconfigured("Raft needs the cluster's secret")
 
 

@@ -13,14 +13,14 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
-from cryptography.fernet import Fernet, InvalidToken
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cluster.errors import ClusterDenied, MalformedMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 FRAME_BYTES_MAX: Final = 4 << 20
 """Of one sealed frame: a snapshot is a Placement, an AppendEntries a few of them."""
@@ -119,12 +119,15 @@ class AnotherVoterList(ClusterDenied):
 
 
 class Seal:
-    """Seals and opens the frames of one voter. The same for all its connections."""
+    """Seals and opens the frames of one voter. The same for all its connections.
 
-    def __init__(self, name: str, voters: Mapping[str, str], secret: bytes) -> None:
+    The first secret seals, each of them opens: so voters go on hearing each other while secrets are changed.
+    """
+
+    def __init__(self, name: str, voters: Mapping[str, str], secrets: Sequence[bytes]) -> None:
         self._name = name
         self._digest = _digest(voters)
-        self._fernet = Fernet(_derive(secret))
+        self._fernet = MultiFernet([Fernet(_derive(secret)) for secret in secrets])
         self._odd: set[str] = set()
 
     def seal(self, key: bytes, number: int, message: object) -> bytes:

@@ -119,7 +119,7 @@ class IngestNode(DoorlessBackend):
             listen=(settings.raft.listen.host, settings.raft.listen.port),
             voters=voters,
             folder=settings.data_dir / "raft",
-            secret=self.member.secrets[0] if self.member.secrets else settings.cluster.name.encode(),
+            secrets=tuple(self.member.secrets) or (settings.cluster.name.encode(),),
         )
         return Raft(
             config,

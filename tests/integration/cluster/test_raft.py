@@ -304,8 +304,8 @@ def framed(data: bytes) -> bytes:
 
 def attacks(marker: Path, addresses: dict[str, str]) -> dict[str, bytes]:
     boom = pickle.dumps(_Boom(marker))
-    other_secret = Seal("b", addresses, b"x" * 32)
-    ours = Seal("b", addresses, SECRET)
+    other_secret = Seal("b", addresses, (b"x" * 32,))
+    ours = Seal("b", addresses, (SECRET,))
     vote = {"type": "request_vote", "term": 99, "last_log_index": 9, "last_log_term": 9}
     return {
         "garbage": bytes(range(256)) * 64,

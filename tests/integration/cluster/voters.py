@@ -32,7 +32,7 @@ def free_voters(names: str = "abc") -> dict[str, str]:
 
 def config_of(name: str, voters: Mapping[str, str], folder: Path, secret: bytes = SECRET) -> RaftConfig:
     host, _, port = voters[name].rpartition(":")
-    return RaftConfig(name, (host, int(port)), voters, folder / name, secret)
+    return RaftConfig(name, (host, int(port)), voters, folder / name, (secret,))
 
 
 def placement(epoch: int, number: int) -> bytes:

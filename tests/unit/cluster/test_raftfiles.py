@@ -165,8 +165,13 @@ def test_settings_that_make_no_raft_are_refused(
     tmp_path: Path, name: str, voters: dict[str, str], secret: bytes
 ) -> None:
     with pytest.raises(ClusterMisconfigured):
-        RaftConfig(name, ("127.0.0.1", 1), voters, tmp_path, secret)
+        RaftConfig(name, ("127.0.0.1", 1), voters, tmp_path, (secret,))
+
+
+def test_no_secret_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClusterMisconfigured):
+        RaftConfig("a", ("127.0.0.1", 1), {"a": "h:1"}, tmp_path, ())
 
 
 def test_the_secret_is_not_shown(tmp_path: Path) -> None:
-    assert "hush" not in repr(RaftConfig("a", ("127.0.0.1", 1), {"a": "h:1"}, tmp_path, b"hush"))
+    assert "hush" not in repr(RaftConfig("a", ("127.0.0.1", 1), {"a": "h:1"}, tmp_path, (b"hush",)))

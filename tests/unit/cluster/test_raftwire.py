@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -12,8 +14,8 @@ from cluster.raftwire import ODD_NAMES_MAX, AnotherVoterList, Seal
 
 VOTERS = {"a": "h1:1", "b": "h2:1", "c": "h3:1"}
 SECRET = b"s" * 32
-OURS = Seal("a", VOTERS, SECRET)
-THEIRS = Seal("b", VOTERS, SECRET)
+OURS = Seal("a", VOTERS, (SECRET,))
+THEIRS = Seal("b", VOTERS, (SECRET,))
 KEY = bytes(range(32))
 ENTRIES = [(b"\0x", 2, 1), (b"\1", 3, 1)]
 
@@ -70,7 +72,7 @@ def test_a_changed_byte_is_refused(place: int, change: int) -> None:
 
 
 def test_another_secret_connection_or_place_is_refused() -> None:
-    stranger = Seal("b", VOTERS, b"t" * 32)
+    stranger = Seal("b", VOTERS, (b"t" * 32,))
     message = MESSAGES["vote"]
     for data, key, number in (
         (stranger.seal(KEY, 1, message), KEY, 1),
@@ -83,20 +85,31 @@ def test_another_secret_connection_or_place_is_refused() -> None:
             OURS.open(data, key, number)
 
 
+def test_voters_hear_each_other_through_each_step_of_a_rotation() -> None:
+    new = b"n" * 32
+    steps = [(SECRET,), (SECRET, new), (new, SECRET), (new,)]
+    for before, after in itertools.pairwise(steps):
+        one, other = Seal("a", VOTERS, before), Seal("b", VOTERS, after)
+        assert other.open(one.seal(KEY, 1, "x"), KEY, 1) == "x"
+        assert one.open(other.seal(KEY, 1, "y"), KEY, 1) == "y"
+    with pytest.raises(ClusterDenied):
+        Seal("a", VOTERS, steps[-1]).open(OURS.seal(KEY, 1, "x"), KEY, 1)
+
+
 def test_another_voter_list_is_named_and_the_first_time_told_apart() -> None:
-    odd = Seal("c", {**VOTERS, "b": "h2:2"}, SECRET)
+    odd = Seal("c", {**VOTERS, "b": "h2:2"}, (SECRET,))
     for is_first in (True, False, False):
         with pytest.raises(AnotherVoterList, match="'c'") as caught:
             Seal.open(OURS, odd.seal(b"", 1, bytes(32)), b"", 1)
         assert caught.value.is_first is is_first
     for number in range(2 * ODD_NAMES_MAX):
         with pytest.raises(AnotherVoterList):
-            OURS.open(Seal(f"n{number}", {}, SECRET).seal(b"", 1, ""), b"", 1)
+            OURS.open(Seal(f"n{number}", {}, (SECRET,)).seal(b"", 1, ""), b"", 1)
     assert len(OURS._odd) <= ODD_NAMES_MAX
 
 
 def test_the_order_of_the_list_does_not_matter() -> None:
-    turned = Seal("c", dict(reversed(VOTERS.items())), SECRET)
+    turned = Seal("c", dict(reversed(VOTERS.items())), (SECRET,))
     assert OURS.open(turned.seal(b"", 1, "x"), b"", 1) == "x"
 
 
