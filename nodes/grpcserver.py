@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import time
 import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class GrpcService:
 
     ``endless`` names methods (``Watch``) whose streams end only when a side goes: a drain does not wait for them.
     ``receiving`` bounds the messages of a public service that are being received at once: gRPC holds each in memory
-    before a handler sees it.
+    before a handler sees it. ``observe`` is told of each call that is over: its method's name, its status's, seconds.
     """
 
     name: str
@@ -84,6 +85,7 @@ class GrpcService:
     is_public: bool = False
     endless: frozenset[str] = frozenset()
     receiving: Receiving | None = None
+    observe: Callable[[str, str, float], None] | None = None
 
 
 class Receiving:
@@ -257,8 +259,10 @@ def _read_request_id(metadata: dict[str, Any]) -> str:
 class _Call:
     """What the gate knows of a call before its handler begins."""
 
+    method: str
     request_id: str
     is_endless: bool
+    observe: Callable[[str, str, float], None] | None
     receiving: Receiving | None
     refusal: Exception | None
 
@@ -286,6 +290,7 @@ class _Gate(aio.ServerInterceptor):
         self._internal = frozenset(service.name for service in services if not service.is_public)
         self._endless = {f"/{service.name}/{method}" for service in services for method in service.endless}
         self._endless |= {HEALTH_WATCH}
+        self._observe = {service.name: service.observe for service in services}
         self._receiving = {service.name: service.receiving for service in services if service.receiving is not None}
         self._cluster = cluster
         self._version = version
@@ -310,8 +315,11 @@ class _Gate(aio.ServerInterceptor):
             refusal = NotReady(STOPS)
         elif service in self._internal:
             refusal = self._refusal(metadata)
-        call = _Call(_read_request_id(metadata), method in self._endless, self._receiving.get(service), refusal)
-        return self._wrapped(method, handler, call)
+        call = _Call(
+            method, _read_request_id(metadata), method in self._endless, self._observe.get(service),
+            self._receiving.get(service), refusal,
+        )  # fmt: skip
+        return self._wrapped(handler, call)
 
     def _refusal(self, metadata: dict[str, Any]) -> _Refused | None:
         """Why a caller is not one of us."""
@@ -326,22 +334,22 @@ class _Gate(aio.ServerInterceptor):
             return _Refused(grpc.StatusCode.FAILED_PRECONDITION, text)
         return None
 
-    def _wrapped(self, method: str, handler: Any, call: _Call) -> Any:
+    def _wrapped(self, handler: Any, call: _Call) -> Any:
         """The same method. Where receiving is bounded it takes a stream: on the wire one message is a stream of one."""
         takes = "stream" if handler.request_streaming else "unary"
         gives = "stream" if handler.response_streaming else "unary"
         behave = getattr(handler, f"{takes}_{gives}")
 
         async def one(request: Any, context: Any) -> Any:
-            with self._serving(call):
+            with self._serving(call, context):
                 try:
                     async with call.received(request, handler.request_streaming) as received:
                         return await behave(received, context)
                 except Exception as error:  # noqa: BLE001 - each becomes a status; faults are logged there
-                    await self._abort(method, context, error)
+                    await self._abort(call.method, context, error)
 
         async def many(request: Any, context: Any) -> AsyncIterator[Any]:
-            with self._serving(call):
+            with self._serving(call, context):
                 try:
                     async with call.received(request, handler.request_streaming) as received:
                         async for answer in _answers(behave(received, context)):
@@ -351,9 +359,9 @@ class _Gate(aio.ServerInterceptor):
                     if task not in self._streams or not self._is_closed:
                         raise
                     task.uncancel()
-                    await self._abort(method, context, NotReady(STOPS))
+                    await self._abort(call.method, context, NotReady(STOPS))
                 except Exception as error:  # noqa: BLE001 - as above
-                    await self._abort(method, context, error)
+                    await self._abort(call.method, context, error)
 
         make = getattr(grpc, f"{takes if call.receiving is None else 'stream'}_{gives}_rpc_method_handler")
         return make(
@@ -363,7 +371,7 @@ class _Gate(aio.ServerInterceptor):
         )
 
     @contextlib.contextmanager
-    def _serving(self, call: _Call) -> Iterator[None]:
+    def _serving(self, call: _Call, context: aio.ServicerContext[Any, Any]) -> Iterator[None]:
         """Each call is a task of its own: what is bound here ends with it."""
         _REQUEST_ID.set(call.request_id)
         structlog.contextvars.bind_contextvars(request_id=call.request_id)
@@ -373,9 +381,16 @@ class _Gate(aio.ServerInterceptor):
             self._streams.add(task)
         else:
             self.in_flight += 1
+        begun, status = time.monotonic(), grpc.StatusCode.CANCELLED.name  # how a call ends that nobody waits for
         try:
             yield
+            status = grpc.StatusCode.OK.name
+        except aio.AbortError:
+            status = _status_name(context)
+            raise
         finally:
+            if call.observe is not None:
+                call.observe(call.method.rpartition("/")[2], status, time.monotonic() - begun)
             if call.is_endless:
                 self._streams.discard(task)
             else:
@@ -399,6 +414,12 @@ class _Gate(aio.ServerInterceptor):
         if found.status in BROKEN and method.split("/")[1] not in self._internal:
             log.error("a call failed", method=method, error=str(error), code=dict(found.metadata)[CODE_KEY])
         await context.abort(found.status, found.details, (*found.metadata, *about))
+
+
+def _status_name(context: aio.ServicerContext[Any, Any]) -> str:
+    """Of a call that was ended by an error."""
+    code: Any = context.code()  # a number, whatever its type says
+    return next((status.name for status in grpc.StatusCode if code in (status, status.value[0])), "UNKNOWN")
 
 
 class _Refused(Exception):

@@ -15,6 +15,7 @@ import structlog
 
 from cluster.tlsfiles import TlsFiles, TlsSource
 from nodes.gateway.arrowwrite import ArrowWriter
+from nodes.gateway.doors.grpc.metrics import CallMetrics
 from nodes.gateway.doors.grpc.service import DoorParts, RunnelDoor
 from nodes.grpcserver import GrpcServer, GrpcService, Receiving
 from protos import runnel_pb2
@@ -52,13 +53,15 @@ def public_service(parts: GatewayParts, limits: GatewayLimits, writes: WritePath
             cluster=parts.cluster,
         )
     )
+    name = runnel_pb2.DESCRIPTOR.services_by_name["Runnel"].full_name
     fitting = limits.waiting_bytes_max // limits.request.request_bytes_max
     return GrpcService(
-        runnel_pb2.DESCRIPTOR.services_by_name["Runnel"].full_name,
+        name,
         door,
         add_RunnelServicer_to_server,
         is_public=True,
         receiving=Receiving(min(max(fitting, RECEIVING_MIN), RECEIVING_MAX), limits.request.body_seconds),
+        observe=CallMetrics(parts.metrics, name).count,
     )
 
 

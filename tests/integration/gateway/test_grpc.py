@@ -483,6 +483,25 @@ async def test_a_stream_ends_when_the_node_drains() -> None:
         d.gateway.health.move(Phase.DRAINING)
         async with asyncio.timeout(5):
             await d.gateway.server.drain(5.0)
-        code, _, said = await failing(call)
+        code, text, said = await failing(call)
+        assert "runnel-code" in said, (code, text, said)
         assert (code, said["runnel-code"]) == (CODE.UNAVAILABLE, "not_ready")
         assert int(said["runnel-messages-written"]) == len(d.rows("m"))
+
+
+@on_loop
+async def test_calls_are_counted_by_method_and_status() -> None:
+    async with door() as d:
+        for number in range(3):
+            await d.stub.Write(lines(f"m v={number} {number}"), timeout=SECONDS)
+        await failing(d.stub.Write(pb.WriteRequest(database="db"), timeout=SECONDS))
+        await failing(drained(d.stub.Query(pb.QueryRequest(database="db", sql="SELEKT"), timeout=SECONDS)))
+        text = d.gateway.metrics.text().decode()
+        for method, status, count in (
+            ("Write", "OK", 3),
+            ("Write", "INVALID_ARGUMENT", 1),
+            ("Query", "INVALID_ARGUMENT", 1),
+        ):
+            labels = f'grpc_code="{status}",grpc_method="{method}",grpc_service="runnel.v1.Runnel"'
+            assert f"grpc_server_handled_total{{{labels}}} {count}.0" in text
+        assert 'grpc_server_handling_seconds_count{grpc_method="Write",grpc_service="runnel.v1.Runnel"} 4.0' in text

@@ -9,7 +9,7 @@ from tests.harness.node import RunningNode
 
 
 def test_the_page_is_what_a_node_shows(tmp_path: Path) -> None:
-    with RunningNode(tmp_path / "data") as node:
+    with RunningNode(tmp_path / "data", "--grpc", "127.0.0.1:0") as node:
         node.write("m v=1 1")
         assert node.query("SELECT v FROM m") == [{"v": 1.0}]
         status, text = node.request("GET", "/metrics")
