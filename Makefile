@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 V := .venv/bin
 TESTS_PARALLEL ?= 2
-PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL) --dist loadgroup
+PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL)
 IMAGE_BASE ?= debian:bookworm-slim
 # Where bytecode is not kept every process compiles what it imports: a node's start takes 5 CPU seconds more.
 unexport PYTHONDONTWRITEBYTECODE

@@ -6,25 +6,45 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
-ONE_NODE_FOLDERS: Final = [Path(__file__).parent / "integration" / "whole", Path(__file__).parent / "conformance"]
+CLUSTERS: Final = (
+    "tests/chaos/test_cluster",
+    "tests/integration/harness/test_cluster",
+    "tests/integration/nodes/test_local_cluster",
+    "tests/integration/whole/test_cluster",
+    "tests/integration/whole/test_strange_nodes",
+)
+"""Files whose tests start whole clusters: one at a time, however many workers there are."""
+ONE_NODE: Final = ("tests/integration/whole/", "tests/conformance/")
+"""Files whose tests share a node."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Tests of a module that share a node stay on one worker: else each worker would start a node of its own."""
-    for item in items:
-        if item.path.parent in ONE_NODE_FOLDERS and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+def shared_by(nodeid: str) -> str:
+    """Tests with the same answer run on one worker, one after the other."""
+    path = nodeid.partition("::")[0]
+    if path.startswith(CLUSTERS):
+        return "cluster"
+    return path if path.startswith(ONE_NODE) else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """By names: xdist's groups have no effect under this pytest, whose items do not let themselves be renamed."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return shared_by(nodeid)
+
+    return Scheduling(config, log)

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.xdist_group("cluster")
 @pytest.mark.parametrize(
     "faults", [("kill-owner", "pause-owner", "term-ingest"), ("store", "kill-all")], ids=["deaths", "answers lost"]
 )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.harness.exchange import Reply
 
-pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 FAIL_OVER_SECONDS_MAX: Final = 20.0
 KILLED_SECONDS_MAX: Final = 10.0
@@ -39,6 +39,7 @@ _numbers: Final = itertools.count()
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("cluster"), fast=True, environment=ENVIRONMENT) as made:
         yield made
+        made.start()
         made.wait_settled()
         codes = made.stop()
         assert set(codes.values()) == {0}, codes

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.harness.exchange import Reply
 
-pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 DISK_BYTES: Final = 64 * MIB
 GOES_ON_SECONDS_MAX: Final = 30.0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.harness.clusternode import ClusterNode
 
-pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 REFUSED_SECONDS_MAX: Final = 40.0
 DOORS: Final = {
