@@ -1,0 +1,84 @@
+"""A gateway's writes over gRPC while owners stop, fail and move, and tables go: scripted owners on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from grpc import aio
+
+from cluster.placement import Placement, PlacementVersion
+from nodes.backend import Batch, Principal
+from nodes.gateway.remote import RemoteBackend
+from nodes.placementview import PlacementView
+from protos import internal_pb2 as pb
+from protos.internal_pb2_grpc import PlacementStub
+from tests.harness.gateway import on_loop
+from tests.harness.grpcpeer import Peer, running
+from tests.harness.tables import make_rows, make_table
+
+if TYPE_CHECKING:
+    from cluster.channels import PeerChannel
+    from nodes.member import ClusterMember
+    from storage.schema import Table
+
+ANYBODY = Principal()
+
+
+class Here:
+    """What a `RemoteBackend` needs of its node: peers by name, the Placement, the Catalog."""
+
+    def __init__(self, *tables: Table, **peers: Peer) -> None:
+        self.placement = PlacementView()
+        self.settings = SimpleNamespace(write=SimpleNamespace(timeout=20.0))
+        self.catalog = self
+        self.current = SimpleNamespace(revision=1, tables_by_id={table.id: table for table in tables})
+        self.suspected: list[str] = []
+        self._peers = peers
+
+    def own(self, number: int, owner: str) -> None:
+        """A newer Placement: ``owner`` has shard 1."""
+        self.placement.offer(Placement(PlacementVersion(1, number), owner, {1: owner}))
+
+    def channel(self, name: str) -> PeerChannel:
+        return self._peers[name].channel
+
+    def suspect(self, name: str) -> None:
+        self.suspected.append(name)
+
+    async def refresh(self) -> SimpleNamespace:
+        return self.current
+
+    def backend(self) -> RemoteBackend:
+        return RemoteBackend(cast("ClusterMember", self))
+
+
+def batches(*tables: Table) -> list[Batch]:
+    return [Batch(table, make_rows([1, 2], ["a", "b"])) for table in tables]
+
+
+@on_loop
+async def test_an_owner_that_stops_is_no_error_of_a_client() -> None:
+    table = make_table()
+    async with running() as old, running() as new:
+        here = Here(table, old=old, new=new)
+        here.own(1, "old")
+        backend = here.backend()
+        old.ingest.gate = asyncio.Event()
+        held = asyncio.ensure_future(backend.write(batches(table), ANYBODY))
+        await old.ingest.began.wait()
+        watch = old.channel.stub(PlacementStub).Watch(pb.WatchRequest(), timeout=10)
+        await watch.read()
+        stopping = asyncio.ensure_future(old.server.drain(10))
+        with pytest.raises(aio.AioRpcError):  # from here on calls are refused
+            await watch.read()
+        writing = asyncio.ensure_future(backend.write(batches(table), ANYBODY))
+        while not (writing.done() or here.suspected):  # the old one has refused it
+            await asyncio.sleep(0.001)
+        here.own(2, "new")  # the news of the hand-over comes late
+        await writing
+        assert len(new.ingest.appends) == 1
+        old.ingest.gate.set()
+        await asyncio.gather(held, stopping)
