@@ -15,6 +15,7 @@ from nodes.gateway.remote import RemoteBackend
 from nodes.placementview import PlacementView
 from protos import internal_pb2 as pb
 from protos.internal_pb2_grpc import PlacementStub
+from storage.errors import NoSuchTable, StoreUnavailable
 from tests.harness.gateway import on_loop
 from tests.harness.grpcpeer import Peer, running
 from tests.harness.tables import make_rows, make_table
@@ -82,3 +83,27 @@ async def test_an_owner_that_stops_is_no_error_of_a_client() -> None:
         assert len(new.ingest.appends) == 1
         old.ingest.gate.set()
         await asyncio.gather(held, stopping)
+
+
+@on_loop
+async def test_tables_that_go_one_after_another_are_all_named() -> None:
+    """L8: the rows of each of them are a new write; whoever is not named counts as written."""
+    one, two, three = (make_table(number) for number in (1, 2, 3))
+    async with running() as owner:
+        here = Here(one, two, three, owner=owner)
+        here.own(1, "owner")
+        for gone in (one, two):
+            owner.ingest.errors.append(NoSuchTable(f"table {gone.name!r} was dropped"))
+        refreshed = [{2: two, 3: three}, {3: three}]
+
+        async def refresh() -> SimpleNamespace:
+            if not refreshed:  # what stands must not be called failed because of this
+                raise StoreUnavailable("the store does not answer")
+            here.current.tables_by_id = refreshed.pop(0)
+            return here.current
+
+        here.refresh = refresh  # type: ignore[method-assign]
+        with pytest.raises(NoSuchTable) as lost:
+            await here.backend().write(batches(one, two, three), ANYBODY)
+        assert lost.value.tables == {1, 2}
+        assert [part.table_id for part in owner.ingest.appends[-1].parts] == [3]
