@@ -176,8 +176,8 @@ class RemoteBackend:
                 if not part.appends:
                     break
                 continue
-            except StorageError as error:
-                if part.sent and error.retriable:
+            except (StorageError, ClusterError) as error:
+                if part.sent and not isinstance(error, WriteUnknown):  # L6: who refuses now knows of no earlier try
                     raise self._given_up(part, error) from error
                 raise
             await self._member.placement.newer(seen, part.pause * random.uniform(0.7, 1.3))

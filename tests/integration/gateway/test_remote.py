@@ -15,7 +15,7 @@ from nodes.gateway.remote import RemoteBackend
 from nodes.placementview import PlacementView
 from protos import internal_pb2 as pb
 from protos.internal_pb2_grpc import PlacementStub
-from storage.errors import NoSuchTable, StoreUnavailable
+from storage.errors import NoSuchTable, OutcomeUnknown, StoreUnavailable
 from tests.harness.gateway import on_loop
 from tests.harness.grpcpeer import Peer, running
 from tests.harness.tables import make_rows, make_table
@@ -83,6 +83,21 @@ async def test_an_owner_that_stops_is_no_error_of_a_client() -> None:
         assert len(new.ingest.appends) == 1
         old.ingest.gate.set()
         await asyncio.gather(held, stopping)
+
+
+@on_loop
+async def test_what_may_stand_is_not_called_failed_by_whoever_refuses_the_next_try() -> None:
+    """L6: the first try is cut off, then a node of another version has the owner's place."""
+    table = make_table()
+    async with running() as old, running(version="9.0.0") as new:
+        here = Here(table, old=old, new=new)
+        here.own(1, "old")
+        old.ingest.gate = asyncio.Event()
+        writing = asyncio.ensure_future(here.backend().write(batches(table), ANYBODY))
+        await old.ingest.began.wait()
+        here.own(2, "new")
+        with pytest.raises(OutcomeUnknown):
+            await writing
 
 
 @on_loop
