@@ -80,16 +80,15 @@ class ShardSource:
         return await self._first(asking, asyncio.create_task(self._read(log_id, table_ids)))
 
     async def _first(self, asking: asyncio.Task[ShardSnapshot], reading: asyncio.Task[ShardSnapshot]) -> ShardSnapshot:
-        """Whichever is a whole answer first; never one of both mixed (L15)."""
-        tasks = {asking, reading}
+        """Whichever is a whole answer first; never one of both mixed (L15). One that fails leaves it to the other."""
+        tasks = waiting = {asking, reading}
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for first, other in ((asking, reading), (reading, asking)):
-                if first.done() and first.exception() is None:
-                    return first.result()
-                if first.done() and isinstance(first.exception(), _SILENT):
-                    return await other
-            return await reading
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if task.exception() is None:
+                        return task.result()
+            return reading.result()
         finally:
             for task in tasks:
                 task.cancel()
