@@ -57,7 +57,13 @@ class ShardSource:
         """One snapshot per table, each shard proved current. The tables in it may be newer than those asked for."""
         catalog = self._member.catalog.current
         wanted = _by_shard(tables)
-        found = await asyncio.gather(*(self._shard(log_id, ids, catalog) for log_id, ids in wanted.items()))
+        reads = [asyncio.create_task(self._shard(log_id, ids, catalog)) for log_id, ids in wanted.items()]
+        try:
+            found = await asyncio.gather(*reads)
+        finally:  # one that failed is answered at once: what the others would still bring is wanted by nobody
+            for read in reads:
+                read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
         shards = {shard.log_id: shard for shard in found}
         newest = max((shard.revision for shard in found), default=0)
         if newest > catalog.revision:  # L14: rows of a newer schema: plan with that

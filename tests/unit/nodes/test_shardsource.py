@@ -11,7 +11,7 @@ import pytest
 from nodes.query import source
 from nodes.query.source import ShardSource
 from storage.catalogstate import CatalogSnapshot
-from storage.errors import MemoryExhausted, ShardClosed, SnapshotTooOld, StorageError
+from storage.errors import LogDamaged, MemoryExhausted, ShardClosed, SnapshotTooOld, StorageError
 from storage.tailanswer import ShardSnapshot
 from tests.harness.gateway import on_loop
 from tests.harness.tables import make_table
@@ -75,5 +75,23 @@ def test_l15_when_neither_answers_the_store_has_the_last_word(monkeypatch: pytes
     async def run() -> None:
         with pytest.raises(SnapshotTooOld):
             await Source(ShardClosed("handed over"), SnapshotTooOld("owners were faster")).snapshot([make_table()])
+
+    run()
+
+
+def test_a_query_that_fails_leaves_no_read_of_another_shard_behind() -> None:
+    class Halves(Source):
+        async def _ask(self, log_id: int, table_ids: Collection[int], catalog: CatalogSnapshot) -> ShardSnapshot:
+            if log_id == 1:
+                raise LogDamaged("object 3 is torn")
+            await asyncio.Event().wait()
+            return ANSWER
+
+    @on_loop
+    async def run() -> None:
+        before = asyncio.all_tasks()
+        with pytest.raises(LogDamaged):
+            await Halves(None, LogDamaged("")).snapshot([make_table(1, log_id=1), make_table(2, log_id=2)])
+        assert asyncio.all_tasks() == before
 
     run()
