@@ -4,6 +4,7 @@ that an open which fails leaves nothing running (LOG L12, L30)."""
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -179,5 +180,36 @@ def test_an_open_that_fails_or_is_cancelled_leaves_nothing_running(seed: int) ->
         await again.open([1, 2], placement=(3, 0))
         assert again.current.logs == (1, 2) or seed >= 2
         await again.close()
+
+    in_a_loop(work)
+
+
+def test_a_checkpoint_that_nobody_waits_for_any_more_ends_without_a_complaint() -> None:
+    """The loop would log it as an error that was never retrieved: whenever a shard is lost in one."""
+
+    async def work() -> None:
+        complaints: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
+        store, ledger = MemoryStore(), Ledger()
+        node = await owner(store, b"a")
+        await node.ensure("t", ledger)
+        await node.write("t", 1, ledger)
+        shard = node.shards[1]
+        waiting = asyncio.create_task(shard.checkpoint())
+        while not shard.driver.core.busy:  # until the Checkpoint itself is under way
+            await asyncio.sleep(0)
+        assert isinstance(node.executor, SimExecutor)
+        node.executor.asleep = True
+        waiting.cancel()
+        successor = await owner(store, b"b", seed=2)
+        node.executor.wake()
+        assert isinstance(await shard.closed, Fenced)
+        await turns(5)
+        assert waiting.cancelled()
+        del waiting  # which holds what it waited for
+        gc.collect()
+        assert complaints == []
+        await node.close()
+        await successor.close()
 
     in_a_loop(work)
