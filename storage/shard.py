@@ -227,6 +227,7 @@ class Shard:
         driver = self.driver
         fresh = self._fresh(parts)
         if fresh:
+            driver.check_owner()  # first: whose shard is gone must not wait for its checkpoint
             self._check_backlog()
             self._check_first(fresh)
         sent = self._send(driver, fresh, prepare) if fresh else []

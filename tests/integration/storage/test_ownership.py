@@ -13,12 +13,12 @@ from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits
 from storage.checkpoint import Section, decode_sections
-from storage.errors import Fenced, ShardClosed, StorageError, StoreFull, StoreUnavailable
+from storage.errors import Fenced, LogBacklogFull, ShardClosed, StorageError, StoreFull, StoreUnavailable
 from storage.frames import ObjectKind, decode_object
 from storage.log import Identity
 from storage.shard import Shard
 from storage.store import CATALOG_LOG, open_identity
-from tests.harness.storagenode import LIMITS, Ledger, SimExecutor
+from tests.harness.storagenode import LIMITS, Ledger, SimExecutor, other_limits
 from tests.harness.stores import Fault, FaultStore, MemoryStore
 from tests.integration.storage.test_two_owners import in_a_loop, owner, turns
 
@@ -211,5 +211,25 @@ def test_a_checkpoint_that_nobody_waits_for_any_more_ends_without_a_complaint() 
         assert complaints == []
         await node.close()
         await successor.close()
+
+    in_a_loop(work)
+
+
+def test_a_shard_that_is_gone_has_no_backlog_to_wait_for() -> None:
+    """Whoever waited for its checkpoint goes to the next owner: "full" would be the answer of the client."""
+
+    async def work() -> None:
+        node, ledger = await owner(MemoryStore(), b"a"), Ledger()
+        await node.ensure("t", ledger)
+        await node.write("t", 1, ledger)
+        shard = node.shards[1]
+        shard.limits = other_limits(checkpoint_objects=0)
+        part = node.parts("t", [7], 0)[0].append
+        with pytest.raises(LogBacklogFull):
+            await shard.append([part])
+        await shard.close()
+        with pytest.raises(ShardClosed):
+            await shard.append([part])
+        await node.close()
 
     in_a_loop(work)
