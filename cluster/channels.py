@@ -39,8 +39,8 @@ CONNECT_MS_MAX: Final = 2_000
 """How long one attempt to connect may take, on a host that answers nothing."""
 RESOLVE_MS_MIN: Final = 1_000
 """A restarted container has a new address; gRPC would ask for it at most every 30 s."""
-CLOSE_SECONDS: Final = 60.0
-"""How long calls on a channel that was replaced may take to their end."""
+CLOSE_SECONDS: Final = 600.0
+"""How long calls on a channel that was replaced may take to their end: statements last minutes."""
 HOST_CHARACTERS_MAX: Final = 255
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
+from cluster.messages import join_address
 from nodes.grpcserver import GrpcServer
 from nodes.node import version
 from nodes.status import BackendStatus
@@ -78,4 +79,4 @@ class DoorlessBackend:
 
 def advertised(host: str, address: tuple[str, int]) -> str:
     """HOST:PORT under which others reach a port that is bound here."""
-    return f"{host or address[0]}:{address[1]}"
+    return join_address(host or address[0], address[1])

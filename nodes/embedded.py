@@ -319,7 +319,7 @@ class EmbeddedBackend:
 
     async def checkpoint(self) -> None:
         """Checkpoint every shard and the Catalog."""
-        await asyncio.gather(*(shard.checkpoint() for shard in self._open_ones()))
+        await all_or_worst([shard.checkpoint() for shard in self._open_ones()])
         await self._catalog.shutdown()
 
     def status(self) -> BackendStatus:

@@ -30,7 +30,7 @@ from cluster.channels import (
     MESSAGE_BYTES_MAX,
     VERSION_KEY,
 )
-from cluster.errors import ClusterDenied
+from cluster.errors import ClusterDenied, PeerUnavailable
 from nodes.exitcodes import PortTaken
 from nodes.gateway.faults import BadRequest, BodySlow, NotReady, Overloaded
 from nodes.rpcerrors import CODE_KEY, FAMILY_KEY, RETRIABLE_KEY, rpc_status, shortened
@@ -312,7 +312,7 @@ class _Gate(aio.ServerInterceptor):
         service = method.split("/")[1]
         refusal: Exception | None = None
         if self._is_closed:
-            refusal = NotReady(STOPS)
+            refusal = self._stops(service)
         elif service in self._internal:
             refusal = self._refusal(metadata)
         call = _Call(
@@ -320,6 +320,10 @@ class _Gate(aio.ServerInterceptor):
             self._receiving.get(service), refusal,
         )  # fmt: skip
         return self._wrapped(handler, call)
+
+    def _stops(self, service: str) -> Exception:
+        """Another node takes it as "not sent" and goes to a peer that is there; a client hears to try again."""
+        return PeerUnavailable(STOPS) if service in self._internal else NotReady(STOPS)
 
     def _refusal(self, metadata: dict[str, Any]) -> _Refused | None:
         """Why a caller is not one of us."""
@@ -359,7 +363,7 @@ class _Gate(aio.ServerInterceptor):
                     if task not in self._streams or not self._is_closed:
                         raise
                     task.uncancel()
-                    await self._abort(call.method, context, NotReady(STOPS))
+                    await self._abort(call.method, context, self._stops(call.method.split("/")[1]))
                 except Exception as error:  # noqa: BLE001 - as above
                     await self._abort(call.method, context, error)
 

@@ -122,7 +122,11 @@ class CatalogFollower:
             raise self._gone()
         if self._next is None:
             self._next = self._spawn(self._in_turn(self._running))
-        return await asyncio.shield(self._next)
+        listing = self._next
+        await asyncio.wait({listing})  # which never cancels what it waits for
+        if listing.cancelled():  # closed before it had a turn
+            raise self._gone()
+        return listing.result()
 
     async def wait_revision(self, revision: int, timeout: float) -> CatalogSnapshot:
         """The Catalog at ``revision`` or newer (L30). Raises CatalogBehind when ``timeout`` seconds did not suffice."""

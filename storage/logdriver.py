@@ -148,8 +148,7 @@ class LogDriver:
 
     def append(self, entries: Sequence[Entry], payloads: Sequence[object]) -> list[asyncio.Future[Position]]:
         """Queue entries for the next group commit; each future is done when its entry is durable (L4)."""
-        if not self.core.is_owner:
-            raise self._refusal()
+        self.check_owner()
         futures: list[asyncio.Future[Position]] = []
         tickets = []
         self._numbers += 1
@@ -166,8 +165,7 @@ class LogDriver:
 
     async def prove(self) -> None:
         """Return when the state is proved to be the newest (L13)."""
-        if not self.core.is_owner:
-            raise self._refusal()
+        self.check_owner()
         self._numbers += 1
         future: asyncio.Future[None] = self._loop.create_future()
         self._reads[self._numbers] = future
@@ -209,6 +207,11 @@ class LogDriver:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._error is not None:
             self._end(self._error)
+
+    def check_owner(self) -> None:
+        """Raise why nothing is taken here, if this is no owner: the error that ended it, or ShardClosed."""
+        if not self.core.is_owner:
+            raise self._refusal()
 
     def _refusal(self) -> StorageError:
         if self._error is not None:

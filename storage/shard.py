@@ -29,6 +29,7 @@ from storage.errors import (
     RequestTooLarge,
     ShardClosed,
     StorageError,
+    StoreFull,
     StoreUnavailable,
     WriteRefused,
 )
@@ -198,8 +199,13 @@ class Shard:
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # a caller that has gone away is no reason for a warning
 
     # -- appends (L4, L7, L23, L30) ----------------------------------------------------------------------
 
@@ -221,6 +227,7 @@ class Shard:
         driver = self.driver
         fresh = self._fresh(parts)
         if fresh:
+            driver.check_owner()  # first: whose shard is gone must not wait for its checkpoint
             self._check_backlog()
             self._check_first(fresh)
         sent = self._send(driver, fresh, prepare) if fresh else []
@@ -385,20 +392,24 @@ class Shard:
     async def record_cutoff(self, database_id: int, table_ids: frozenset[int], retention_ns: int) -> None:
         """L36: record a newer cut-off before it is used, at most once a minute, and only if it hides a row."""
         async with self._recording.setdefault(database_id, asyncio.Lock()):  # readers at once share one record
-            known = self.state.cutoffs.get(database_id)
-            now_ms = time.time_ns() // 1_000_000
-            if known is not None and now_ms - known.recorded_ms < CUTOFF_EVERY_MS:
-                return
-            hidden = None if known is None else known.time_ns
-            if not self.state.hides_a_row(table_ids, now_ms * 1_000_000 - retention_ns, hidden):
-                return
-            clock_ms = await self._in_thread(self._store.clock_ms)
-            cutoff = min(now_ms, clock_ms) * 1_000_000 - retention_ns
-            if (hidden is not None and cutoff <= hidden) or not self.state.hides_a_row(table_ids, cutoff, hidden):
-                return
-            record = {"database": database_id, "cutoff": cutoff, "recorded_ms": now_ms}
-            (future,) = self.driver.append([record_entry(EntryKind.RETENTION, record)], [None])
-            await asyncio.shield(future)
+            with contextlib.suppress(StoreFull):  # then the recorded one goes on to hold: it stops no reader
+                await self._raise_cutoff(database_id, table_ids, retention_ns)
+
+    async def _raise_cutoff(self, database_id: int, table_ids: frozenset[int], retention_ns: int) -> None:
+        known = self.state.cutoffs.get(database_id)
+        now_ms = time.time_ns() // 1_000_000
+        if known is not None and now_ms - known.recorded_ms < CUTOFF_EVERY_MS:
+            return
+        hidden = None if known is None else known.time_ns
+        if not self.state.hides_a_row(table_ids, now_ms * 1_000_000 - retention_ns, hidden):
+            return
+        clock_ms = await self._in_thread(self._store.clock_ms)
+        cutoff = min(now_ms, clock_ms) * 1_000_000 - retention_ns
+        if (hidden is not None and cutoff <= hidden) or not self.state.hides_a_row(table_ids, cutoff, hidden):
+            return
+        record = {"database": database_id, "cutoff": cutoff, "recorded_ms": now_ms}
+        (future,) = self.driver.append([record_entry(EntryKind.RETENTION, record)], [None])
+        await asyncio.shield(future)
 
     def cutoff_ns(self, database_id: int, retention_ns: int = 0) -> int | None:
         """The recorded cut-off of a database in this Log, as `Cutoff.for_period`."""

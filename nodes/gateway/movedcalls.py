@@ -45,7 +45,8 @@ class MovedCalls:
         try:
             return await call
         except asyncio.CancelledError:
-            if number not in self._moved:
+            task = asyncio.current_task()
+            if number not in self._moved or (task is not None and task.cancelling()):  # its own end comes first
                 raise
             raise OutcomeUnknown(f"{peer} was replaced before it answered") from None
         finally:

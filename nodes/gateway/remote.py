@@ -163,26 +163,27 @@ class RemoteBackend:
             try:
                 if not await self._try(part, min(deadline, loop.time() + TRY_SECONDS_MAX)):
                     continue
-                if lost is not None:
-                    raise lost
-                return
+                break
             except (CatalogBehind, Fenced, ShardClosed, PeerUnavailable, StoreUnavailable, OutcomeUnknown) as error:
                 part.sent = part.sent or isinstance(error, OutcomeUnknown)
                 self.counters.retry(error)
                 if loop.time() + part.pause >= deadline:
                     raise self._given_up(part, error) from error
             except NoSuchTable as error:
-                gone = await self._without_gone(part, error)
+                before: frozenset[int] = frozenset() if lost is None else lost.tables
+                lost = await self._without_gone(part, error)
+                lost.tables |= before
                 if not part.appends:
-                    raise gone from error
-                lost = gone
+                    break
                 continue
-            except StorageError as error:
-                if part.sent and error.retriable:
+            except (StorageError, ClusterError) as error:
+                if part.sent and not isinstance(error, WriteUnknown):  # L6: who refuses now knows of no earlier try
                     raise self._given_up(part, error) from error
                 raise
             await self._member.placement.newer(seen, part.pause * random.uniform(0.7, 1.3))
             part.pause = min(2 * part.pause, PAUSE_SECONDS_MAX)
+        if lost is not None:
+            raise lost
 
     async def _try(self, part: _Part, deadline: float) -> bool:
         """One transmission (L7). False: refused on a first try, and to be sent again with a newer ``born``."""

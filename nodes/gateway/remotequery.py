@@ -163,6 +163,9 @@ class RemoteResult:
             raise read_error(failure, self._peer) from failure
         except asyncio.CancelledError:
             self._call.cancel()
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():  # nobody wants this task to end: the channel was closed
+                raise PeerUnavailable(f"the connection to {self._peer} was closed") from None
             raise
         return reply.ipc if isinstance(reply, internal_pb2.ExecuteReply) else None  # None: EOF
 

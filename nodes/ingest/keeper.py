@@ -91,7 +91,7 @@ class Keeper:
             async with asyncio.timeout(seconds):
                 while self._shards or self._member.placement.current.shards_of(self._member.name):
                     await self._change()
-        return not self._shards
+        return not self._shards and not self._member.placement.current.shards_of(self._member.name)
 
     # -- one task for each shard -------------------------------------------------------------------------
 

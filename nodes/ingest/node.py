@@ -26,6 +26,7 @@ from nodes.ingest.keeper import Keeper
 from nodes.ingest.service import CatalogService, IngestService, PlacementService
 from nodes.member import ClusterMember
 from nodes.node import NodeParts
+from nodes.outcomes import all_or_worst
 from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus
 from protos import internal_pb2, internal_pb2_grpc
@@ -196,7 +197,7 @@ class IngestNode(DoorlessBackend):
 
     async def checkpoint(self) -> None:
         """Checkpoint every shard that is open here."""
-        await asyncio.gather(*(shard.checkpoint() for shard in self.keeper.open_shards()))
+        await all_or_worst([shard.checkpoint() for shard in self.keeper.open_shards()])
 
     async def record_cutoffs(self, shard: Shard, retention_ns: Mapping[int, int]) -> None:
         """L36: record a newer cut-off before rows are hidden by it."""

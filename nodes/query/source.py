@@ -57,7 +57,13 @@ class ShardSource:
         """One snapshot per table, each shard proved current. The tables in it may be newer than those asked for."""
         catalog = self._member.catalog.current
         wanted = _by_shard(tables)
-        found = await asyncio.gather(*(self._shard(log_id, ids, catalog) for log_id, ids in wanted.items()))
+        reads = [asyncio.create_task(self._shard(log_id, ids, catalog)) for log_id, ids in wanted.items()]
+        try:
+            found = await asyncio.gather(*reads)
+        finally:  # one that failed is answered at once: what the others would still bring is wanted by nobody
+            for read in reads:
+                read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
         shards = {shard.log_id: shard for shard in found}
         newest = max((shard.revision for shard in found), default=0)
         if newest > catalog.revision:  # L14: rows of a newer schema: plan with that
@@ -80,16 +86,15 @@ class ShardSource:
         return await self._first(asking, asyncio.create_task(self._read(log_id, table_ids)))
 
     async def _first(self, asking: asyncio.Task[ShardSnapshot], reading: asyncio.Task[ShardSnapshot]) -> ShardSnapshot:
-        """Whichever is a whole answer first; never one of both mixed (L15)."""
-        tasks = {asking, reading}
+        """Whichever is a whole answer first; never one of both mixed (L15). One that fails leaves it to the other."""
+        tasks = waiting = {asking, reading}
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for first, other in ((asking, reading), (reading, asking)):
-                if first.done() and first.exception() is None:
-                    return first.result()
-                if first.done() and isinstance(first.exception(), _SILENT):
-                    return await other
-            return await reading
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if task.exception() is None:
+                        return task.result()
+            return reading.result()
         finally:
             for task in tasks:
                 task.cancel()

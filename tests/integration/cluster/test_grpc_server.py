@@ -16,7 +16,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from cluster.channels import MESSAGE_BYTES_MAX, Channels
 from cluster.errors import ClusterDenied, ClusterError, PeerUnavailable
 from nodes.exitcodes import PortTaken
-from nodes.gateway.faults import NotReady
 from nodes.grpcserver import REQUEST_ID_KEY, GrpcServer, versions_fit
 from nodes.rpcerrors import peer_errors
 from protos import internal_pb2 as pb
@@ -240,9 +239,9 @@ async def test_a_drain_waits_for_calls_and_not_for_watches() -> None:
         draining = asyncio.ensure_future(peer.server.drain(SECONDS))
         await asyncio.sleep(0.1)
         assert not draining.done()
-        with pytest.raises(NotReady, match="stops"):
+        with pytest.raises(PeerUnavailable, match="stops"):
             await hold(peer.channel.stub(IngestStub))
-        with pytest.raises(NotReady, match="stops"), peer_errors("n1"):
+        with pytest.raises(PeerUnavailable, match="stops"), peer_errors("n1"):
             await watch.read()
         peer.ingest.gate.set()
         await held

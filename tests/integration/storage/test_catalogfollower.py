@@ -336,6 +336,25 @@ def test_closing_tells_who_waits() -> None:
     in_a_loop(work)
 
 
+def test_closing_tells_who_waits_for_a_listing_that_has_not_begun() -> None:
+    """They hear an error that they can answer with; a CancelledError would end whatever they are."""
+
+    async def work() -> None:
+        inner = MemoryStore()
+        node = await owner(inner, b"a")
+        follower = follower_at(inner)
+        await follower.start()
+        await turns(3)
+        waiting = asyncio.create_task(follower.refresh())
+        await asyncio.sleep(0)  # it has asked for a listing, whose task has not had a turn
+        await follower.close()
+        with pytest.raises(StoreUnavailable):
+            await waiting
+        await node.close()
+
+    in_a_loop(work)
+
+
 def test_l30_a_shard_that_opens_catches_up_with_a_follower() -> None:
     """The rows in the Log are of a schema that the follower had not seen."""
 

@@ -4,6 +4,7 @@ that an open which fails leaves nothing running (LOG L12, L30)."""
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,12 +13,12 @@ from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits
 from storage.checkpoint import Section, decode_sections
-from storage.errors import Fenced, ShardClosed, StorageError, StoreFull, StoreUnavailable
+from storage.errors import Fenced, LogBacklogFull, ShardClosed, StorageError, StoreFull, StoreUnavailable
 from storage.frames import ObjectKind, decode_object
 from storage.log import Identity
 from storage.shard import Shard
 from storage.store import CATALOG_LOG, open_identity
-from tests.harness.storagenode import LIMITS, Ledger, SimExecutor
+from tests.harness.storagenode import LIMITS, Ledger, SimExecutor, other_limits
 from tests.harness.stores import Fault, FaultStore, MemoryStore
 from tests.integration.storage.test_two_owners import in_a_loop, owner, turns
 
@@ -179,5 +180,56 @@ def test_an_open_that_fails_or_is_cancelled_leaves_nothing_running(seed: int) ->
         await again.open([1, 2], placement=(3, 0))
         assert again.current.logs == (1, 2) or seed >= 2
         await again.close()
+
+    in_a_loop(work)
+
+
+def test_a_checkpoint_that_nobody_waits_for_any_more_ends_without_a_complaint() -> None:
+    """The loop would log it as an error that was never retrieved: whenever a shard is lost in one."""
+
+    async def work() -> None:
+        complaints: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
+        store, ledger = MemoryStore(), Ledger()
+        node = await owner(store, b"a")
+        await node.ensure("t", ledger)
+        await node.write("t", 1, ledger)
+        shard = node.shards[1]
+        waiting = asyncio.create_task(shard.checkpoint())
+        while not shard.driver.core.busy:  # until the Checkpoint itself is under way
+            await asyncio.sleep(0)
+        assert isinstance(node.executor, SimExecutor)
+        node.executor.asleep = True
+        waiting.cancel()
+        successor = await owner(store, b"b", seed=2)
+        node.executor.wake()
+        assert isinstance(await shard.closed, Fenced)
+        await turns(5)
+        assert waiting.cancelled()
+        del waiting  # which holds what it waited for
+        gc.collect()
+        assert complaints == []
+        await node.close()
+        await successor.close()
+
+    in_a_loop(work)
+
+
+def test_a_shard_that_is_gone_has_no_backlog_to_wait_for() -> None:
+    """Whoever waited for its checkpoint goes to the next owner: "full" would be the answer of the client."""
+
+    async def work() -> None:
+        node, ledger = await owner(MemoryStore(), b"a"), Ledger()
+        await node.ensure("t", ledger)
+        await node.write("t", 1, ledger)
+        shard = node.shards[1]
+        shard.limits = other_limits(checkpoint_objects=0)
+        part = node.parts("t", [7], 0)[0].append
+        with pytest.raises(LogBacklogFull):
+            await shard.append([part])
+        await shard.close()
+        with pytest.raises(ShardClosed):
+            await shard.append([part])
+        await node.close()
 
     in_a_loop(work)

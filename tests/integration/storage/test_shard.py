@@ -489,6 +489,23 @@ async def test_l36_the_smaller_clock_counts(tmp_path: Path) -> None:
         assert node.shards[1].cutoff_ns(1) == behind * 10**6 - HOUR // 2
 
 
+@looped
+async def test_l36_a_full_store_stops_no_reader(tmp_path: Path) -> None:
+    """What was recorded goes on to hold: a record that cannot be written is no reason to show nothing."""
+    inner = open_store(str(tmp_path))
+    store = FaultStore(inner)
+    async with node_at(store) as node:
+        ids = await aged(node, [HOUR, 5 * HOUR])
+        shard = node.shards[1]
+        store.arm(Fault.FULL)
+        await shard.record_cutoff(1, ids, 2 * HOUR)
+        assert store.fired[Fault.FULL] == 1
+        assert shard.cutoff_ns(1) is None
+        await shard.record_cutoff(1, ids, 2 * HOUR)
+        assert shard.cutoff_ns(1) is not None, "there is room again"
+    inner.close()
+
+
 # -- a store that misbehaves, with real threads ------------------------------------------------------------
 
 
