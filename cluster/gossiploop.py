@@ -224,6 +224,7 @@ class GossipLoop:
         task = self._loop.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # of a task that ended before its first turn it never began
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """A defect in one task must not silence the member: others would bury a node that works."""
