@@ -248,17 +248,14 @@ class Run:
         tables = sorted({row.table for row in self.history.rows})
         found: list[Found] = []
         for place, table in enumerate(tables):
-            acknowledged = any(
-                sent.outcome is Outcome.ACKNOWLEDGED for row, sent in self.history.rows.items() if row.table == table
-            )
             try:
                 rows = self.cluster.query(
                     gateways[place % len(gateways)], f'SELECT client, n, v FROM "{table}"', self.database
                 )
             except AssertionError as error:
-                if acknowledged or "not found" not in str(error):
+                if "not found" not in str(error):
                     raise
-                continue
+                continue  # it has no rows: those that were acknowledged are missing, which the checkers say
             found += [Found(Row(table, int(row["client"][1:]), row["n"]), row["v"]) for row in rows]
         return found
 
