@@ -4,7 +4,6 @@ SHELL := /bin/bash
 PYTHON ?= python3
 V := .venv/bin
 TESTS_PARALLEL ?= 2
-TESTS := tests/unit tests/sim tests/integration tests/conformance tests/chaos
 PYTEST := $(V)/pytest -q -n $(TESTS_PARALLEL)
 IMAGE_BASE ?= debian:bookworm-slim
 # Where bytecode is not kept every process compiles what it imports: a node's start takes 5 CPU seconds more.
@@ -92,11 +91,8 @@ integration: .venv/.dev .venv/.kernel ## Real processes on free ports
 conformance: .venv/.dev .venv/.kernel ## Clients that nobody here wrote
 	$(PYTEST) tests/conformance
 
-# What failed beside others is tried once more by itself and named as unsteady: that is a bug to be found, of the test
-# or of the product, but it is not this change's. What fails again, or cannot be collected, fails the run.
 test: .venv/.kernel lint types floors ## Everything that CI runs
-	@$(PYTEST) $(TESTS) || { echo "== UNSTEADY unless they fail again, alone:"; \
-	  $(V)/pytest -v --last-failed --last-failed-no-failures none $(TESTS); }
+	$(PYTEST) tests/unit tests/sim tests/integration tests/conformance tests/chaos
 
 chaos-local: .venv/.dev ## 50 rounds of kill -9 under load, and again with lost answers
 	$(V)/python -m tests.chaos.kill_rounds --rounds 50
