@@ -16,7 +16,6 @@ ALARMING: Final = frozenset({"warning", "error", "critical"})
 ALWAYS: Final[Mapping[str, str]] = {}
 
 UNDER_FAULTS: Final[Mapping[str, str]] = {
-    "gossip_packets_blocked": "a network that was cut on purpose takes no packets",
     "no voter answers: not up, or wrong secret, or another voter list": "the other voters are down or cut off",
 }
 
