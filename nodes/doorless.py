@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
-from cluster.messages import join_address
 from nodes.grpcserver import GrpcServer
 from nodes.node import version
+from nodes.settings_kinds import Address
 from nodes.status import BackendStatus
 from storage.errors import ShardClosed
 
@@ -67,7 +67,7 @@ class DoorlessBackend:
 
     def listening(self, server: GrpcServer) -> dict[str, str]:
         """What gossip tells the others: where this node's gRPC is reached."""
-        return {"grpc": advertised(self._of.settings.cluster.advertise, server.address)}
+        return {"grpc": str(self._of.settings.cluster.reached_at(Address(*server.address)))}
 
     def status(self) -> BackendStatus:
         """What it holds, without I/O."""
@@ -75,8 +75,3 @@ class DoorlessBackend:
 
     def _refuse(self) -> NoReturn:
         raise ShardClosed(f"this is a node of kind {self._of.kind.value}: ask a gateway")
-
-
-def advertised(host: str, address: tuple[str, int]) -> str:
-    """HOST:PORT under which others reach a port that is bound here."""
-    return join_address(host or address[0], address[1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,7 +21,7 @@ from tests.harness.gateway import on_loop
 from tests.harness.grpcpeer import CLUSTER, VERSION, service
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 
 class Endless(QueryServicer):
@@ -30,6 +32,36 @@ class Endless(QueryServicer):
         await asyncio.Event().wait()
 
 
+@dataclass
+class Opened:
+    """A statement that an endless query node has begun to answer."""
+
+    call: Any
+    result: RemoteResult
+    take_away: Callable[[], object]
+    ended: list[bool]
+
+
+@contextlib.asynccontextmanager
+async def opened() -> AsyncIterator[Opened]:
+    servicer = Endless()  # type: ignore[abstract]
+    served = [service("Query", servicer, add_QueryServicer_to_server)]
+    made = Channels(CLUSTER, VERSION)
+    async with GrpcServer("127.0.0.1", 0, served, cluster=CLUSTER, version=VERSION) as server:
+        address = f"127.0.0.1:{server.address[1]}"
+        call = made.channel(address).stub(QueryStub).Execute(pb.ExecuteRequest(), timeout=30)
+        ended: list[bool] = []
+        result = RemoteResult("q1", call, lambda: ended.append(True))
+        await result.open()
+        yield Opened(call, result, lambda: made.forget(address), ended)
+        await made.aclose()
+
+
+async def drained(result: RemoteResult) -> None:
+    async for _ in result:
+        pass
+
+
 def test_a_statement_whose_channel_is_closed_fails_and_does_not_cancel_its_client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -38,43 +70,21 @@ def test_a_statement_whose_channel_is_closed_fails_and_does_not_cancel_its_clien
 
     @on_loop
     async def run() -> None:
-        servicer = Endless()  # type: ignore[abstract]
-        served = [service("Query", servicer, add_QueryServicer_to_server)]
-        made = Channels(CLUSTER, VERSION)
-        async with GrpcServer("127.0.0.1", 0, served, cluster=CLUSTER, version=VERSION) as server:
-            address = f"127.0.0.1:{server.address[1]}"
-            call = made.channel(address).stub(QueryStub).Execute(pb.ExecuteRequest(), timeout=30)
-            ended: list[bool] = []
-            result = RemoteResult("q1", call, lambda: ended.append(True))
-            await result.open()
-            made.forget(address)
+        async with opened() as statement:
+            statement.take_away()
             with pytest.raises(QueryFailed, match="try again"):
-                async for _ in result:
-                    pass
-            assert ended == [True]
-            await made.aclose()
+                await drained(statement.result)
+            assert statement.ended == [True]
 
     run()
 
 
 @on_loop
 async def test_a_client_that_goes_cancels_its_statement() -> None:
-    servicer = Endless()  # type: ignore[abstract]
-    served = [service("Query", servicer, add_QueryServicer_to_server)]
-    made = Channels(CLUSTER, VERSION)
-    async with GrpcServer("127.0.0.1", 0, served, cluster=CLUSTER, version=VERSION) as server:
-        call = made.channel(f"127.0.0.1:{server.address[1]}").stub(QueryStub).Execute(pb.ExecuteRequest(), timeout=30)
-        result = RemoteResult("q1", call, lambda: None)
-        await result.open()
-
-        async def read() -> None:
-            async for _ in result:
-                pass
-
-        reading = asyncio.create_task(read())
+    async with opened() as statement:
+        reading = asyncio.create_task(drained(statement.result))
         await asyncio.sleep(0)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
-        assert call.cancelled()
-        await made.aclose()
+        assert statement.call.cancelled()

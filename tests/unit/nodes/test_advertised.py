@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cluster.channels import target
-from nodes.doorless import advertised
+from nodes.settings_cluster import ClusterSettings
+from nodes.settings_kinds import Address
 
 
 @pytest.mark.parametrize(
@@ -18,5 +19,5 @@ from nodes.doorless import advertised
     ],
 )
 def test_others_can_call_what_is_advertised(host: str, bound: str, reached: str) -> None:
-    assert advertised(host, (bound, 50051)) == reached
+    assert str(ClusterSettings(advertise=host).reached_at(Address(bound, 50051))) == reached
     assert target(reached) == f"dns:///{reached}"
