@@ -129,10 +129,11 @@ def test_an_unknown_database(node: RunningNode) -> None:
 def test_ten_thousand_columns_in_one_line(node: RunningNode) -> None:
     node.write("wide,t=a " + ",".join(f"f{i}={i}i" for i in range(10_000)) + " 1", "wide")
     node.write("wide,t=b f9999=7i,g=1 2", "wide")
+    goes_on(node)  # what the first query of a node loads is no planning
     before = cpu_seconds(node)
     rows = node.query("SELECT t, f0, f9999, g FROM wide ORDER BY t", "wide")
     assert rows == [{"t": "a", "f0": 0, "f9999": 9999}, {"t": "b", "f9999": 7, "g": 1.0}]
-    assert cpu_seconds(node) - before < 10, "planning may not grow with the square of the columns"
+    assert cpu_seconds(node) - before < 5, "planning may not grow with the square of the columns"
     checkpoint(node)
     some = range(0, 10_000, 97)
     items = ", ".join(f"f{i}" for i in some)
