@@ -18,11 +18,10 @@ import psutil
 from tests.harness.node import RunningNode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 MIB: Final = 2**20
-WAIT_SECONDS_MAX: Final = 30.0
 QUIET_CPU: Final = 0.1
 """Of one core: what a process that has nothing to do may use."""
 
@@ -138,14 +137,6 @@ def becomes_idle(node: RunningNode, seconds: float = 15.0) -> bool:
         if cpu_seconds(node) - before <= 0.3 * QUIET_CPU:
             return True
     return False
-
-
-def eventually(condition: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS_MAX) -> None:
-    """Poll until it holds; an AssertionError that names it when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 class Peak:

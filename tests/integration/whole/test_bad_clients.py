@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.waiting import eventually
 from tests.integration.whole.probing import (
     MIB,
     Peak,
@@ -17,7 +18,6 @@ from tests.integration.whole.probing import (
     ask,
     becomes_idle,
     clean_node,
-    eventually,
     goes_on,
     head,
     post_lines,

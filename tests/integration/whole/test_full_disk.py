@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.node import NodeDied, RunningNode
-from tests.integration.whole.probing import MIB, Reply, ask, eventually, goes_on, post_lines
+from tests.harness.waiting import eventually
+from tests.integration.whole.probing import MIB, Reply, ask, goes_on, post_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.node import RunningNode
-from tests.integration.whole.probing import MIB, ask, checkpoint, eventually, goes_on, post_lines, status_of
+from tests.harness.waiting import eventually
+from tests.integration.whole.probing import MIB, ask, checkpoint, goes_on, post_lines, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

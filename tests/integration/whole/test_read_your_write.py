@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 WRITERS = 4
 READERS = 4
 SECONDS = 3.0
+ROWS_MIN, READS_MIN = 20, 5  # of each writer, of each reader
+SECONDS_MAX = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,7 @@ class Acknowledged:
     """How many rows each writer knows to stand."""
 
     rows: list[int] = field(default_factory=lambda: [0] * WRITERS)
+    reads: list[int] = field(default_factory=lambda: [0] * READERS)
     stopping: threading.Event = field(default_factory=threading.Event)
 
 
@@ -53,10 +56,9 @@ def write(node: RunningNode, known: Acknowledged, number: int) -> int:
     return at
 
 
-def read(node: RunningNode, known: Acknowledged) -> int:
+def read(node: RunningNode, known: Acknowledged, number: int) -> None:
     """Each read shows at least what was acknowledged before it, and never less than the read before."""
     last = [0] * WRITERS
-    reads = 0
     while not known.stopping.is_set():
         before = list(known.rows)
         if sum(before) == 0:
@@ -70,23 +72,33 @@ def read(node: RunningNode, known: Acknowledged) -> int:
         assert all(now >= then for now, then in zip(shown, before, strict=True)), (shown, before)
         assert all(now >= then for now, then in zip(shown, last, strict=True)), (shown, last)
         last = shown
-        reads += 1
-    return reads
+        known.reads[number] += 1
+
+
+def is_enough(known: Acknowledged) -> bool:
+    """Every writer and every reader has had its part."""
+    return min(known.rows) > ROWS_MIN and min(known.reads) > READS_MIN
 
 
 def test_reads_see_every_acknowledged_row(node: RunningNode) -> None:
     known = Acknowledged()
     with ThreadPoolExecutor(WRITERS + READERS) as pool:
         writers = [pool.submit(write, node, known, number) for number in range(WRITERS)]
-        readers = [pool.submit(read, node, known) for _ in range(READERS)]
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline and not any(work.done() for work in (*writers, *readers)):
+        readers = [pool.submit(read, node, known, number) for number in range(READERS)]
+        begun = time.monotonic()
+        while not (is_enough(known) and time.monotonic() - begun > SECONDS):
+            if (
+                any(work.done() for work in writers)
+                or any(work.done() for work in readers)
+                or time.monotonic() - begun > SECONDS_MAX
+            ):
+                break
             time.sleep(0.05)
         known.stopping.set()
         written = [work.result() for work in writers]
-        reads = [work.result() for work in readers]
-    assert min(written) > 20
-    assert min(reads) > 5
+        for work in readers:
+            work.result()
+    assert is_enough(known), (known.rows, known.reads)
     assert rows_of(node, "shared") == sum(written)
     (row,) = node.query("SELECT count(*) AS n FROM system.parquet_files")
     assert row["n"] > 1, "no checkpoint fell into the run: it has shown too little"
