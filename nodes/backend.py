@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -123,4 +123,11 @@ class Backend(Protocol):
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         """Plan and start a read-only statement over one snapshot per table."""
+        ...
+
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
+        """The same as bytes in one of `engine.formats.ResultFormat`, made where the statement runs, once.
+
+        Closing it early cancels the query.
+        """
         ...

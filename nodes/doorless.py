@@ -54,6 +54,9 @@ class DoorlessBackend:
     async def query(self, request: QueryRequest, principal: Principal) -> NoReturn:
         self._refuse()
 
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> NoReturn:
+        self._refuse()
+
     async def checkpoint(self) -> None:
         """Nothing is held here that a checkpoint could write."""
 

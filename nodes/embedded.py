@@ -47,7 +47,7 @@ from storage.shard import Append, Shard
 from storage.store import CATALOG_LOG, open_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 
     from engine.engine import Engine
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
@@ -260,6 +260,12 @@ class EmbeddedBackend:
             timeout_seconds=request.timeout_seconds,
             system=self._system_tables(catalog, request.database),
         )
+
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
+        """The result's bytes as DataFusion writes them."""
+        from engine.formats import ResultFormat, encode
+
+        return encode(ResultFormat(format), await self.query(request, principal))
 
     # -- SnapshotSource ----------------------------------------------------------------------------------
 

@@ -15,11 +15,13 @@ from storage.tailanswer import TailAnswer, TailPartition, TailRows, TailWanted
 from storage.tailcodec import pack_rows, unpack_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 CHUNK_BYTES: Final = 1 << 20
 ROW_BYTES_LEAST: Final = 1024
 """What one entry costs at least in a message: its schema travels with it."""
+FILE_BYTES: Final = 256
+"""About what a DataFile takes in a message."""
 
 
 def wanted_to(shard: int, revision: int, wanted: TailWanted, retention_ns: Mapping[int, int]) -> pb.TailRequest:
@@ -98,6 +100,23 @@ def rows_to(rows: Sequence[TailRows]) -> list[pb.TailRows]:
         )
         for entry in rows
     ]
+
+
+def small(answers: Iterable[TailAnswer], bytes_max: int) -> list[pb.ShardTail]:
+    """Those answers that fit into ``bytes_max`` together, each whole; the smallest first, so that most do."""
+    sizes = sorted((_row_bytes(answer), answer.log_id, answer) for answer in answers)
+    found: list[pb.ShardTail] = []
+    for size, log_id, answer in sizes:
+        bytes_max -= size + FILE_BYTES * sum(len(part.files) for part in answer.partitions)
+        if bytes_max >= 0:
+            found.append(
+                pb.ShardTail(shard=log_id, whole=pb.TailReply(head=head_to(answer), rows=rows_to(answer.rows)))
+            )
+    return found
+
+
+def _row_bytes(answer: TailAnswer) -> int:
+    return sum(max(ROW_BYTES_LEAST, entry.batch.rows.nbytes) for entry in answer.rows)
 
 
 def answer_from(shard: int, head: pb.TailHead, rows: Sequence[pb.TailRows]) -> TailAnswer:

@@ -510,6 +510,69 @@ class TailReply(_message.Message):
 Global___TailReply: _TypeAlias = TailReply  # noqa: Y015
 
 @_typing.final
+class TailsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___TailRequest]: ...
+    def __init__(
+        self,
+        *,
+        shards: _abc.Iterable[Global___TailRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TailsRequest: _TypeAlias = TailsRequest  # noqa: Y015
+
+@_typing.final
+class ShardTail(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    @_builtins.property
+    def whole(self) -> Global___TailReply: ...
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        whole: Global___TailReply | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["whole", b"whole"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shard", b"shard", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardTail: _TypeAlias = ShardTail  # noqa: Y015
+
+@_typing.final
+class TailsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardTail]: ...
+    def __init__(
+        self,
+        *,
+        shards: _abc.Iterable[Global___ShardTail] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TailsReply: _TypeAlias = TailsReply  # noqa: Y015
+
+@_typing.final
 class CheckpointRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -886,6 +949,7 @@ class ExecuteRequest(_message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     database: _builtins.str
     statement: _builtins.str
     params: _builtins.bytes
@@ -894,6 +958,8 @@ class ExecuteRequest(_message.Message):
     request_id: _builtins.str
     revision: _builtins.int
     """the asker's Catalog"""
+    format: _builtins.str
+    """one of engine.formats.ResultFormat; none: Arrow"""
     def __init__(
         self,
         *,
@@ -903,10 +969,11 @@ class ExecuteRequest(_message.Message):
         timeout_seconds: _builtins.float = ...,
         request_id: _builtins.str = ...,
         revision: _builtins.int = ...,
+        format: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "params", b"params", "request_id", b"request_id", "revision", b"revision", "statement", b"statement", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "format", b"format", "params", b"params", "request_id", b"request_id", "revision", b"revision", "statement", b"statement", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -917,15 +984,18 @@ class ExecuteReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IPC_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     ipc: _builtins.bytes
+    text: _builtins.bytes
     def __init__(
         self,
         *,
         ipc: _builtins.bytes = ...,
+        text: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ipc", b"ipc"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ipc", b"ipc", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

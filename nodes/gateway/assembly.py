@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from nodes.backend import Backend, QueryResult
-    from nodes.gateway.doors.influx.query import Encoder
+    from nodes.gateway.doors.influx.configure import Encoder
     from nodes.grpcserver import GrpcServer
     from nodes.health import Health
     from nodes.node import NodeContext
@@ -250,8 +250,8 @@ def _grpc_listen(context: NodeContext) -> GrpcListen | None:
 def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -> list[Route]:
     """Every endpoint of the InfluxDB door."""
     write = WriteDoor(coalescer, answers)
-    queries = QueryDoor(parts.backend, answers, parts.encode)
-    configure = ConfigureDoor(parts.backend, answers, queries)
+    queries = QueryDoor(parts.backend, answers)
+    configure = ConfigureDoor(parts.backend, answers, parts.encode)
     v1 = V1Door(parts.backend, answers)
 
     def route(methods: str, pattern: str, handler: Handler, on_error: ErrorWriter = answers.on_error_v3) -> list[Route]:

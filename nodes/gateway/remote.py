@@ -41,7 +41,7 @@ from storage.keys import route
 from storage.shard import Append
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import AsyncGenerator, Collection, Sequence
 
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.member import ClusterMember
@@ -129,6 +129,10 @@ class RemoteBackend:
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         """Run one statement on a query node; on another if that one fails before the first byte."""
         return await self.queries.run(request, self.catalog.revision)
+
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
+        """The same, written down by the query node: a gateway loads nothing that writes results."""
+        return await self.queries.text(request, format, self.catalog.revision)
 
     async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogSnapshot:
         """Have the controller apply the changes; return the Catalog after them, as this node follows it."""

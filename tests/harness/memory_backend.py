@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from nodes.backend import (
     EnsureTable,
     Principal,
     QueryRequest,
+    QueryResult,
     SetRetention,
 )
 from storage.errors import (
@@ -152,6 +154,9 @@ class MemoryBackend:
         self.results.append(result)
         return result
 
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
+        return encode(format, await self.query(request, principal))
+
     def table(self, database: str, name: str) -> pa.Table:
         """Everything written to a table, under the names that users see, sorted by time."""
         table = self.catalog.by_table[(database, name)]
@@ -261,3 +266,18 @@ def rows_of(table: pa.Table) -> list[dict[str, Any]]:
     if at >= 0:
         table = table.set_column(at, "time", table.column("time").cast(pa.int64()))
     return [{name: value for name, value in row.items() if value is not None} for row in table.to_pylist()]
+
+
+async def encode(format: str, result: QueryResult) -> AsyncGenerator[bytes, None]:
+    """Enough of the formats for the doors' tests: rows as JSON, one array or one object a line."""
+    first = True
+    try:
+        async for batch in result:
+            for row in batch.to_pylist():
+                text = json.dumps({k: v for k, v in row.items() if v is not None}, default=str, separators=(",", ":"))
+                yield (text + "\n" if format == "jsonl" else ("[" if first else ",") + text).encode()
+                first = False
+        if format != "jsonl":
+            yield b"[]" if first else b"]"
+    finally:
+        await result.aclose()

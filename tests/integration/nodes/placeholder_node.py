@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from nodes import logs
 from nodes.gateway.assembly import open_gateway
@@ -80,6 +80,9 @@ class PlaceholderBackend:
         return EmptyCatalog()
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
+        raise errors.NoSuchDatabase("placeholder")
+
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> NoReturn:
         raise errors.NoSuchDatabase("placeholder")
 
     @property

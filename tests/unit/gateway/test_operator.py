@@ -13,8 +13,8 @@ from nodes.health import Health, Phase
 from nodes.metrics import Metrics
 from nodes.status import CLUSTER_PATH, DRAIN_PATH, REBALANCE_PATH, ClusterStatus, MemberStatus, ShardOwner
 from storage.errors import ShardClosed
-from tests.harness.gateway import encode, reference_parser
-from tests.harness.memory_backend import MemoryBackend
+from tests.harness.gateway import reference_parser
+from tests.harness.memory_backend import MemoryBackend, encode
 
 STATUS = ClusterStatus(
     name="c", controller="i1", placement_epoch=7, placement_number=3,

@@ -271,6 +271,7 @@ def test_bad_settings_stop_a_start_with_78(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_banner_says_what_to_paste(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/nowhere/.venv/bin/runnel", "start"])
+    monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.chdir("/")
     from nodes.cli.start import banner
     from nodes.settings import load

@@ -35,6 +35,9 @@ class Echo:
     async def query(self, *arguments: Any) -> Any:
         return arguments
 
+    async def query_text(self, *arguments: Any) -> Any:
+        return arguments
+
 
 REQUEST = QueryRequest("d", "SELECT 1")
 
@@ -45,6 +48,7 @@ async def call_all(slot: BackendSlot) -> list[Any]:
         slot.write([], Principal(), idempotency_key="k"),
         slot.alter([], Principal()),
         slot.query(REQUEST, Principal()),
+        slot.query_text(REQUEST, "csv", Principal()),
         return_exceptions=True,
     )
     return list(results)
@@ -55,7 +59,7 @@ def test_empty() -> None:
     health.move(Phase.REPLAYING, "3 of 8 shards")
     slot = BackendSlot(health)
     results = asyncio.run(call_all(slot))
-    assert [type(result) for result in results] == [ShardClosed] * 4
+    assert [type(result) for result in results] == [ShardClosed] * 5
     assert "3 of 8 shards" in str(results[0])
     assert slot.store_id == ""
     with pytest.raises(ShardClosed):
@@ -67,6 +71,7 @@ def test_filled_then_empty_again() -> None:
     slot.fill(cast("Backend", Echo()))
     assert slot.catalog == cast("Any", "catalog")
     assert slot.store_id == "id"
-    assert asyncio.run(call_all(slot)) == ["fresh", None, ([], Principal()), (REQUEST, Principal())]
+    given: list[Any] = ["fresh", None, ([], Principal()), (REQUEST, Principal()), (REQUEST, "csv", Principal())]
+    assert asyncio.run(call_all(slot)) == given
     slot.empty()
-    assert [type(result) for result in asyncio.run(call_all(slot))] == [ShardClosed] * 4
+    assert [type(result) for result in asyncio.run(call_all(slot))] == [ShardClosed] * 5
