@@ -162,12 +162,12 @@ class ShardSource:
             reply = await stub.Tails(request, timeout=TAIL_SECONDS_MAX)
         except grpc.aio.AioRpcError as failure:
             raise self._failed(failure, owner) from failure
-        self.tails += 1
         found: _Together = {}
         for shard in reply.shards:
             if shard.shard not in asks:
                 raise MalformedMessage(f"{owner} answered about shard {shard.shard}, which nobody asked for")
             found[shard.shard] = self._merged(asks[shard.shard], shard.whole.head, shard.whole.rows)
+        self.tails += len(found)
         self._large |= shards.keys() - found.keys()
         return found
 
