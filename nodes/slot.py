@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from nodes.backend import Backend, Batch, CatalogView, Change, Principal, QueryRequest, QueryResult
     from nodes.health import Health
+    from nodes.status import QueryStatus
 
 
 class BackendSlot:
@@ -51,6 +52,12 @@ class BackendSlot:
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         return await self._filled().query(request, principal)
+
+    async def queries(self) -> Sequence[QueryStatus]:
+        return await self._filled().queries()
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        return await self._filled().kill(query_id)
 
     def _filled(self) -> Backend:
         if self._backend is None:

@@ -220,7 +220,10 @@ class QueryStub:
     def __new__(cls, channel: _aio.Channel) -> QueryAsyncStub: ...
     Execute: _grpc.UnaryStreamMultiCallable[_internal_pb2.ExecuteRequest, _internal_pb2.ExecuteReply]
     """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages."""
-    Cancel: _grpc.UnaryUnaryMultiCallable[_internal_pb2.CancelRequest, _internal_pb2.CancelReply]
+    Queries: _grpc.UnaryUnaryMultiCallable[_internal_pb2.QueriesRequest, _internal_pb2.QueriesReply]
+    """The statements that wait or run on this node: a list of `nodes.status.QueryStatus` in JSON."""
+    Kill: _grpc.UnaryUnaryMultiCallable[_internal_pb2.KillRequest, _internal_pb2.KillReply]
+    """End one of them; what it was until now, as a `nodes.status.QueryStatus` in JSON."""
 
 @_typing.type_check_only
 class QueryAsyncStub(QueryStub):
@@ -229,7 +232,10 @@ class QueryAsyncStub(QueryStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Execute: _aio.UnaryStreamMultiCallable[_internal_pb2.ExecuteRequest, _internal_pb2.ExecuteReply]  # type: ignore[assignment]
     """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages."""
-    Cancel: _aio.UnaryUnaryMultiCallable[_internal_pb2.CancelRequest, _internal_pb2.CancelReply]  # type: ignore[assignment]
+    Queries: _aio.UnaryUnaryMultiCallable[_internal_pb2.QueriesRequest, _internal_pb2.QueriesReply]  # type: ignore[assignment]
+    """The statements that wait or run on this node: a list of `nodes.status.QueryStatus` in JSON."""
+    Kill: _aio.UnaryUnaryMultiCallable[_internal_pb2.KillRequest, _internal_pb2.KillReply]  # type: ignore[assignment]
+    """End one of them; what it was until now, as a `nodes.status.QueryStatus` in JSON."""
 
 class QueryServicer(metaclass=_abc_1.ABCMeta):
     """---- query: served by query nodes -------------------------------------------------------------------------------"""
@@ -243,10 +249,19 @@ class QueryServicer(metaclass=_abc_1.ABCMeta):
         """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages."""
 
     @_abc_1.abstractmethod
-    def Cancel(
+    def Queries(
         self,
-        request: _internal_pb2.CancelRequest,
+        request: _internal_pb2.QueriesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_internal_pb2.CancelReply, _abc.Awaitable[_internal_pb2.CancelReply]]: ...
+    ) -> _typing.Union[_internal_pb2.QueriesReply, _abc.Awaitable[_internal_pb2.QueriesReply]]:
+        """The statements that wait or run on this node: a list of `nodes.status.QueryStatus` in JSON."""
+
+    @_abc_1.abstractmethod
+    def Kill(
+        self,
+        request: _internal_pb2.KillRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_internal_pb2.KillReply, _abc.Awaitable[_internal_pb2.KillReply]]:
+        """End one of them; what it was until now, as a `nodes.status.QueryStatus` in JSON."""
 
 def add_QueryServicer_to_server(servicer: QueryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

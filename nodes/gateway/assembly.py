@@ -31,7 +31,15 @@ from nodes.gateway.nodemetrics import NodeMetrics
 from nodes.gateway.server import HttpServer
 from nodes.metrics import Metrics
 from nodes.settings_kinds import Address
-from nodes.status import CHECKPOINT_PATH, CLUSTER_PATH, DRAIN_PATH, REBALANCE_PATH, STATUS_PATH
+from nodes.status import (
+    CHECKPOINT_PATH,
+    CLUSTER_PATH,
+    DRAIN_PATH,
+    KILL_PATH,
+    QUERIES_PATH,
+    REBALANCE_PATH,
+    STATUS_PATH,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -296,12 +304,14 @@ def status_routes(parts: GatewayParts, answers: Answers) -> list[Route]:
 
 
 def operator_routes(parts: GatewayParts, answers: Answers) -> list[Route]:
-    """Every endpoint of the operator's door. Looking works while the node starts."""
-    door = OperatorDoor(parts.cluster)
+    """Every endpoint of the operator's door. Looking at the cluster works while the node starts."""
+    door = OperatorDoor(parts.cluster, parts.backend)
     return [
         Route("GET", CLUSTER_PATH, door.cluster, answers.on_error_v3, needs_backend=False),
         Route("POST", DRAIN_PATH, door.drain, answers.on_error_v3, is_traced=True),
         Route("POST", REBALANCE_PATH, door.rebalance, answers.on_error_v3, is_traced=True),
+        Route("GET", QUERIES_PATH, door.queries, answers.on_error_v3, is_traced=True),
+        Route("POST", KILL_PATH, door.kill, answers.on_error_v3, is_traced=True),
     ]
 
 

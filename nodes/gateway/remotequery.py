@@ -87,6 +87,8 @@ class RemoteQueries:
                 timeout_seconds=request.timeout_seconds or 0.0,
                 request_id=request.request_id,
                 revision=revision,
+                door=request.door,
+                client=request.client,
             ),
             timeout=limit + DEADLINE_SPARE_SECONDS,
         )
