@@ -81,7 +81,7 @@ def _table(found: Sequence[QueryStatus]) -> Any:
         text = " ".join((query.query_text or "").split())[:STATEMENT_CHARACTERS_MAX]
         table.add_row(
             query.id, query.node, query.phase, f"{query.total_seconds or 0:.1f}", f"{query.rows or 0:,}",
-            show_size_rounded(query.bytes or 0), f"{query.door} {query.client}".strip(),
+            show_size_rounded(query.bytes or 0), Text(f"{query.door} {query.client}".strip()),
             Text(query.database or ""), Text(text),
         )  # fmt: skip
     return table
