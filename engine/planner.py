@@ -354,11 +354,16 @@ def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int) -> Sta
 
 
 def _system_tables(request: PlanRequest) -> dict[str, pa.Table]:
-    """The system tables that the statement may mean."""
-    wanted = set(names.mentioned(request.statement, [table.name for table in request.system]))
-    if describes(request.statement):
-        wanted = {table.name for table in request.system}
-    return {table.name: table.build() for table in request.system if table.name in wanted}
+    """The system tables that the statement may mean; where it is about the schema, the others without rows.
+
+    They have to be asked for by their schema's name: the rows may cost a call to every node, and users have tables
+    that are called as these are.
+    """
+    known = [SYSTEM_SCHEMA, *(table.name for table in request.system)]
+    found = set(names.mentioned(request.statement, known))
+    wanted = found if SYSTEM_SCHEMA in found else set()
+    shown = request.system if describes(request.statement) else [t for t in request.system if t.name in wanted]
+    return {table.name: table.build() if table.name in wanted else table.schema.empty_table() for table in shown}
 
 
 def _described_type(column: Column) -> pa.DataType:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from nodes.status import QueryStatus
     from storage.keys import RowSeries
     from storage.schema import Database, Table
 
@@ -59,13 +60,18 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class QueryRequest:
-    """One statement. ``params`` bind ``$name``; ``timeout_seconds`` None takes the node's limit."""
+    """One statement. ``params`` bind ``$name``; ``timeout_seconds`` None takes the node's limit.
+
+    ``door`` and ``client`` (HOST:PORT) say where it came from, for those who look at what runs.
+    """
 
     database: str
     text: str
     params: Mapping[str, Any] = field(default_factory=dict)
     timeout_seconds: float | None = None
     request_id: str = ""
+    door: str = ""
+    client: str = ""
 
 
 class QueryResult(Protocol):
@@ -122,7 +128,15 @@ class Backend(Protocol):
         ...
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
-        """Plan and start a read-only statement over one snapshot per table."""
+        """Plan and start a read-only statement over one snapshot per table; or carry out KILL QUERY."""
+        ...
+
+    async def queries(self) -> Sequence[QueryStatus]:
+        """As `nodes.status.QueryControl`."""
+        ...
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        """As `nodes.status.QueryControl`."""
         ...
 
     async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:

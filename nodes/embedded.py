@@ -20,11 +20,13 @@ from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
 from nodes.engineparts import new_engine
 from nodes.idempotency import KeyedIds
+from nodes.localqueries import LocalQueries, kill_if_asked, origin
 from nodes.outcomes import all_or_worst
+from nodes.resulttext import result_text
 from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
 from nodes.storeoptions import s3_options
-from nodes.systemtables import parquet_files
+from nodes.systemtables import PARQUET_FILES_SCHEMA, QUERIES_SCHEMA, parquet_files, queries
 from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits, CatalogSnapshot
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.settings_model import Budgets, Settings
+    from nodes.status import QueryStatus
     from storage.objects import ObjectStore
     from storage.schema import PartitionSnapshot, Table
 
@@ -82,6 +85,7 @@ class EmbeddedBackend:
         self._appender: Appender
         self._catalog: Catalog
         self._engine: Engine
+        self._queries: LocalQueries
         self._store_id: uuid.UUID
 
     # -- life --------------------------------------------------------------------------------------------
@@ -115,6 +119,7 @@ class EmbeddedBackend:
         self._watch(stack, self._catalog.driver.closed, "the Catalog")
         await self._open_shards(stack, identity.id.bytes, node, executor)
         self._engine = new_engine(settings, self._budgets, self._store.url)
+        self._queries = LocalQueries(self._engine.running, settings.node_name)
         stack.push_async_callback(self._engine.close)
         self._start(stack, self._sweep_now_and_then())
 
@@ -246,7 +251,10 @@ class EmbeddedBackend:
             raise
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
-        """Plan and start one statement over one snapshot of each table (L14)."""
+        """Plan and start one statement over one snapshot of each table (L14); or carry out KILL QUERY."""
+        killed = await kill_if_asked(request, self._queries)
+        if killed is not None:
+            return killed
         catalog = await self.refresh()
         if catalog.database(request.database) is None:
             raise NoSuchDatabase(f"database not found: {request.database}")
@@ -259,13 +267,18 @@ class EmbeddedBackend:
             params=request.params,
             timeout_seconds=request.timeout_seconds,
             system=self._system_tables(catalog, request.database),
+            origin=origin(request),
         )
 
     async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
         """The result's bytes as DataFusion writes them."""
-        from engine.formats import ResultFormat, encode
+        return result_text(format, await self.query(request, principal))
 
-        return encode(ResultFormat(format), await self.query(request, principal))
+    async def queries(self) -> Sequence[QueryStatus]:
+        return await self._queries.queries()
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        return await self._queries.kill(query_id)
 
     # -- SnapshotSource ----------------------------------------------------------------------------------
 
@@ -310,7 +323,10 @@ class EmbeddedBackend:
                 for part in shard.snapshot(table)
             ]
 
-        return [SystemTable("parquet_files", lambda: parquet_files(files()))]
+        return [
+            SystemTable("parquet_files", PARQUET_FILES_SCHEMA, lambda: parquet_files(files())),
+            SystemTable("queries", QUERIES_SCHEMA, lambda: queries(self._queries.listed())),
+        ]
 
     # -- for the node ------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from nodes.backend import Backend, Batch, CatalogView, Change, Principal, QueryRequest, QueryResult
     from nodes.health import Health
+    from nodes.status import QueryStatus
 
 
 class BackendSlot:
@@ -54,6 +55,12 @@ class BackendSlot:
 
     async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
         return await self._filled().query_text(request, format, principal)
+
+    async def queries(self) -> Sequence[QueryStatus]:
+        return await self._filled().queries()
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        return await self._filled().kill(query_id)
 
     def _filled(self) -> Backend:
         if self._backend is None:

@@ -7,15 +7,23 @@ msgspec; `nodes.cli.status` decodes them. Likewise for the whole cluster: `Clust
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from datetime import datetime  # noqa: TC003 - msgspec reads the annotations when it decodes
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 STATUS_PATH: Final = "/api/runnel/status"
 CHECKPOINT_PATH: Final = "/api/runnel/checkpoint"
 CLUSTER_PATH: Final = "/api/runnel/cluster"
 DRAIN_PATH: Final = "/api/runnel/cluster/drain"
 REBALANCE_PATH: Final = "/api/runnel/cluster/rebalance"
+QUERIES_PATH: Final = "/api/runnel/queries"
+KILL_PATH: Final = "/api/runnel/queries/kill"
+PHASE_UNKNOWN: Final = "unknown"
+"""Stands for the queries of a node that did not answer."""
 
 
 class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,4 +175,42 @@ class ClusterControl(Protocol):
 
     async def rebalance(self) -> int:
         """Spread the shards evenly over the ingest nodes that are not drained; how many moved."""
+        ...
+
+
+class QueryStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A query that waits or runs, as `engine.running.QueryView` has it; also one row of ``system.queries``.
+
+    All but ``node`` and ``phase`` is None for a node that did not answer: its phase is `PHASE_UNKNOWN`.
+    """
+
+    node: str
+    phase: str = PHASE_UNKNOWN
+    id: str | None = None
+    issue_time: datetime | None = None
+    database: str | None = None
+    query_text: str | None = None
+    door: str | None = None
+    client: str | None = None
+    request_id: str | None = None
+    waiting_seconds: float | None = None
+    planning_seconds: float | None = None
+    running_seconds: float | None = None
+    sending_seconds: float | None = None
+    total_seconds: float | None = None
+    rows: int | None = None
+    bytes: int | None = None
+    parquet_files: int | None = None
+    parquet_bytes: int | None = None
+
+
+class QueryControl(Protocol):
+    """What an operator can ask about queries: of this process, or of the whole cluster through any of its nodes."""
+
+    async def queries(self) -> Sequence[QueryStatus]:
+        """Every query that waits or runs, in one process or on every query node."""
+        ...
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        """End one; what it was until now. Raises NoSuchQuery; a ClusterError if a node that may have it is silent."""
         ...

@@ -234,7 +234,10 @@ class QueryStub:
     """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages; with a
     `format` each has some of the result's text instead.
     """
-    Cancel: _grpc.UnaryUnaryMultiCallable[_internal_pb2.CancelRequest, _internal_pb2.CancelReply]
+    Queries: _grpc.UnaryUnaryMultiCallable[_internal_pb2.QueriesRequest, _internal_pb2.QueriesReply]
+    """The statements that wait or run on this node: a list of `nodes.status.QueryStatus` in JSON."""
+    Kill: _grpc.UnaryUnaryMultiCallable[_internal_pb2.KillRequest, _internal_pb2.KillReply]
+    """End one of them; what it was until now, as a `nodes.status.QueryStatus` in JSON."""
 
 @_typing.type_check_only
 class QueryAsyncStub(QueryStub):
@@ -245,7 +248,10 @@ class QueryAsyncStub(QueryStub):
     """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages; with a
     `format` each has some of the result's text instead.
     """
-    Cancel: _aio.UnaryUnaryMultiCallable[_internal_pb2.CancelRequest, _internal_pb2.CancelReply]  # type: ignore[assignment]
+    Queries: _aio.UnaryUnaryMultiCallable[_internal_pb2.QueriesRequest, _internal_pb2.QueriesReply]  # type: ignore[assignment]
+    """The statements that wait or run on this node: a list of `nodes.status.QueryStatus` in JSON."""
+    Kill: _aio.UnaryUnaryMultiCallable[_internal_pb2.KillRequest, _internal_pb2.KillReply]  # type: ignore[assignment]
+    """End one of them; what it was until now, as a `nodes.status.QueryStatus` in JSON."""
 
 class QueryServicer(metaclass=_abc_1.ABCMeta):
     """---- query: served by query nodes -------------------------------------------------------------------------------"""
@@ -261,10 +267,19 @@ class QueryServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def Cancel(
+    def Queries(
         self,
-        request: _internal_pb2.CancelRequest,
+        request: _internal_pb2.QueriesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_internal_pb2.CancelReply, _abc.Awaitable[_internal_pb2.CancelReply]]: ...
+    ) -> _typing.Union[_internal_pb2.QueriesReply, _abc.Awaitable[_internal_pb2.QueriesReply]]:
+        """The statements that wait or run on this node: a list of `nodes.status.QueryStatus` in JSON."""
+
+    @_abc_1.abstractmethod
+    def Kill(
+        self,
+        request: _internal_pb2.KillRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_internal_pb2.KillReply, _abc.Awaitable[_internal_pb2.KillReply]]:
+        """End one of them; what it was until now, as a `nodes.status.QueryStatus` in JSON."""
 
 def add_QueryServicer_to_server(servicer: QueryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -96,6 +96,8 @@ class RemoteQueries:
                 request_id=request.request_id,
                 revision=revision,
                 format=format,
+                door=request.door,
+                client=request.client,
             ),
             timeout=limit + DEADLINE_SPARE_SECONDS,
         )

@@ -10,8 +10,8 @@ import msgspec
 import pyarrow as pa
 
 from cluster.errors import MalformedMessage
-from engine.errors import QueryCancelled
 from engine.formats import ResultFormat, encode
+from engine.running import Origin
 from protos import internal_pb2, internal_pb2_grpc
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ class QueryService(internal_pb2_grpc.QueryServicer):
         self._node = node
         self.running = 0
         """Statements under way: the load that is gossiped."""
-        self._streams: dict[str, QueryStream] = {}
 
     async def Execute(
         self,
@@ -51,28 +50,34 @@ class QueryService(internal_pb2_grpc.QueryServicer):
     async def _execute(self, request: internal_pb2.ExecuteRequest) -> AsyncIterator[internal_pb2.ExecuteReply]:
         format = _format(request.format)
         stream = await self._node.execute(
-            request.database, request.statement, _params(request.params), request.timeout_seconds or None
+            request.database,
+            request.statement,
+            _params(request.params),
+            request.timeout_seconds or None,
+            Origin(request.door, request.client, request.request_id),
         )
-        if request.request_id:
-            self._streams[request.request_id] = stream
         try:
             async with contextlib.aclosing(_arrow(stream) if format is None else _text(format, stream)) as replies:
                 async for reply in replies:
                     yield reply
         finally:
-            self._streams.pop(request.request_id, None)
             await stream.aclose()
 
-    async def Cancel(
+    async def Queries(
         self,
-        request: internal_pb2.CancelRequest,
-        context: grpc.aio.ServicerContext[internal_pb2.CancelRequest, internal_pb2.CancelReply],
-    ) -> internal_pb2.CancelReply:
-        """Stop a statement by its request id."""
-        stream = self._streams.pop(request.request_id, None)
-        if stream is not None:
-            stream.stop(QueryCancelled("the statement was cancelled"))
-        return internal_pb2.CancelReply(found=stream is not None)
+        request: internal_pb2.QueriesRequest,
+        context: grpc.aio.ServicerContext[internal_pb2.QueriesRequest, internal_pb2.QueriesReply],
+    ) -> internal_pb2.QueriesReply:
+        """What waits or runs here."""
+        return internal_pb2.QueriesReply(json=msgspec.json.encode(self._node.local_queries.listed()))
+
+    async def Kill(
+        self,
+        request: internal_pb2.KillRequest,
+        context: grpc.aio.ServicerContext[internal_pb2.KillRequest, internal_pb2.KillReply],
+    ) -> internal_pb2.KillReply:
+        """End one of them."""
+        return internal_pb2.KillReply(json=msgspec.json.encode(await self._node.local_queries.kill(request.id)))
 
 
 def _params(data: bytes) -> dict[str, object]:

@@ -10,11 +10,12 @@ import dataclasses
 import itertools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from datafusion import SessionContext
 
+from engine.errors import NoSuchQuery
 from nodes.backend import (
     Batch,
     Change,
@@ -37,6 +38,9 @@ from storage.errors import (
     StorageError,
 )
 from storage.schema import Column, Database, Partition, Role, Table, TypeKind
+
+if TYPE_CHECKING:
+    from nodes.status import QueryStatus
 
 STORE_ID = "0190c0de-0000-7000-8000-000000000001"
 TIME = Column(0, "time", "time", Role.TIME, TypeKind.TIMESTAMP)
@@ -104,6 +108,7 @@ class MemoryBackend:
         self.fail_alters: list[Exception] = []
         self.write_seconds = 0.0
         self.write_gate: asyncio.Event | None = None
+        self.running: list[QueryStatus] = []
         self.special_queries: dict[str, Query] = {}
         self.columns_max: int | None = None
         self._ids = itertools.count(1)
@@ -145,6 +150,16 @@ class MemoryBackend:
             draft = self._apply(draft, change)
         self.catalog = draft
         return draft
+
+    async def queries(self) -> Sequence[QueryStatus]:
+        return list(self.running)
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        for query in self.running:
+            if query.id == query_id:
+                self.running.remove(query)
+                return query
+        raise NoSuchQuery(f"no query with the id {query_id!r}")
 
     async def query(self, request: QueryRequest, principal: Principal) -> Result:
         if request.text in self.special_queries:

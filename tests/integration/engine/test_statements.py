@@ -213,7 +213,11 @@ def test_system_tables_are_built_when_they_are_mentioned(world: World) -> None:
         built.append("files")
         return pa.table({"table_name": ["cpu"], "row_count": pa.array([1], pa.uint64())})
 
-    system = [SystemTable("parquet_files", build), SystemTable("queries", lambda: pa.table({"id": pa.array([], "i8")}))]
+    ids = pa.schema([("id", pa.int8())])
+    system = [
+        SystemTable("parquet_files", pa.schema([("table_name", pa.string()), ("row_count", pa.uint64())]), build),
+        SystemTable("queries", ids, ids.empty_table),
+    ]
     world.ask("SELECT 1", system=system)
     assert built == []
     statement = "SELECT row_count FROM system.parquet_files WHERE table_name = 'cpu'"
@@ -222,6 +226,23 @@ def test_system_tables_are_built_when_they_are_mentioned(world: World) -> None:
     assert world.ask("SELECT count(*) AS n FROM system.queries", system=system) == [{"n": 0}]
     shown = world.ask("SELECT table_name FROM information_schema.tables WHERE table_schema = 'system'", system=system)
     assert {t["table_name"] for t in shown} == {"parquet_files", "queries"}
+    assert len(world.ask("DESCRIBE system.queries", system=system)) == 1
+    assert built == ["files"]
+
+
+def test_a_user_s_table_that_is_called_like_a_system_table_builds_none(tmp_path: Path) -> None:
+    world = World(tmp_path, make_table("queries"))
+    world.add_tail([{"time": 1, "host": "a", "usage": 7}])
+    built: list[str] = []
+
+    def build() -> pa.Table:
+        built.append("queries")
+        return pa.table({"id": ["x"]})
+
+    system = [SystemTable("queries", pa.schema([("id", pa.string())]), build)]
+    assert world.ask("SELECT usage FROM queries", system=system) == [{"usage": 7}]
+    assert built == []
+    assert world.ask("SELECT id FROM system.queries", system=system) == [{"id": "x"}]
 
 
 def test_explain_and_explain_analyze(world: World) -> None:

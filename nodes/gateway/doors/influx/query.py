@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 ANONYMOUS: Final = Principal()
+DOOR: Final = "http"
 PARAMETERS: Final = frozenset({"db", "q", "format", "params"})
 FORMATS: Final = ("parquet", "csv", "pretty", "json", "json_lines", "jsonl")
 ACCEPTED: Final[dict[bytes, str]] = {
@@ -57,7 +58,9 @@ class QueryDoor:
         format = read_format(posted.format, request.header(b"accept"))
         await self._require_database(posted.db)
         request.watch()
-        query = QueryRequest(posted.db, posted.q, posted.params or {}, None, request.request_id)
+        query = QueryRequest(
+            posted.db, posted.q, posted.params or {}, None, request.request_id, DOOR, request.client_address
+        )
         try:
             text = await self._backend.query_text(query, format, ANONYMOUS)
         except NoSuchDatabase as error:
