@@ -61,7 +61,7 @@ UNKNOWN_ORIGIN: Final = Origin()
 
 @dataclass(frozen=True, slots=True)
 class QueryView:
-    """One query at one moment. ``seconds`` has every phase; ``bytes`` are of Arrow batches in memory.
+    """One query at one moment. ``seconds`` has every phase; ``bytes`` are of its batches as Arrow IPC messages.
 
     ``files`` and ``file_bytes`` are the DataFiles of its tables' snapshots: the most that it may read.
     """

@@ -8,6 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from engine.killstatement import killed_id
 from engine.running import Origin, Phase
 from nodes.status import QueryStatus
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from nodes.status import QueryControl
 
 SECONDS_DIGITS: Final = 6
+
+log = structlog.get_logger(__name__)
 
 
 class LocalQueries:
@@ -40,7 +44,9 @@ class LocalQueries:
         return self.listed()
 
     async def kill(self, query_id: str) -> QueryStatus:
-        return query_status(self._running.kill(query_id), self._node)
+        killed = query_status(self._running.kill(query_id), self._node)
+        log.info("a query was killed", id=killed.id, phase=killed.phase, seconds=killed.total_seconds)
+        return killed
 
 
 class KilledResult:
