@@ -175,6 +175,11 @@ class RunningQueries:
         """Every query, the oldest first."""
         return [query.view() for query in list(self._queries.values())]
 
+    def counts(self) -> tuple[int, int]:
+        """How many run, in any phase, and how many wait."""
+        waiting = sum(query.phase is Phase.WAITING for query in self._queries.values())
+        return len(self._queries) - waiting, waiting
+
     def kill(self, id: str) -> QueryView:
         """End a query that waits or runs; what it was until now. Raises NoSuchQuery."""
         query = self._queries.get(id)

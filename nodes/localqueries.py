@@ -40,6 +40,10 @@ class LocalQueries:
         """From any thread."""
         return [query_status(view, self._node) for view in self._running.views()]
 
+    def counts(self) -> tuple[int, int]:
+        """How many run and how many wait."""
+        return self._running.counts()
+
     async def queries(self) -> Sequence[QueryStatus]:
         return self.listed()
 

@@ -281,6 +281,8 @@ def test_one_that_waits_is_killed_and_one_too_many_is_refused(tmp_path: Path) ->
         eventually(lambda: phases() == ["running", "waiting"], "the second waits")
         status, body = node.request("GET", query_path("SELECT 3 AS x", "db"))
         assert (status, b"1 queries run and 1 wait" in body) == (503, True)
+        metrics = node.request("GET", "/metrics")[1].decode().splitlines()
+        assert {"runnel_queries_running 1.0", "runnel_queries_waiting 1.0"} <= set(metrics)
         ids = {query["phase"]: query["id"] for query in shown()}
         assert node.request("POST", f"{KILL_PATH}?id={ids['waiting']}")[0] == 200
         assert is_killed(second.answer(), ids["waiting"])
@@ -325,6 +327,8 @@ def test_in_a_cluster_all_are_seen_and_killed_through_any_node(cluster: Cluster)
     assert sorted(row["node"] for row in rows) == ["q1", "q2"]
     assert {row["door"] for row in rows} == {"http"}
     assert all(row["client"].startswith("127.0.0.1:") for row in rows)
+    for name in ("q1", "q2"):
+        assert "runnel_queries_running 1.0" in cluster.node(name).ask("GET", "/metrics").text.splitlines()
     for name in ("g1", "i1", "q1"):
         seen = cluster.node(name).ask("GET", QUERIES_PATH).ok().json
         assert sorted(query["id"] for query in seen) == sorted(row["id"] for row in rows), name
