@@ -61,7 +61,7 @@ UNKNOWN_ORIGIN: Final = Origin()
 
 @dataclass(frozen=True, slots=True)
 class QueryView:
-    """One query at one moment. ``seconds`` has every phase; ``bytes`` are of Arrow batches in memory.
+    """One query at one moment. ``seconds`` has every phase; ``bytes`` are of its batches as Arrow IPC messages.
 
     ``files`` and ``file_bytes`` are the DataFiles of its tables' snapshots: the most that it may read.
     """
@@ -174,6 +174,11 @@ class RunningQueries:
     def views(self) -> Sequence[QueryView]:
         """Every query, the oldest first."""
         return [query.view() for query in list(self._queries.values())]
+
+    def counts(self) -> tuple[int, int]:
+        """How many run, in any phase, and how many wait."""
+        waiting = sum(query.phase is Phase.WAITING for query in self._queries.values())
+        return len(self._queries) - waiting, waiting
 
     def kill(self, id: str) -> QueryView:
         """End a query that waits or runs; what it was until now. Raises NoSuchQuery."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Self
 
+import pyarrow as pa
+
 from engine.errors import EngineError, QueryCancelled, QueryTimeout
 from engine.running import DONE, Phase
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import pyarrow as pa
 
     from engine.batches import BatchSource
     from engine.running import RunningQuery
@@ -113,7 +113,7 @@ class QueryStream:
         if batch is None:
             self._end()
             raise StopAsyncIteration
-        self._query.hands_out(batch.num_rows, batch.nbytes)
+        self._query.hands_out(batch.num_rows, pa.ipc.get_record_batch_size(batch))  # nbytes takes 10 times as long
         return batch
 
     def _end(self) -> None:

@@ -56,7 +56,6 @@ class ClusterQueries:
         silent = []
         for name, answer in zip(names, found, strict=True):
             if isinstance(answer, QueryStatus):
-                log.info("a query was killed", id=query_id, on=name)
                 return answer
             if isinstance(answer, (ClusterError, StorageError)):
                 silent.append(name)

@@ -347,10 +347,13 @@ class EmbeddedBackend:
     def status(self) -> BackendStatus:
         """What this process holds, without I/O."""
         catalog = self._catalog.current
+        running, waiting = self._queries.counts()
         return BackendStatus(
             store_id=self.store_id,
             catalog_revision=catalog.revision,
             memtable_bytes=self._budget.used,
+            queries_running=running,
+            queries_waiting=waiting,
             databases=[
                 DatabaseStatus(
                     name=d.name,

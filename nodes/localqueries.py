@@ -8,6 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from engine.killstatement import killed_id
 from engine.running import Origin, Phase
 from nodes.status import QueryStatus
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 SECONDS_DIGITS: Final = 6
 
+log = structlog.get_logger(__name__)
+
 
 class LocalQueries:
     """`nodes.status.QueryControl` over one engine."""
@@ -36,11 +40,17 @@ class LocalQueries:
         """From any thread."""
         return [query_status(view, self._node) for view in self._running.views()]
 
+    def counts(self) -> tuple[int, int]:
+        """How many run and how many wait."""
+        return self._running.counts()
+
     async def queries(self) -> Sequence[QueryStatus]:
         return self.listed()
 
     async def kill(self, query_id: str) -> QueryStatus:
-        return query_status(self._running.kill(query_id), self._node)
+        killed = query_status(self._running.kill(query_id), self._node)
+        log.info("a query was killed", id=killed.id, phase=killed.phase, seconds=killed.total_seconds)
+        return killed
 
 
 class KilledResult:

@@ -77,6 +77,8 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     store_id: str = ""
     catalog_revision: int = 0
     memtable_bytes: int = 0
+    queries_running: int = 0
+    queries_waiting: int = 0
     databases: list[DatabaseStatus] = []
     logs: list[LogStatus] = []
 
@@ -98,6 +100,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     catalog_revision: int = 0
     databases: list[DatabaseStatus] = []
     memory: MemoryStatus
+    queries_running: int = 0
+    queries_waiting: int = 0
     logs: list[LogStatus] = []
 
 

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import msgspec
+
 from cluster.members import Kind
 from engine.scan import SystemTable
 from nodes.clustercontrol import MemberControl
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from engine.running import Origin
     from engine.stream import QueryStream
     from nodes.node import NodeContext
+    from nodes.status import BackendStatus
     from storage.catalogstate import CatalogSnapshot
     from storage.schema import PartitionSnapshot, Table
 
@@ -79,10 +82,14 @@ class QueryNode(DoorlessBackend):
     def numbers(self) -> dict[str, float]:
         """For metrics, by the names of `nodes.gateway.clustermetrics`."""
         return {
-            "runnel_queries_running": self.service.running,
             "runnel_tails_total": self._source.tails,
             "runnel_store_reads_total": self._source.store_reads,
         }
+
+    def status(self) -> BackendStatus:
+        """What it holds, without I/O."""
+        running, waiting = self.local_queries.counts()
+        return msgspec.structs.replace(super().status(), queries_running=running, queries_waiting=waiting)
 
     async def drain(self) -> None:
         """Take no new statement; end those under way."""

@@ -111,7 +111,8 @@ def test_one_whose_reader_has_a_batch(world: World) -> None:
         stream = await world.start(engine, ROWS, origin=ORIGIN)
         batch = await anext(stream)
         view = only(engine)
-        assert (view.phase, view.rows, view.bytes) == (Phase.SENDING, batch.num_rows, batch.nbytes)
+        assert (view.phase, view.rows) == (Phase.SENDING, batch.num_rows)
+        assert batch.nbytes <= view.bytes <= batch.nbytes + 1024
         assert (view.database, view.text, view.origin) == ("db", ROWS, ORIGIN)
         engine.running.kill(view.id)
         for _ in range(2):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import grpc
 import pytest
 
 from examples.runnel_client import RunnelClient, RunnelError
 from nodes.cli.queries import kill, queries
 from nodes.exitcodes import ExitCode, ServerRefused
 from nodes.status import KILL_PATH, QUERIES_PATH
+from protos import runnel_pb2 as pb
+from protos.runnel_pb2_grpc import RunnelStub
 from tests.harness.cluster import Cluster
 from tests.harness.exchange import Reply, ask, query_path
 from tests.harness.logscan import UNDER_FAULTS, summary
@@ -21,12 +26,13 @@ from tests.harness.node import RunningNode
 from tests.harness.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.timeout(240)
 
 ENDLESS: Final = "SELECT sum(value) AS s FROM generate_series(1, 1000000000000) WHERE value % 7 = 3"
+ROWS: Final = "SELECT value FROM generate_series(1, 1000000000000)"
 SHOWN: Final = "SELECT * FROM system.queries WHERE query_text LIKE 'SELECT sum(value)%'"
 SECONDS: Final = 60.0
 
@@ -163,6 +169,60 @@ def test_over_grpc(node: RunningNode) -> None:
         assert caught.value.code == "no_such_query"
 
 
+def read_on(host: str, port: int) -> tuple[int, int]:
+    """Take all rows of a result without an end; how many bytes came of it until it broke off."""
+    connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
+    try:
+        taken: list[int] = []
+        connection.request("GET", query_path(ROWS, "db"))
+        response = connection.getresponse()
+        with pytest.raises(http.client.IncompleteRead):
+            taken.extend(iter(lambda: len(response.read(1 << 20)), 0))
+        return response.status, sum(taken)
+    finally:
+        connection.close()
+
+
+def kill_when_it_sends(rows: Callable[[str], list[dict[str, Any]]]) -> None:
+    """Wait until a part of the result without an end is out, then end it."""
+    found: list[dict[str, Any]] = []
+
+    def sends() -> bool:
+        found[:] = rows(f"SELECT id FROM system.queries WHERE query_text = '{ROWS}' AND rows > 1000000")
+        return bool(found)
+
+    eventually(sends, "rows are sent")
+    rows(f"KILL QUERY '{found[0]['id']}'")
+
+
+def test_one_whose_result_is_on_its_way_breaks_off(node: RunningNode) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_on, "127.0.0.1", node.port)
+        kill_when_it_sends(node.query)
+        status, taken = reading.result(SECONDS)
+    assert status == 200
+    assert taken > 1_000_000
+    assert [line["event"] for line in node.lines()].count("a result was ended by an operator") == 1
+
+
+def test_one_whose_result_is_on_its_way_says_so_over_grpc(node: RunningNode) -> None:
+    def read() -> grpc.RpcError:
+        with grpc.insecure_channel(grpc_address(node)) as channel:
+            stub: Any = RunnelStub(channel)
+            with pytest.raises(grpc.RpcError) as caught:
+                for _ in stub.Query(pb.QueryRequest(database="db", sql=ROWS), timeout=SECONDS):
+                    pass
+            return caught.value
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        kill_when_it_sends(node.query)
+        error: Any = reading.result(SECONDS)
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    said = dict(error.trailing_metadata())
+    assert (said["runnel-code"], said["runnel-retriable"]) == ("query_killed", "0")
+
+
 def test_the_command(node: RunningNode, capfd: pytest.CaptureFixture[str]) -> None:
     assert queries(node.url, is_json=False) is ExitCode.OK
     assert capfd.readouterr().out == "no query waits or runs\n"
@@ -221,6 +281,8 @@ def test_one_that_waits_is_killed_and_one_too_many_is_refused(tmp_path: Path) ->
         eventually(lambda: phases() == ["running", "waiting"], "the second waits")
         status, body = node.request("GET", query_path("SELECT 3 AS x", "db"))
         assert (status, b"1 queries run and 1 wait" in body) == (503, True)
+        metrics = node.request("GET", "/metrics")[1].decode().splitlines()
+        assert {"runnel_queries_running 1.0", "runnel_queries_waiting 1.0"} <= set(metrics)
         ids = {query["phase"]: query["id"] for query in shown()}
         assert node.request("POST", f"{KILL_PATH}?id={ids['waiting']}")[0] == 200
         assert is_killed(second.answer(), ids["waiting"])
@@ -265,6 +327,8 @@ def test_in_a_cluster_all_are_seen_and_killed_through_any_node(cluster: Cluster)
     assert sorted(row["node"] for row in rows) == ["q1", "q2"]
     assert {row["door"] for row in rows} == {"http"}
     assert all(row["client"].startswith("127.0.0.1:") for row in rows)
+    for name in ("q1", "q2"):
+        assert "runnel_queries_running 1.0" in cluster.node(name).ask("GET", "/metrics").text.splitlines()
     for name in ("g1", "i1", "q1"):
         seen = cluster.node(name).ask("GET", QUERIES_PATH).ok().json
         assert sorted(query["id"] for query in seen) == sorted(row["id"] for row in rows), name
@@ -276,6 +340,15 @@ def test_in_a_cluster_all_are_seen_and_killed_through_any_node(cluster: Cluster)
     assert [sum(is_killed(reply, row["id"]) for reply in replies) for row in rows] == [1, 1]
     gone = gateway.ask("GET", query_path(f"KILL QUERY '{by_sql['id']}'", "db"))
     assert (gone.status, by_sql["id"] in gone.text) == (404, True)
+
+
+def test_in_a_cluster_one_whose_result_is_on_its_way_breaks_off(cluster: Cluster) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_on, *cluster.node("g1").address)
+        kill_when_it_sends(lambda statement: cluster.query("g1", statement))
+        status, taken = reading.result(SECONDS)
+    assert status == 200
+    assert taken > 1_000_000
 
 
 def test_a_query_node_that_says_nothing_is_shown_as_unknown(cluster: Cluster) -> None:

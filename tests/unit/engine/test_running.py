@@ -87,6 +87,14 @@ def test_rows_bytes_and_files_are_summed() -> None:
     assert (view.rows, view.bytes, view.files, view.file_bytes, view.phase) == (15, 120, 3, 700, Phase.SENDING)
 
 
+def test_what_waits_is_counted_apart() -> None:
+    registry = RunningQueries()
+    assert registry.counts() == (0, 0)
+    for phase in Phase:
+        in_phase(phase, registry)
+    assert registry.counts() == (3, 1)
+
+
 def test_a_long_statement_is_cut() -> None:
     registry = RunningQueries()
     text = "x" * TEXT_CHARACTERS_MAX
