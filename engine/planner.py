@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from engine import names, stoppable
 from engine.batches import BatchSource
-from engine.errors import InvalidParameter, InvalidStatement, UnknownTable
+from engine.errors import InvalidParameter, InvalidStatement, NotSupported, UnknownTable
 from engine.files import FileRoot, FileTables
 from engine.session import (
     CATALOG,
     SCHEMA,
     SYSTEM_SCHEMA,
+    insert_statement,
     is_panic,
     new_context,
     planning_error,
@@ -72,10 +73,11 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Started:
-    """A query that runs as its source is read."""
+    """A query that runs as its source is read. ``target``: the table that its rows are for, of an INSERT."""
 
     schema: pa.Schema
     source: BatchSource
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,13 +144,15 @@ class Planner:
         system = _system_tables(request)
         if describes(request.statement):
             context, views = self._new_context(min(DESCRIBE_BYTES, self._limits.memory_bytes), None)
-            frame = _Naming(context, views, request, tails, system, params, describes=True).frame()
+            naming = _Naming(context, views, request, tails, system, params, describes=True)
+            frame = naming.frame()
         else:
             with self._lock:
                 context, views = self._shared()
                 self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
-                frame = _Naming(context, views, request, tails, system, params).frame()
-        started = _execute(context, frame, _bytes(tails))
+                naming = _Naming(context, views, request, tails, system, params)
+                frame = naming.frame()
+        started = _execute(context, frame, _bytes(tails), naming.target)
         self._check_files(request.snapshots)
         return started
 
@@ -205,6 +209,8 @@ class _Naming:
         self._system = system
         self._params = params
         self._describes = describes
+        self.target = ""
+        """Of an INSERT, once it is planned: the name of its table."""
 
     def frame(self) -> DataFrame:
         """The planned statement."""
@@ -239,7 +245,18 @@ class _Naming:
         return self._read(rewritten), rewritten
 
     def _read(self, statement: str) -> DataFrame:
-        return read_statement(self._context, statement, self._params)
+        if not names.is_insert(statement):
+            return read_statement(self._context, statement, self._params)
+        frame, spelt = insert_statement(self._context, statement, self._params)
+        self.target = self._own_table(spelt)
+        return frame
+
+    def _own_table(self, spelt: str) -> str:
+        """The name of the database's table that is spelt so, with or without its schema."""
+        for table in self._request.tables:
+            if spelt in (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}"):
+                return table.name
+        raise NotSupported(f"{spelt} is not a table that can be written")
 
     def _known_names(self) -> list[str]:
         tables = [s.table for s in self._request.snapshots] if not self._describes else list(self._request.tables)
@@ -341,10 +358,10 @@ def _bytes(tails: Mapping[int, Tails]) -> int:
     return sum(layer.get_total_buffer_size() for parts in tails.values() for part in parts.values() for layer in part)
 
 
-def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int) -> Started:
+def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int, target: str) -> Started:
     """Plan physically and start."""
     try:
-        return Started(frame.schema(), BatchSource(stoppable.execute(context, frame, tails_bytes)))
+        return Started(frame.schema(), BatchSource(stoppable.execute(context, frame, tails_bytes)), target)
     except Exception as error:
         raise planning_error(error) from error
     except BaseException as error:

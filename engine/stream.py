@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class QueryStream:
-    """An async iterator over a query's batches, once. ``schema`` is known before the first.
+    """An async iterator over a query's batches, once. ``schema`` is known before the first, and so is ``target``, the
+    table that an INSERT's rows are for; to write them is the caller's.
 
     Raises QueryTimeout when the time limit passes, also while the reader dawdles; QueryMemoryExhausted,
     QueryFailed or a StorageError when the query fails; QueryKilled. Its place is given back when it ends in any way.
@@ -37,8 +38,10 @@ class QueryStream:
         deadline: float,
         query: RunningQuery,
         finished: Callable[[], None],
+        target: str = "",
     ) -> None:
         self.schema = schema
+        self.target = target
         self._source = source
         self._query = query
         self._owns_query = False

@@ -62,7 +62,8 @@ class Batch:
 class QueryRequest:
     """One statement. ``params`` bind ``$name``; ``timeout_seconds`` None takes the node's limit.
 
-    ``door`` and ``client`` (HOST:PORT) say where it came from, for those who look at what runs.
+    ``door`` and ``client`` (HOST:PORT) say where it came from, for those who look at what runs. INSERT is refused
+    unless ``may_insert``: a request that promises to change nothing (GET) must not.
     """
 
     database: str
@@ -72,6 +73,7 @@ class QueryRequest:
     request_id: str = ""
     door: str = ""
     client: str = ""
+    may_insert: bool = False
 
 
 class QueryResult(Protocol):
@@ -128,7 +130,7 @@ class Backend(Protocol):
         ...
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
-        """Plan and start a read-only statement over one snapshot per table; or carry out KILL QUERY."""
+        """Plan and start a statement over one snapshot per table; carry out KILL QUERY, or INSERT (`nodes.insert`)."""
         ...
 
     async def queries(self) -> Sequence[QueryStatus]:

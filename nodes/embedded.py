@@ -20,6 +20,7 @@ from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
 from nodes.engineparts import new_engine
 from nodes.idempotency import KeyedIds
+from nodes.insert import insert
 from nodes.localqueries import LocalQueries, kill_if_asked, origin
 from nodes.outcomes import all_or_worst
 from nodes.resulttext import result_text
@@ -258,7 +259,7 @@ class EmbeddedBackend:
         catalog = await self.refresh()
         if catalog.database(request.database) is None:
             raise NoSuchDatabase(f"database not found: {request.database}")
-        return await self._engine.query(
+        stream = await self._engine.query(
             request.text,
             database=request.database,
             revision=catalog.revision,
@@ -268,7 +269,9 @@ class EmbeddedBackend:
             timeout_seconds=request.timeout_seconds,
             system=self._system_tables(catalog, request.database),
             origin=origin(request),
+            may_insert=request.may_insert,
         )
+        return await insert(self, request.database, stream.target, stream, principal) if stream.target else stream
 
     async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
         """The result's bytes as DataFusion writes them."""

@@ -952,6 +952,7 @@ class ExecuteRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     DOOR_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
+    MAY_INSERT_FIELD_NUMBER: _builtins.int
     database: _builtins.str
     statement: _builtins.str
     params: _builtins.bytes
@@ -966,6 +967,7 @@ class ExecuteRequest(_message.Message):
     """where the gateway got it: "http" or "grpc" """
     client: _builtins.str
     """HOST:PORT"""
+    may_insert: _builtins.bool
     def __init__(
         self,
         *,
@@ -978,10 +980,11 @@ class ExecuteRequest(_message.Message):
         format: _builtins.str = ...,
         door: _builtins.str = ...,
         client: _builtins.str = ...,
+        may_insert: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "database", b"database", "door", b"door", "format", b"format", "params", b"params", "request_id", b"request_id", "revision", b"revision", "statement", b"statement", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "database", b"database", "door", b"door", "format", b"format", "may_insert", b"may_insert", "params", b"params", "request_id", b"request_id", "revision", b"revision", "statement", b"statement", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -993,17 +996,21 @@ class ExecuteReply(_message.Message):
 
     IPC_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     ipc: _builtins.bytes
     text: _builtins.bytes
+    target: _builtins.str
+    """in the first: an INSERT's table; its rows follow as Arrow, and are the gateway's to write"""
     def __init__(
         self,
         *,
         ipc: _builtins.bytes = ...,
         text: _builtins.bytes = ...,
+        target: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ipc", b"ipc", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ipc", b"ipc", "target", b"target", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

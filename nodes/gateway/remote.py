@@ -19,8 +19,9 @@ import structlog
 from cluster.errors import ClusterError, PeerUnavailable
 from nodes.clusterqueries import ClusterQueries
 from nodes.gateway.movedcalls import MovedCalls
-from nodes.gateway.remotequery import RemoteQueries
+from nodes.gateway.remotequery import RemoteQueries, RemoteResult
 from nodes.idempotency import KeyedIds
+from nodes.insert import insert
 from nodes.localqueries import kill_if_asked
 from nodes.messages import changes_to, write_id_to
 from nodes.outcomes import all_or_worst
@@ -134,7 +135,10 @@ class RemoteBackend:
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         """Run one statement on a query node, on another if that one fails before the first byte; or KILL QUERY."""
         killed = await kill_if_asked(request, self.cluster_queries)
-        return killed or await self.statements.run(request, self.catalog.revision)
+        if killed is not None:
+            return killed
+        result = await self.statements.run(request, self.catalog.revision)
+        return await self._inserted(request, result, principal) if result.target else result
 
     async def queries(self) -> Sequence[QueryStatus]:
         """Of every query node."""
@@ -149,7 +153,13 @@ class RemoteBackend:
         killed = await kill_if_asked(request, self.cluster_queries)
         if killed is not None:
             return result_text(format, killed)
-        return await self.statements.text(request, format, self.catalog.revision)
+        answer = await self.statements.text(request, format, self.catalog.revision)
+        if not isinstance(answer, RemoteResult):
+            return answer
+        return result_text(format, await self._inserted(request, answer, principal))
+
+    async def _inserted(self, request: QueryRequest, rows: RemoteResult, principal: Principal) -> QueryResult:
+        return await insert(self, request.database, rows.target, rows, principal)
 
     async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogSnapshot:
         """Have the controller apply the changes; return the Catalog after them, as this node follows it."""

@@ -52,9 +52,15 @@ class RemoteQueries:
         """Start a statement on a query node. Raises what the node raised, or PeerUnavailable when none is here."""
         return RemoteResult(await self._begin(request, "", revision))
 
-    async def text(self, request: QueryRequest, format: str, revision: int) -> AsyncGenerator[bytes, None]:
-        """As `run`; the result in one of `engine.formats.ResultFormat`, as the query node writes it."""
-        return _text(await self._begin(request, format, revision))
+    async def text(
+        self, request: QueryRequest, format: str, revision: int
+    ) -> AsyncGenerator[bytes, None] | RemoteResult:
+        """As `run`; the result in one of `engine.formats.ResultFormat`, as the query node writes it.
+
+        Of an INSERT what is to be written, as `run` has it.
+        """
+        answering = await self._begin(request, format, revision)
+        return RemoteResult(answering) if answering.first.target else _text(answering)
 
     async def _begin(self, request: QueryRequest, format: str, revision: int) -> Answering:
         loop = asyncio.get_running_loop()
@@ -98,6 +104,7 @@ class RemoteQueries:
                 format=format,
                 door=request.door,
                 client=request.client,
+                may_insert=request.may_insert,
             ),
             timeout=limit + DEADLINE_SPARE_SECONDS,
         )
@@ -181,10 +188,14 @@ class Answering:
 
 
 class RemoteResult:
-    """The batches of a statement that runs on a query node. Iterate it once; close it early to cancel it."""
+    """The batches of a statement that runs on a query node. Iterate it once; close it early to cancel it.
+
+    ``target``: the table that they are for, if the statement is an INSERT.
+    """
 
     def __init__(self, answering: Answering) -> None:
         self._answering = answering
+        self.target = answering.first.target
         try:
             self.schema: pa.Schema = pa.ipc.read_schema(pa.py_buffer(answering.first.ipc))
         except (pa.ArrowException, OSError) as error:

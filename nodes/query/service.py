@@ -55,9 +55,11 @@ class QueryService(internal_pb2_grpc.QueryServicer):
             _params(request.params),
             request.timeout_seconds or None,
             Origin(request.door, request.client, request.request_id),
+            request.may_insert,
         )
+        made = _arrow(stream) if format is None or stream.target else _text(format, stream)
         try:
-            async with contextlib.aclosing(_arrow(stream) if format is None else _text(format, stream)) as replies:
+            async with contextlib.aclosing(made) as replies:
                 async for reply in replies:
                     yield reply
         finally:
@@ -99,7 +101,7 @@ def _format(name: str) -> ResultFormat | None:
 
 async def _arrow(stream: QueryStream) -> AsyncGenerator[internal_pb2.ExecuteReply, None]:
     """The schema first: it says that the statement runs."""
-    yield internal_pb2.ExecuteReply(ipc=stream.schema.serialize().to_pybytes())
+    yield internal_pb2.ExecuteReply(ipc=stream.schema.serialize().to_pybytes(), target=stream.target)
     async for batch in stream:
         yield internal_pb2.ExecuteReply(ipc=await asyncio.to_thread(encode_batch, batch))
 

@@ -59,8 +59,9 @@ class QueryDoor:
         await self._require_database(posted.db)
         request.watch()
         query = QueryRequest(
-            posted.db, posted.q, posted.params or {}, None, request.request_id, DOOR, request.client_address
-        )
+            posted.db, posted.q, posted.params or {}, None, request.request_id, DOOR, request.client_address,
+            may_insert=request.method == "POST",
+        )  # fmt: skip
         try:
             text = await self._backend.query_text(query, format, ANONYMOUS)
         except NoSuchDatabase as error:
