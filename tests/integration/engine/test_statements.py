@@ -74,7 +74,6 @@ def test_quoted_names_match_exactly_only(world: World) -> None:
         "CREATE TABLE x AS SELECT 1",
         "CREATE VIEW v AS SELECT 1",
         "DROP TABLE cpu",
-        "INSERT INTO cpu (usage) VALUES (1)",
         "UPDATE cpu SET usage = 1",
         "DELETE FROM cpu",
         "TRUNCATE TABLE cpu",
@@ -94,6 +93,19 @@ def test_quoted_names_match_exactly_only(world: World) -> None:
 def test_only_reading_statements_are_served(world: World, statement: str) -> None:
     with pytest.raises(NotReadOnly, match="only reading statements"):
         world.ask(statement)
+
+
+def test_an_insert_needs_leave_and_says_what_it_is_for(world: World) -> None:
+    statement = "INSERT INTO cpu (usage) VALUES (7)"
+    with pytest.raises(NotReadOnly, match="INSERT changes rows"):
+        world.ask(statement)
+
+    async def ask(engine: Engine) -> None:
+        stream = await world.start(engine, statement, may_insert=True)
+        assert stream.target == "cpu"
+        assert [row["usage"] async for batch in stream for row in batch.to_pylist()] == [7]
+
+    world.run(ask)
 
 
 @pytest.mark.parametrize(
