@@ -35,13 +35,13 @@ from storage.errors import SnapshotTooOld
 from storage.schema import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from datafusion import DataFrame, Expr, SessionContext
 
     from engine.scan import SystemTable
-    from engine.views import Tails
+    from engine.views import Tails, View
     from storage.objects import S3Options
     from storage.schema import Column, Table, TableSnapshot
 
@@ -153,7 +153,7 @@ class Planner:
                 naming = _Naming(context, views, request, tails, system, params)
                 frame = naming.frame()
         started = _execute(context, frame, _bytes(tails), naming.target)
-        self._check_files(request.snapshots)
+        self._check_files(naming.paths)
         return started
 
     def _set_partitions(self, context: SessionContext, partitions: int) -> None:
@@ -178,12 +178,11 @@ class Planner:
             register_s3(context, self._root.bucket, self._s3)
         return context, Views(context, FileTables(context, self._root.url), limits.tails_bytes_max)
 
-    def _check_files(self, snapshots: Sequence[TableSnapshot]) -> None:
+    def _check_files(self, paths: Collection[str]) -> None:
         """LOG L16: DataFusion reads a file that is not there when it plans as an empty one, so look after it.
 
         Names are never used again: a file that exists now existed while the plan was made.
         """
-        paths = [f.path for s in snapshots for p in s.partitions for f in p.files]
         missing = self._root.missing(paths)
         if missing:
             raise SnapshotTooOld(f"{len(missing)} files of the snapshot are gone, among them {missing[0]}")
@@ -211,6 +210,8 @@ class _Naming:
         self._describes = describes
         self.target = ""
         """Of an INSERT, once it is planned: the name of its table."""
+        self.paths: frozenset[str] = frozenset()
+        """The files that the plan reads."""
 
     def frame(self) -> DataFrame:
         """The planned statement."""
@@ -220,6 +221,7 @@ class _Naming:
         views = {s.table.name: self._views.view(s, self._tails[s.table.id], times or TIMES) for s in snapshots}
         providers: dict[str, Any] = {name: view.provider for name, view in views.items()}
         self._register(providers)
+        self._reads(views)
         frame, statement = self._plan()
         self._refuse_described(frame, providers)
         wide = [s for s in self._request.snapshots if views[s.table.name].narrows]
@@ -228,8 +230,12 @@ class _Naming:
         narrowed = self._narrow(statement, providers, wide)
         if not narrowed:
             return frame
-        self._register(providers | narrowed)
+        self._register(providers | {name: view.provider for name, view in narrowed.items()})
+        self._reads(views | narrowed)
         return self._read(statement)
+
+    def _reads(self, views: Mapping[str, View]) -> None:
+        self.paths = frozenset(path for view in views.values() for path in view.paths)
 
     def _plan(self) -> tuple[DataFrame, str]:
         """Plan as written; if that fails, once more with names that differ in case only put right."""
@@ -301,7 +307,7 @@ class _Naming:
         schema = pa.schema([(c.name, _described_type(c)) for c in columns])
         return Table(dataset.dataset(schema.empty_table()))
 
-    def _narrow(self, statement: str, providers: dict[str, Any], wide: Sequence[TableSnapshot]) -> dict[str, Any]:
+    def _narrow(self, statement: str, providers: dict[str, Any], wide: Sequence[TableSnapshot]) -> dict[str, View]:
         """Views of what the statement's conditions on keys leave: DataFusion pushes none into a merge.
 
         The conditions are what the optimizer pushes into a plain table of the same name. A table that stands in
@@ -320,7 +326,7 @@ class _Naming:
                 continue
             pushed = usable(table, found[0])
             if pushed.conditions:
-                narrowed[table.name] = self._views.narrowed(snapshot, self._tails[table.id], pushed).provider
+                narrowed[table.name] = self._views.narrowed(snapshot, self._tails[table.id], pushed)
         return narrowed
 
 
