@@ -36,6 +36,7 @@ def wanted_to(shard: int, revision: int, wanted: TailWanted, retention_ns: Mappi
         from_epoch=wanted.from_epoch,
         from_sequence=wanted.from_sequence,
         retention_ns=retention_ns,
+        known_checkpoint=wanted.known_checkpoint,
     )
 
 
@@ -48,6 +49,7 @@ def wanted_from(request: pb.TailRequest) -> TailWanted:
         request.time_low if request.HasField("time_low") else None,
         request.time_high if request.HasField("time_high") else None,
         dict(request.tag_equals),
+        request.known_checkpoint,
     )
 
 
@@ -71,6 +73,7 @@ def head_to(answer: TailAnswer) -> pb.TailHead:
         ],
         cutoffs=cutoffs_to(answer.cutoffs),
         dropped=sorted(answer.dropped),
+        files_known=answer.files_known,
     )
 
 
@@ -140,6 +143,7 @@ def answer_from(shard: int, head: pb.TailHead, rows: Sequence[pb.TailRows]) -> T
         tuple(_rows_from(shard, message) for message in rows),
         cutoffs_from(head.cutoffs),
         frozenset(head.dropped),
+        head.files_known,
     )
 
 

@@ -297,6 +297,7 @@ class TailRequest(_message.Message):
     FROM_EPOCH_FIELD_NUMBER: _builtins.int
     FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
     RETENTION_NS_FIELD_NUMBER: _builtins.int
+    KNOWN_CHECKPOINT_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     revision: _builtins.int
     time_low: _builtins.int
@@ -306,6 +307,8 @@ class TailRequest(_message.Message):
     """what the caller kept belongs to this epoch,"""
     from_sequence: _builtins.int
     """and reaches to this object: send only what is newer, if k is not above it"""
+    known_checkpoint: _builtins.int
+    """the caller has the tables' file lists of this one"""
     @_builtins.property
     def tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___TailTable]: ...
     @_builtins.property
@@ -328,10 +331,11 @@ class TailRequest(_message.Message):
         from_epoch: _builtins.int = ...,
         from_sequence: _builtins.int = ...,
         retention_ns: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        known_checkpoint: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_high", b"_time_high", "_time_low", b"_time_low", "time_high", b"time_high", "time_low", b"time_low"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_high", b"_time_high", "_time_low", b"_time_low", "from_epoch", b"from_epoch", "from_sequence", b"from_sequence", "retention_ns", b"retention_ns", "revision", b"revision", "shard", b"shard", "tables", b"tables", "tag_equals", b"tag_equals", "time_high", b"time_high", "time_low", b"time_low"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_high", b"_time_high", "_time_low", b"_time_low", "from_epoch", b"from_epoch", "from_sequence", b"from_sequence", "known_checkpoint", b"known_checkpoint", "retention_ns", b"retention_ns", "revision", b"revision", "shard", b"shard", "tables", b"tables", "tag_equals", b"tag_equals", "time_high", b"time_high", "time_low", b"time_low"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_high: _TypeAlias = _typing.Literal["time_high"]  # noqa: Y015
     _WhichOneofArgType__time_high: _TypeAlias = _typing.Literal["_time_high", b"_time_high"]  # noqa: Y015
@@ -411,6 +415,7 @@ class TailHead(_message.Message):
     PARTITIONS_FIELD_NUMBER: _builtins.int
     CUTOFFS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    FILES_KNOWN_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     position: _builtins.int
     """everything up to this object is in the answer"""
@@ -421,6 +426,8 @@ class TailHead(_message.Message):
     """the highest Revision of its rows"""
     from_sequence: _builtins.int
     """rows are those above this object: what was asked for, or `covered`"""
+    files_known: _builtins.bool
+    """checkpoint_seq is known_checkpoint: partitions come without their files"""
     @_builtins.property
     def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___TailPartition]: ...
     @_builtins.property
@@ -441,10 +448,11 @@ class TailHead(_message.Message):
         partitions: _abc.Iterable[Global___TailPartition] | None = ...,
         cutoffs: _abc.Iterable[Global___Cutoff] | None = ...,
         dropped: _abc.Iterable[_builtins.int] | None = ...,
+        files_known: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_seq", b"checkpoint_seq", "covered", b"covered", "cutoffs", b"cutoffs", "dropped", b"dropped", "epoch", b"epoch", "from_sequence", b"from_sequence", "partitions", b"partitions", "position", b"position", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_seq", b"checkpoint_seq", "covered", b"covered", "cutoffs", b"cutoffs", "dropped", b"dropped", "epoch", b"epoch", "files_known", b"files_known", "from_sequence", b"from_sequence", "partitions", b"partitions", "position", b"position", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
