@@ -1,0 +1,146 @@
+"""Which files of a partition to merge next: pure arithmetic over what a Checkpoint says of them (LOG L25).
+
+`plan` is driven by `nodes.compaction`; `storage.merge` does what it says. The files of a partition are layers: each
+stands for a range of order and a range of time. Two that share a moment never share an order: that is what lets rows
+with the same key be folded layer by layer, and what every run that is planned here keeps true.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from storage.schema import DataFile
+
+    Ints = npt.NDArray[np.int64]
+
+TARGET_BYTES: Final = 128 * 2**20
+"""What a file should have: enough for long scans, little enough to be encoded and put at once."""
+FULL_BYTES: Final = TARGET_BYTES // 2
+"""A file of at least so much is merged again only where it overlaps others."""
+TINY_BYTES: Final = 2**20
+"""Files below this count as so large: to open one costs as much as to read this."""
+RUN_FILES_MIN: Final = 4
+"""Fewer files are not worth a merge: each row is rewritten about once for each fourfold of what it lies in."""
+RUN_FILES_MAX: Final = 64
+"""Files that are read at once."""
+RUN_BYTES_MAX: Final = 8 * TARGET_BYTES
+"""Of one merge: at most so much is written under names that no Checkpoint has yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The files of one partition in ascending order, and their inclusive ranges as columns."""
+
+    files: tuple[DataFile, ...]
+    orders: tuple[Ints, Ints]
+    times: tuple[Ints, Ints]
+
+    @classmethod
+    def of(cls, files: Iterable[DataFile]) -> Layers:
+        """Sorted by order; those of one merge, which share an order, by time."""
+        ordered = tuple(sorted(files, key=lambda f: (f.order_low, f.order_high, f.time_low, f.path)))
+
+        def column(values: Iterable[int]) -> Ints:
+            return np.fromiter(values, dtype=np.int64, count=len(ordered))
+
+        orders = column(f.order_low for f in ordered), column(f.order_high for f in ordered)
+        times = column(f.time_low for f in ordered), column(f.time_high for f in ordered)
+        return cls(ordered, orders, times)
+
+    def is_run(self, indexes: Sequence[int]) -> bool:
+        """Whether these may be merged: no other file shares both a moment and an order with all of them together.
+
+        L25: with a layer left out that lies between them, what it has written would be hidden by older values, which
+        take the highest order of their run.
+        """
+        chosen = np.array(indexes)
+        between = self._touched(self.orders, chosen) & self._touched(self.times, chosen)
+        between[chosen] = False
+        return not bool(np.any(between))
+
+    @staticmethod
+    def _touched(ranges: tuple[Ints, Ints], chosen: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+        """Which files reach into the hull of the chosen ones."""
+        low, high = ranges
+        touched: npt.NDArray[np.bool_] = (low <= np.max(high[chosen])) & (high >= np.min(low[chosen]))
+        return touched
+
+
+def plan(files: Iterable[DataFile]) -> list[tuple[DataFile, ...]]:
+    """Runs of one partition's files, each worth a merge by itself, oldest first; no file is in two of them."""
+    layers = Layers.of(files)
+    if len(layers.files) < RUN_FILES_MIN:
+        return []
+    found = list(_small_runs(layers)) or list(_deep_runs(layers))
+    return [tuple(layers.files[i] for i in run) for run in found]
+
+
+def is_worth(files: Sequence[DataFile]) -> bool:
+    """Whether a merge pays: several files, of which none has most of the bytes, or it would be rewritten for little."""
+    sizes = [max(file.bytes, TINY_BYTES) for file in files]
+    return RUN_FILES_MIN <= len(sizes) <= RUN_FILES_MAX and 2 * max(sizes) <= sum(sizes) <= RUN_BYTES_MAX
+
+
+def _small_runs(layers: Layers) -> Iterator[list[int]]:
+    """Files that are not full, in order: from the oldest on the longest runs that pay."""
+    small = [i for i, file in enumerate(layers.files) if file.bytes < FULL_BYTES]
+    at = 0
+    while at + RUN_FILES_MIN <= len(small):
+        run = _longest(layers, small[at : at + RUN_FILES_MAX])
+        if run:
+            yield run
+        at += len(run) or 1
+
+
+def _longest(layers: Layers, indexes: Sequence[int]) -> list[int]:
+    """The longest beginning of ``indexes`` that may be merged and pays; empty if none does."""
+    for length in range(len(indexes), RUN_FILES_MIN - 1, -1):
+        run = indexes[:length]
+        if is_worth([layers.files[i] for i in run]) and layers.is_run(run):
+            return list(run)
+    return []
+
+
+def _deep_runs(layers: Layers) -> Iterator[list[int]]:
+    """Where most files overlap in time, those that do: afterwards they stand one beside the other."""
+    deepest = _deepest(layers)
+    for length in range(len(deepest), RUN_FILES_MIN - 1, -1):
+        run = _closed(layers, deepest[-length:])  # the newest: what is older has been merged before
+        if is_worth([layers.files[i] for i in run]) and layers.is_run(run):
+            yield run
+            return
+
+
+def _deepest(layers: Layers) -> list[int]:
+    """The files at a moment that most of them share, in order."""
+    low, high = layers.times
+    edges: defaultdict[int, int] = defaultdict(int)
+    for begin, end in zip(low.tolist(), high.tolist(), strict=True):
+        edges[begin] += 1
+        edges[end + 1] -= 1
+    depth, best, moment = 0, 0, 0
+    for at in sorted(edges):
+        depth += edges[at]
+        if depth > best:
+            best, moment = depth, at
+    return [int(i) for i in np.flatnonzero((low <= moment) & (high >= moment))]
+
+
+def _closed(layers: Layers, indexes: Sequence[int]) -> list[int]:
+    """``indexes`` with every file that keeps them from being a run."""
+    chosen = np.array(indexes)
+    while len(chosen) <= RUN_FILES_MAX:
+        touched = layers._touched(layers.orders, chosen) & layers._touched(layers.times, chosen)
+        if len(following := np.flatnonzero(touched)) == len(chosen):
+            break
+        chosen = following
+    return [int(i) for i in chosen]
