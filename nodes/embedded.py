@@ -18,6 +18,7 @@ import structlog
 
 from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
+from nodes.compaction import new_compactor
 from nodes.engineparts import new_engine
 from nodes.idempotency import KeyedIds
 from nodes.outcomes import all_or_worst
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
     from engine.engine import Engine
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
+    from nodes.compaction import Compactor
     from nodes.settings_model import Budgets, Settings
     from storage.objects import ObjectStore
     from storage.schema import PartitionSnapshot, Table
@@ -81,6 +83,7 @@ class EmbeddedBackend:
         self._store: ObjectStore
         self._appender: Appender
         self._catalog: Catalog
+        self._compactor: Compactor
         self._engine: Engine
         self._store_id: uuid.UUID
 
@@ -117,6 +120,8 @@ class EmbeddedBackend:
         self._engine = new_engine(settings, self._budgets, self._store.url)
         stack.push_async_callback(self._engine.close)
         self._start(stack, self._sweep_now_and_then())
+        self._compactor = new_compactor(settings, self._budgets, self._store, self._budget, self._open_ones)
+        self._start(stack, self._compactor.run())
 
     async def _open_shards(
         self, stack: contextlib.AsyncExitStack, store_id: bytes, node: bytes, executor: ThreadPoolExecutor
@@ -322,6 +327,10 @@ class EmbeddedBackend:
         await all_or_worst([shard.checkpoint() for shard in self._open_ones()])
         await self._catalog.shutdown()
 
+    async def compact(self) -> int:
+        """Merge the files of every shard that are worth it, now; how many merges that took."""
+        return await self._compactor.compact()
+
     def status(self) -> BackendStatus:
         """What this process holds, without I/O."""
         catalog = self._catalog.current
@@ -338,6 +347,7 @@ class EmbeddedBackend:
                 for d in catalog.databases()
             ],
             logs=[self._catalog_status(), *(log_status(shard) for shard in self._shards.values())],
+            compaction=self._compactor.counters,
         )
 
     def _table_status(self, table: Table) -> TableStatus:

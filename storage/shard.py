@@ -100,7 +100,7 @@ class Shard:
         self.counters = ShardCounters()
         self.state = ShardState(identity.store_id, identity.log_id, tables, limits.replay_bytes_max)
         self._store = store
-        self._tables = tables
+        self.tables = tables
         self._revision = revision or (lambda: 0)
         self._catch_up = catch_up
         self._budget = budget
@@ -239,7 +239,7 @@ class Shard:
                 raise WriteRefused(
                     f"shard {self.log_id}: a write born at {part.born} is below the horizon {self.state.horizon}"
                 )
-            table = self._tables(part.table_id)
+            table = self.tables(part.table_id)
             if table is None or table.version < part.schema_version:  # L30: a file of ours would lack the new columns
                 raise CatalogBehind(
                     f"shard {self.log_id}: table {part.table_id} at version {part.schema_version} is not known here yet"
@@ -256,7 +256,7 @@ class Shard:
         return [decode_append(p, self._table(p.table_id), self.log_id) for p in parts]
 
     def _table(self, table_id: int) -> Table:
-        table = self._tables(table_id)
+        table = self.tables(table_id)
         assert table is not None, "rows of a table that the Catalog does not name are refused"
         return table
 
@@ -361,7 +361,7 @@ class Shard:
         core = self.driver.core
         if not core.is_owner:
             raise ShardClosed(f"shard {self.log_id} is not open here: try again")
-        tables = [self._tables(table_id) for table_id in wanted.tables]
+        tables = [self.tables(table_id) for table_id in wanted.tables]
         if None in tables:
             raise CatalogBehind(f"shard {self.log_id}: a table of {list(wanted.tables)} is not known here yet")
         found = [table for table in tables if table is not None]

@@ -31,7 +31,7 @@ from nodes.gateway.nodemetrics import NodeMetrics
 from nodes.gateway.server import HttpServer
 from nodes.metrics import Metrics
 from nodes.settings_kinds import Address
-from nodes.status import CHECKPOINT_PATH, CLUSTER_PATH, DRAIN_PATH, REBALANCE_PATH, STATUS_PATH
+from nodes.status import CHECKPOINT_PATH, CLUSTER_PATH, COMPACT_PATH, DRAIN_PATH, REBALANCE_PATH, STATUS_PATH
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -292,6 +292,7 @@ def status_routes(parts: GatewayParts, answers: Answers) -> list[Route]:
         *free("GET", "/metrics", status.metrics),
         *free("GET", STATUS_PATH, status.status),
         Route("POST", CHECKPOINT_PATH, status.checkpoint, answers.on_error_v3, is_traced=True),
+        Route("POST", COMPACT_PATH, status.compact, answers.on_error_v3, is_traced=True),
     ]
 
 

@@ -1,0 +1,90 @@
+"""A whole node whose rows came in many small writes, scattered and rewritten: compaction changes no answer (LOG L25)."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+from tests.harness.node import RunningNode
+from tests.integration.whole.probing import ask, checkpoint, clean_node, post_lines
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DAYS = 30
+DAY_NS = 86_400 * 10**9
+FILES_PER_SHARD_MAX = 64
+QUESTIONS = (
+    "SELECT count(*) AS n, sum(a) AS a, sum(b) AS b, min(time) AS first, max(time) AS last FROM m",
+    "SELECT host, count(a) AS n, sum(a) AS a, max(c) AS c FROM m GROUP BY host ORDER BY host",
+    "SELECT * FROM m ORDER BY host, zone, time",
+    "SELECT date_bin(INTERVAL '1 day', time) AS day, count(*) AS n FROM m GROUP BY day ORDER BY day",
+    "SELECT count(*) AS n FROM m WHERE b > 50",
+    "SELECT * FROM m WHERE time < to_timestamp_nanos(100000000000000) ORDER BY host, zone, time",
+)
+
+
+def body(chooser: random.Random, lines: int) -> str:
+    """Points over thirty days, of which a good part was written before, each time other fields."""
+    found = []
+    for _ in range(lines):
+        tags = chooser.choice(["", ",host=h1", ",host=h2", ",host=h2,zone=z", ",zone=ü"])
+        fields = ",".join(f"{name}={chooser.randrange(100)}i" for name in chooser.sample("abc", chooser.randint(1, 3)))
+        at = chooser.randrange(DAYS) * DAY_NS + chooser.randrange(40)
+        found.append(f"m{tags} {fields} {at}")
+    return "\n".join(found)
+
+
+def answers(node: RunningNode) -> list[Any]:
+    return [node.query(question) for question in QUESTIONS]
+
+
+def files(node: RunningNode) -> list[dict[str, Any]]:
+    return node.query("SELECT * FROM system.parquet_files")
+
+
+def shards(found: list[dict[str, Any]]) -> dict[str, int]:
+    """Files by the Log that they belong to."""
+    counts: dict[str, int] = {}
+    for file in found:
+        log_id = file["path"].split("/")[1]
+        counts[log_id] = counts.get(log_id, 0) + 1
+    return counts
+
+
+def compact(node: RunningNode) -> int:
+    reply = ask(node, "POST", "/api/runnel/compact")
+    assert reply.status == 200, reply.text
+    merges: int = reply.json["merges"]
+    return merges
+
+
+def test_tiny_scattered_writes_are_merged_and_every_answer_stays(tmp_path: Path) -> None:
+    chooser = random.Random(5)
+    settings = {"LOG__SHARDS": "2", "COMPACTION__CPU_SHARE": "none"}
+    with clean_node(tmp_path, **settings) as node:
+        for _ in range(90):
+            assert post_lines(node, body(chooser, 6), precision="nanosecond").status in (200, 204)
+            checkpoint(node)
+        node.write(body(chooser, 5), precision="ns")  # in the memtable, above all files
+        before, scattered = answers(node), files(node)
+        assert len(scattered) >= 90
+        assert compact(node) >= 2
+        merged = files(node)
+        assert max(shards(merged).values()) <= FILES_PER_SHARD_MAX
+        assert len(merged) < len(scattered) / 4
+        assert answers(node) == before
+        assert compact(node) == 0, "nothing is left that is worth it"
+        status = ask(node, "GET", "/api/runnel/status").json["compaction"]
+        assert status["files_in"] - status["files_out"] == len(scattered) - len(merged)
+        assert (status["failed"], status["void"], status["waiting"]) == (0, 0, 0)
+        node.kill()
+        node.start()
+        assert answers(node) == before
+        assert {f["path"] for f in files(node)} == {f["path"] for f in merged}
+        for _ in range(8):
+            node.write(body(chooser, 6), precision="ns")
+            checkpoint(node)
+        before = answers(node)
+        compact(node)
+        assert answers(node) == before
