@@ -69,7 +69,11 @@ class Merger(Protocol):
         ...
 
     async def rest(self) -> None:
-        """Let go of what merging needs. Idempotent."""
+        """Let go of what merging needs, until the next merge. Idempotent."""
+        ...
+
+    async def aclose(self) -> None:
+        """The same for ever: a merge under way fails at once. Idempotent."""
         ...
 
 
@@ -90,21 +94,24 @@ class Compactor:
         self._share = share
         self._room = room
         self._lock = asyncio.Lock()
+        self._closing = False
         self._seen: dict[Place, tuple[DataFile, ...]] = {}
         self._forgive_at = time.monotonic() + FORGIVE_SECONDS
 
     async def run(self) -> None:
         """Look now and then, merge what is worth it, for ever."""
         worked = time.monotonic()
-        try:
-            while self._share is not None:
-                await asyncio.sleep(LOOK_SECONDS)
-                if await self._round(self._share):
-                    worked = time.monotonic()
-                elif time.monotonic() - worked > REST_SECONDS:
-                    await self._merger.rest()
-        finally:
-            await self._merger.rest()
+        while not self._closing:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self._share is not None and await self._round(self._share):
+                worked = time.monotonic()
+            elif time.monotonic() - worked > REST_SECONDS:
+                await self._merger.rest()
+
+    async def aclose(self) -> None:
+        """Merge no more; what was not committed is left to the sweep. Idempotent."""
+        self._closing = True
+        await self._merger.aclose()
 
     async def compact(self) -> int:
         """Merge until nothing is worth it any more, at full speed; how many merges that took."""
@@ -176,6 +183,8 @@ class Compactor:
                 raise ShardClosed(f"shard {shard.log_id} was closed while its files were merged")
             answer = merging.result()
         except MergeFailed as error:
+            if self._closing:
+                raise ShardClosed("this node is stopping") from error
             self.counters.failed += 1
             log.warning("files could not be merged", shard=shard.log_id, table=table.name, reason=str(error))
             return

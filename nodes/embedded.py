@@ -121,6 +121,7 @@ class EmbeddedBackend:
         stack.push_async_callback(self._engine.close)
         self._start(stack, self._sweep_now_and_then())
         self._compactor = new_compactor(settings, self._budgets, self._store, self._budget, self._open_ones)
+        stack.push_async_callback(self._compactor.aclose)
         self._start(stack, self._compactor.run())
 
     async def _open_shards(
@@ -320,6 +321,7 @@ class EmbeddedBackend:
 
     async def drain(self) -> None:
         """One process hands nothing over: a checkpoint makes the next start fast."""
+        await self._compactor.aclose()
         await self.checkpoint()
 
     async def checkpoint(self) -> None:

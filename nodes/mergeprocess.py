@@ -30,7 +30,7 @@ class MergeFailed(Exception):
 
 
 class MergeProcess:
-    """`merge`, then `rest` when there is nothing more to do, or at the end."""
+    """`merge`; `rest` while there is nothing more to do; `aclose` at the end, also in mid-merge."""
 
     def __init__(self, url: str, options: S3Options | None, scratch: Path, read_bytes: int) -> None:
         self._setup = Setup(url, options, str(scratch))
@@ -38,6 +38,7 @@ class MergeProcess:
         self._read_bytes = read_bytes
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
+        self._closed = False
 
     async def merge(self, job: MergeJob, share: float) -> Answer:
         """Merge within ``share`` of a core. Raises MergeFailed. When cancelled the process ends with its merge."""
@@ -52,11 +53,18 @@ class MergeProcess:
         return answer
 
     async def rest(self) -> None:
-        """Let the process go; a further `merge` starts another. Idempotent."""
-        async with self._lock:
+        """Let the process go, unless it merges; a further `merge` starts another. Idempotent."""
+        if not self._lock.locked():
             await self._end()
 
+    async def aclose(self) -> None:
+        """End the process, whatever it does; from now on every merge fails. Idempotent."""
+        self._closed = True
+        await self._end()
+
     async def _ask(self, order: Order) -> Answer:
+        if self._closed:
+            raise MergeFailed("this node is stopping")
         process = self._process or await self._start()
         assert process.stdin is not None
         assert process.stdout is not None

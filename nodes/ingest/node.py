@@ -92,6 +92,7 @@ class IngestNode(DoorlessBackend):
                 await self._raft.start()
             store, shards = self.member.store, self.keeper.open_shards
             self.compactor = new_compactor(self._settings, self._budgets, store, self.budget, shards)
+            stack.push_async_callback(self.compactor.aclose)
             for work in (self.controller.run(), self._sweep_now_and_then(), self.compactor.run()):
                 stack.push_async_callback(_cancel, asyncio.create_task(work))
             self._stack = stack.pop_all()
@@ -161,6 +162,7 @@ class IngestNode(DoorlessBackend):
     async def drain(self) -> None:
         """Checkpoint, hand the shards over, leave. Serves until a Placement names others (L32)."""
         self.draining = True
+        await self.compactor.aclose()
         await self._checkpoint_quietly()
         if not await self._hand_over() and self._has_heirs():
             log.warning("not all shards were handed over in time; others will take them", kept=self._owned())

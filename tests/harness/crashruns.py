@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import random
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from storage.errors import StorageError
+from tests.harness.merging import merge_all
 from tests.harness.storagenode import Ledger, SimExecutor, StorageNode, check_node
 from tests.harness.stores import Crash, Fault, FaultStore, MemoryStore
 
@@ -88,6 +90,7 @@ async def keeper(node: StorageNode, ledger: Ledger, draw: random.Random) -> None
     chores: list[Callable[[], Coroutine[Any, Any, Any]]] = [
         *(shard.checkpoint for shard in shards), *(shard.sweep for shard in shards), node.catalog.checkpoint,
         *(shard.prove for shard in shards), shards[0].checkpoint,
+        *(functools.partial(merge_all, node, shard) for shard in shards), shards[0].sweep,
         lambda: node.ensure("t0", ledger, ["n", "extra"]), lambda: node.ensure("t2", ledger),
     ]  # fmt: skip
     draw.shuffle(chores)
@@ -125,6 +128,7 @@ async def after(node: StorageNode, ledger: Ledger, draw: random.Random, late: Ca
     await check_node(node, ledger)
     for shard in node.shards.values():
         await shard.checkpoint()
+        await merge_all(node, shard)
         await shard.sweep()
     await node.ensure("t0", ledger, ["n", "last"])
     await node.write("t0", 5, ledger, 9)

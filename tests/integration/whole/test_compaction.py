@@ -1,15 +1,16 @@
-"""A whole node whose rows came in many small writes, scattered and rewritten: compaction changes no answer (LOG L25)."""
+"""A whole node whose rows came in many small writes, scattered and rewritten: compaction changes no answer (L25)."""
 
 from __future__ import annotations
 
 import random
 from typing import TYPE_CHECKING, Any
 
-from tests.harness.node import RunningNode
 from tests.integration.whole.probing import ask, checkpoint, clean_node, post_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.harness.node import RunningNode
 
 DAYS = 30
 DAY_NS = 86_400 * 10**9
