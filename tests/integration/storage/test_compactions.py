@@ -1,5 +1,5 @@
 """Compaction's Checkpoints over the real Shard: "remove these, add those" against the current list, at the k in force,
-by the owner alone (LOG L14, L16, L18, L20, L21, L22, L23). Crashes in mid-compaction are in `test_crashes.py`."""
+by the owner alone (LOG L14, L16, L18, L20, L21, L22, L23). Crashes are in `test_crashes.py`."""
 
 from __future__ import annotations
 
