@@ -56,7 +56,7 @@ READ_BYTES_SHARE: Final = 1 / 8
 """Of the memory budget: rows of a merge in memory, at most `storage.merge.READ_BYTES_MAX`."""
 WORKER_BYTES: Final = 128 * 2**20
 """What the merging process holds beside rows."""
-WORKER_READ_FACTOR: Final = 6
+WORKER_READ_FACTOR: Final = 8
 """What it holds for each byte of rows that are read and not yet folded, at most."""
 FULL_SPEED: Final = 1.0
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from nodes.lean import keep_pandas_out
 from nodes.pace import Pace
+from nodes.pages import keep_pages
 from storage.merge import MergeJob, merge_files
 from storage.objects import S3Options, open_store
 from storage.schema import DataFile  # noqa: TC001  msgspec reads the annotations
@@ -84,6 +85,7 @@ def _stand_back() -> None:
 
 
 def _prepare() -> None:
+    keep_pages()
     keep_pandas_out()
     pa.set_cpu_count(1)
 

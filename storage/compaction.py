@@ -28,8 +28,8 @@ FULL_BYTES: Final = TARGET_BYTES // 2
 """A file of at least so much is merged again only where it overlaps others."""
 TINY_BYTES: Final = 2**20
 """Files below this count as so large: to open one costs as much as to read this."""
-RUN_FILES_MIN: Final = 4
-"""Fewer files are not worth a merge: each row is rewritten about once for each fourfold of what it lies in."""
+RUN_LAYERS_MIN: Final = 4
+"""Fewer are not worth a merge: each row is rewritten about once for each fourfold of what it lies in."""
 RUN_FILES_MAX: Final = 64
 """Files that are read at once."""
 RUN_BYTES_MAX: Final = 8 * TARGET_BYTES
@@ -78,23 +78,30 @@ class Layers:
 def plan(files: Iterable[DataFile]) -> list[tuple[DataFile, ...]]:
     """Runs of one partition's files, each worth a merge by itself, oldest first; no file is in two of them."""
     layers = Layers.of(files)
-    if len(layers.files) < RUN_FILES_MIN:
+    if len(layers.files) < RUN_LAYERS_MIN:
         return []
     found = list(_small_runs(layers)) or list(_deep_runs(layers))
     return [tuple(layers.files[i] for i in run) for run in found]
 
 
 def is_worth(files: Sequence[DataFile]) -> bool:
-    """Whether a merge pays: several files, of which none has most of the bytes, or it would be rewritten for little."""
-    sizes = [max(file.bytes, TINY_BYTES) for file in files]
-    return RUN_FILES_MIN <= len(sizes) <= RUN_FILES_MAX and 2 * max(sizes) <= sum(sizes) <= RUN_BYTES_MAX
+    """Whether a merge pays: several layers, of which none has most of the bytes, or it is rewritten for little.
+
+    Files of one earlier merge, which share an order, are one layer.
+    """
+    layers: defaultdict[tuple[int, int], int] = defaultdict(int)
+    for file in files:
+        layers[file.order_low, file.order_high] += max(file.bytes, TINY_BYTES)
+    total = sum(layers.values())
+    fits = len(files) <= RUN_FILES_MAX and total <= RUN_BYTES_MAX
+    return fits and len(layers) >= RUN_LAYERS_MIN and 2 * max(layers.values()) <= total
 
 
 def _small_runs(layers: Layers) -> Iterator[list[int]]:
     """Files that are not full, in order: from the oldest on the longest runs that pay."""
     small = [i for i, file in enumerate(layers.files) if file.bytes < FULL_BYTES]
     at = 0
-    while at + RUN_FILES_MIN <= len(small):
+    while at + RUN_LAYERS_MIN <= len(small):
         run = _longest(layers, small[at : at + RUN_FILES_MAX])
         if run:
             yield run
@@ -103,7 +110,7 @@ def _small_runs(layers: Layers) -> Iterator[list[int]]:
 
 def _longest(layers: Layers, indexes: Sequence[int]) -> list[int]:
     """The longest beginning of ``indexes`` that may be merged and pays; empty if none does."""
-    for length in range(len(indexes), RUN_FILES_MIN - 1, -1):
+    for length in range(len(indexes), RUN_LAYERS_MIN - 1, -1):
         run = indexes[:length]
         if is_worth([layers.files[i] for i in run]) and layers.is_run(run):
             return list(run)
@@ -113,7 +120,7 @@ def _longest(layers: Layers, indexes: Sequence[int]) -> list[int]:
 def _deep_runs(layers: Layers) -> Iterator[list[int]]:
     """Where most files overlap in time, those that do: afterwards they stand one beside the other."""
     deepest = _deepest(layers)
-    for length in range(len(deepest), RUN_FILES_MIN - 1, -1):
+    for length in range(len(deepest), RUN_LAYERS_MIN - 1, -1):
         run = _closed(layers, deepest[-length:])  # the newest: what is older has been merged before
         if is_worth([layers.files[i] for i in run]) and layers.is_run(run):
             yield run

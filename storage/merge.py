@@ -37,16 +37,18 @@ if TYPE_CHECKING:
     Key = tuple[tuple[bytes, ...] | int, ...]
     """A row's tags in the order of the table's, each () for NULL or (its UTF-8 bytes,); then its time in ns."""
 
-READ_BYTES_MAX: Final = 64 * 2**20
+READ_BYTES_MAX: Final = 32 * 2**20
 """Rows that are read and not yet folded, of all files together; folding them holds them three times for a moment."""
-WRITE_BYTES_MAX: Final = 96 * 2**20
-"""Folded rows that wait to be a row group, of all new files together."""
+WRITE_FACTOR: Final = 2
+"""Folded rows that wait to be a row group, of all new files together: so many times what may be read."""
 BATCH_ROWS_MAX: Final = 16_384
 """Rows that are decoded at once."""
 BATCH_ROWS_MIN: Final = 64
 WHOLE_BYTES_MAX: Final = 4 * 2**20
 """A file of an object store up to this size is fetched with one request."""
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+CUT_PLAY: Final = 0.15
+"""By how much of a file's share of rows a cut may be moved to a rounder time."""
 TIME_SAMPLES_MAX: Final = 65_536
 """Of each file's times, to find where to cut."""
 
@@ -82,7 +84,7 @@ def merge_files(
     """Merge; return what a Checkpoint has to name instead of ``job.files`` (L21).
 
     ``pause`` is called between steps of some tens of milliseconds. New files are put together in unnamed files in
-    ``scratch``. Memory: some `READ_BYTES_MAX` three times and `WRITE_BYTES_MAX` twice, however large the files are.
+    ``scratch``. Memory: some eight times ``read_bytes``, however large the files are.
     Raises ObjectMissing (a file is gone), CorruptObject, UnsupportedFormat, StoreFull, StoreUnavailable.
     """
     table, files = job.table, sorted(job.files, key=lambda f: (f.order_low, f.order_high))
@@ -92,7 +94,7 @@ def merge_files(
         inputs = [_Input(store, file, table, share) for file in files]
         cuts = _cuts(inputs, new_files_max(files, target_bytes), pause)
         present = frozenset[str]().union(*(layer.names for layer in inputs))
-        outputs = _Outputs(table, present, cuts, scratch)
+        outputs = _Outputs(table, present, cuts, scratch, WRITE_FACTOR * read_bytes)
         for rows in _folded(table, inputs):
             outputs.add(rows)
             pause()
@@ -148,7 +150,7 @@ class _Input:
 
     def _read(self, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for group in range(self._file.metadata.num_row_groups):  # one at a time: else all are buffered before
-            yield from self._file.iter_batches(rows, row_groups=[group], columns=columns)
+            yield from self._file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
 
     def times(self) -> Iterator[npt.NDArray[np.int64]]:
         """Some of the times, evenly spread over the rows."""
@@ -216,18 +218,35 @@ def _cuts(inputs: Sequence[_Input], count: int, pause: Callable[[], None]) -> np
     times, weight = np.concatenate(samples), np.concatenate(weights)
     order = np.argsort(times)
     times, reached = times[order], np.cumsum(weight[order])
-    edges = np.searchsorted(reached, reached[-1] * np.arange(1, count) / count)
-    return np.unique(times[edges])
+    parts = np.arange(1, count)
+    low = times[np.searchsorted(reached, reached[-1] * (parts - CUT_PLAY) / count)]
+    high = times[np.searchsorted(reached, reached[-1] * (parts + CUT_PLAY) / count)]
+    return np.unique([roundest(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)])
+
+
+def roundest(low: int, high: int) -> int:
+    """The number in [low, high] that the highest power of two divides.
+
+    Merges of other files of the same times are cut at the same places then, and those between two cuts can be merged
+    again without the others.
+    """
+    if low <= 0 <= high:
+        return 0
+    places = ((low - 1) ^ high).bit_length() - 1
+    return (high >> places) << places
 
 
 class _Outputs:
     """The new files, side by side: rows come in the order of their keys, and go to the file of their time."""
 
-    def __init__(self, table: Table, present: frozenset[str], cuts: npt.NDArray[np.int64], scratch: Path) -> None:
+    def __init__(
+        self, table: Table, present: frozenset[str], cuts: npt.NDArray[np.int64], scratch: Path, bytes_max: int
+    ) -> None:
         names = [column.storage_name for column in table.columns if column.storage_name in present]
         types = [(name, table.by_storage_name[name].arrow_type) for name in names]
         schema = file_schema(table, pa.schema([*types, (OFFSET_COLUMN, pa.int64())]))
         self._cuts = cuts
+        self._bytes_max = bytes_max
         self._outputs = [_Output(table, schema, scratch) for _ in range(len(cuts) + 1)]
 
     def add(self, rows: pa.RecordBatch) -> None:
@@ -239,7 +258,7 @@ class _Outputs:
             place = np.searchsorted(self._cuts, times, side="right")
             for number in np.unique(place):
                 self._outputs[number].add(rows.take(pa.array(np.flatnonzero(place == number))))
-        while sum(output.held for output in self._outputs) > WRITE_BYTES_MAX:
+        while sum(output.held for output in self._outputs) > self._bytes_max:
             max(self._outputs, key=lambda output: output.held).flush()
 
     def create(self, store: ObjectStore, job: MergeJob, pause: Callable[[], None]) -> list[DataFile]:
@@ -301,7 +320,7 @@ class _Output:
         if self._writer is None:
             self._open(self._schema)
         assert self._writer is not None
-        self._writer.write_table(group.unify_dictionaries(), row_group_size=ROW_GROUP_ROWS)
+        self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
 
     def _open(self, schema: pa.Schema) -> None:
         self._spool = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  has no name: ends with this process

@@ -18,7 +18,7 @@ from storage.compaction import (
     FULL_BYTES,
     RUN_BYTES_MAX,
     RUN_FILES_MAX,
-    RUN_FILES_MIN,
+    RUN_LAYERS_MIN,
     TARGET_BYTES,
     TINY_BYTES,
     Layers,
@@ -186,7 +186,7 @@ def settle(files: list[DataFile]) -> list[DataFile]:
     """Plan and merge by size alone, until nothing is planned."""
     while planned := plan(files):
         for run in planned:
-            assert RUN_FILES_MIN <= len(run) <= RUN_FILES_MAX
+            assert RUN_LAYERS_MIN <= len(run) <= RUN_FILES_MAX
             assert sum(f.bytes for f in run) <= RUN_BYTES_MAX
             gone = {f.path for f in run}
             low, high = min(f.time_low for f in run), max(f.time_high for f in run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import random
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from storage.datafile import write_datafile
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.fold import fold
-from storage.merge import MergeJob, merge_files, names_wanted
+from storage.merge import MergeJob, merge_files, names_wanted, roundest
 from storage.schema import OFFSET_COLUMN, Column, DataFile, Role, Table, TailBatch, TypeKind
 from storage.store import data_path
 from tests.harness.stores import Fault, FaultStore, MemoryStore
@@ -135,6 +136,30 @@ def test_l20_a_create_whose_outcome_is_unclear_takes_the_next_name(tmp_path: Pat
     job = MergeJob(TABLE, tuple(files), names(TABLE, 3))
     (file,) = merge_files(store, job, tmp_path)
     assert file.path == job.names[1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "cut"), [(5, 9, 8), (8, 15, 8), (9, 15, 12), (7, 7, 7), (-9, -5, -8), (-3, 4, 0), (1, 2**40, 2**40)]
+)
+def test_cuts_are_round(low: int, high: int, cut: int) -> None:
+    assert roundest(low, high) == cut
+
+
+def test_l25_merges_of_the_same_times_are_cut_at_the_same_places(tmp_path: Path) -> None:
+    """So that what lies between two cuts can be merged again without the rest."""
+    store = MemoryStore()
+    chooser = random.Random(7)
+    groups = []
+    for number in range(3):
+        times = sorted(chooser.randrange(2**40) for _ in range(4_000))
+        files, _ = write_layers(store, [[(t, "a") for t in times[at::4]] for at in range(4)])
+        made = merged(store, files, tmp_path, target_bytes=sum(f.bytes for f in files) // 4)
+        groups.append(sorted(made, key=lambda f: f.time_low))
+        assert len(made) == 4, number
+    for pieces in zip(*groups, strict=True):
+        hull = min(f.time_low for f in pieces), max(f.time_high for f in pieces)
+        others = [f for group in groups for f in group if f not in pieces]
+        assert not any(f.time_low <= hull[1] and f.time_high >= hull[0] for f in others)
 
 
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
