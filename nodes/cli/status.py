@@ -62,6 +62,13 @@ def _print(node: NodeStatus) -> None:
     console.print(_tables(node) if node.databases else "\nno databases yet")
     if node.logs:
         console.print(_logs(node))
+    done = node.compaction
+    if done.merges or done.failed or done.waiting:
+        failed = f", {done.failed:,} failed" if done.failed else ""
+        console.print(
+            f"compaction: {done.files_in:,} files became {done.files_out:,} in {done.merges:,} merges{failed}, "
+            f"{done.cpu_seconds:.1f} s of CPU; {done.waiting:,} waiting"
+        )
 
 
 def _tables(node: NodeStatus) -> Table:
