@@ -95,7 +95,9 @@ class Compactor:
         self._room = room
         self._lock = asyncio.Lock()
         self._closing = False
-        self._seen: dict[Place, tuple[DataFile, ...]] = {}
+        self._waiting_operators = 0
+        self._put_off = ""
+        self._settled: dict[Place, tuple[DataFile, ...]] = {}
         self._forgive_at = time.monotonic() + FORGIVE_SECONDS
 
     async def run(self) -> None:
@@ -103,7 +105,7 @@ class Compactor:
         worked = time.monotonic()
         while not self._closing:
             await asyncio.sleep(LOOK_SECONDS)
-            if self._share is not None and await self._round(self._share):
+            if self._share is not None and await self._round():
                 worked = time.monotonic()
             elif time.monotonic() - worked > REST_SECONDS:
                 await self._merger.rest()
@@ -115,24 +117,33 @@ class Compactor:
 
     async def compact(self) -> int:
         """Merge until nothing is worth it any more, at full speed; how many merges that took."""
-        self._seen.clear()
+        self._settled.clear()
+        self._waiting_operators += 1
         merges = 0
-        while done := await self._round(FULL_SPEED):
-            merges += done
+        try:
+            while done := await self._round():
+                merges += done
+        finally:
+            self._waiting_operators -= 1
         return merges
 
-    async def _round(self, share: float) -> int:
+    async def _round(self) -> int:
         """Everything that is planned now, shard by shard; how many changes stand."""
         async with self._lock:
             done = 0
             for shard in list(self._shards()):
                 try:
-                    done += await self._compact(shard, share)
+                    done += await self._compact(shard)
                 except StorageError as error:
-                    log.info("compaction put off", shard=shard.log_id, reason=str(error))
+                    self._say_put_off(shard, str(error))
             return done
 
-    async def _compact(self, shard: Shard, share: float) -> int:
+    def _say_put_off(self, shard: Shard, reason: str) -> None:
+        if reason != self._put_off:
+            log.info("compaction put off", shard=shard.log_id, reason=reason)
+        self._put_off = reason
+
+    async def _compact(self, shard: Shard) -> int:
         runs = await self._plan(shard)
         done = 0
         self.counters.waiting = len(runs)
@@ -140,9 +151,9 @@ class Compactor:
             async with _Batch(shard, self.counters) as batch:
                 for table, files in runs:
                     if reason := self._room(files):
-                        log.info("compaction put off", shard=shard.log_id, reason=reason)
+                        self._say_put_off(shard, reason)
                         break
-                    await self._merge(shard, table, files, share, batch)
+                    await self._merge(shard, table, files, batch)
                     self.counters.waiting -= 1
                     if batch.is_due:
                         await batch.commit()
@@ -154,27 +165,32 @@ class Compactor:
     async def _plan(self, shard: Shard) -> list[Run]:
         """Of partitions whose files have changed since: what is worth a merge."""
         if time.monotonic() >= self._forgive_at:
-            self._seen.clear()
+            self._settled.clear()
             self._forgive_at = time.monotonic() + FORGIVE_SECONDS
         changed: list[tuple[Table, tuple[DataFile, ...]]] = []
         for (table_id, partition), state in shard.state.partitions.items():
             place = (shard.log_id, table_id, partition)
-            if self._seen.get(place) is state.files or table_id in shard.state.drops:
+            if self._settled.get(place) is state.files or table_id in shard.state.drops:
                 continue
-            self._seen[place] = state.files
             table = shard.tables(table_id)
-            if table is not None and all(file.schema_version <= table.version for file in state.files):  # L30
+            if (
+                state.files and table is not None and all(file.schema_version <= table.version for file in state.files)
+            ):  # L30
                 changed.append((table, state.files))
         if not changed:
             return []
-        planned = await asyncio.to_thread(lambda: [(table, plan(files)) for table, files in changed])
-        return [(table, run) for table, runs in planned for run in runs]
+        planned = await asyncio.to_thread(lambda: [plan(files) for _, files in changed])
+        found: list[Run] = []
+        for (table, files), runs in zip(changed, planned, strict=True):
+            found += [(table, run) for run in runs]
+            if not runs:
+                self._settled[shard.log_id, table.id, files[0].partition] = files
+        return found
 
-    async def _merge(
-        self, shard: Shard, table: Table, files: tuple[DataFile, ...], share: float, batch: _Batch
-    ) -> None:
+    async def _merge(self, shard: Shard, table: Table, files: tuple[DataFile, ...], batch: _Batch) -> None:
         """One merge. Raises ShardClosed as soon as the shard is ours no more."""
         names = batch.names(table, names_wanted(files))
+        share = FULL_SPEED if self._waiting_operators or self._share is None else self._share
         merging = asyncio.ensure_future(self._merger.merge(MergeJob(table, files, names), share))
         ended: set[asyncio.Future[Any]] = {merging, shard.closed}
         try:
@@ -186,6 +202,8 @@ class Compactor:
             if self._closing:
                 raise ShardClosed("this node is stopping") from error
             self.counters.failed += 1
+            partition = files[0].partition
+            self._settled[shard.log_id, table.id, partition] = shard.state.partitions[table.id, partition].files
             log.warning("files could not be merged", shard=shard.log_id, table=table.name, reason=str(error))
             return
         finally:
