@@ -170,12 +170,11 @@ class Compactor:
         changed: list[tuple[Table, tuple[DataFile, ...]]] = []
         for (table_id, partition), state in shard.state.partitions.items():
             place = (shard.log_id, table_id, partition)
-            if self._settled.get(place) is state.files or table_id in shard.state.drops:
+            if not state.files or self._settled.get(place) is state.files or table_id in shard.state.drops:
                 continue
             table = shard.tables(table_id)
-            if (
-                state.files and table is not None and all(file.schema_version <= table.version for file in state.files)
-            ):  # L30
+            newest = max(file.schema_version for file in state.files)
+            if table is not None and newest <= table.version:  # L30: else a new file would lack columns
                 changed.append((table, state.files))
         if not changed:
             return []
