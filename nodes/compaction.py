@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
@@ -19,7 +21,7 @@ from nodes import machine
 from nodes.mergeprocess import MergeFailed, MergeProcess
 from nodes.status import CompactionStatus
 from nodes.storeoptions import s3_options
-from storage.compaction import plan
+from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, plan
 from storage.errors import ShardClosed, StorageError
 from storage.filechange import FileChange
 from storage.merge import READ_BYTES_MAX, MergeJob, names_wanted
@@ -42,14 +44,18 @@ log = structlog.get_logger(__name__)
 
 LOOK_SECONDS: Final = 10.0
 """How often it is looked whether something is worth a merge."""
+QUIET_SECONDS: Final = 3600.0
+"""A partition without new files for so long is tidied up: what overlaps is merged, if it is little."""
+RUN_COLUMNS_MAX: Final = 50_000
+"""Of all files of a merge together: each has a decoder in memory."""
 REST_SECONDS: Final = 60.0
 """Without work for so long the merging process ends: it holds some 100 MB."""
 FORGIVE_SECONDS: Final = 600.0
 """After a merge that failed its files are left alone for so long, or until there are others."""
-COMMIT_CHANGES_MAX: Final = 64
+COMMIT_CHANGES_MAX: Final = 256
 """Changes of one Checkpoint: each repeats all of a shard's write ids and its partitions."""
-COMMIT_SECONDS: Final = 10.0
-"""A finished merge waits at most about so long for others to share its Checkpoint."""
+COMMIT_SECONDS: Final = 60.0
+"""A finished merge waits at most about so long for others to share its Checkpoint: all of them stand above k."""
 DISK_SPARE_BYTES: Final = 512 * 2**20
 """Of a local disk: below it nothing is merged, so that Checkpoints always fit (L23)."""
 READ_BYTES_SHARE: Final = 1 / 8
@@ -77,6 +83,15 @@ class Merger(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Look:
+    """A partition's files, since when they are those, and up to which eagerness no merge of them is worth it."""
+
+    files: tuple[DataFile, ...]
+    since: float = field(default_factory=time.monotonic)
+    eager_bytes: int = -1
+
+
 class Compactor:
     """`run` it in the background; `compact` does everything at once. ``shards`` are those that are open here now."""
 
@@ -97,7 +112,7 @@ class Compactor:
         self._closing = False
         self._waiting_operators = 0
         self._put_off = ""
-        self._settled: dict[Place, tuple[DataFile, ...]] = {}
+        self._looks: dict[Place, _Look] = {}
         self._forgive_at = time.monotonic() + FORGIVE_SECONDS
 
     async def run(self) -> None:
@@ -105,10 +120,13 @@ class Compactor:
         worked = time.monotonic()
         while not self._closing:
             await asyncio.sleep(LOOK_SECONDS)
-            if self._share is not None and await self._round():
-                worked = time.monotonic()
-            elif time.monotonic() - worked > REST_SECONDS:
-                await self._merger.rest()
+            try:
+                if self._share is not None and await self._round():
+                    worked = time.monotonic()
+                elif time.monotonic() - worked > REST_SECONDS:
+                    await self._merger.rest()
+            except Exception:  # a defect: no row is at risk, and files that are not merged are only slow
+                log.exception("compaction failed")
 
     async def aclose(self) -> None:
         """Merge no more; what was not committed is left to the sweep. Idempotent."""
@@ -116,8 +134,8 @@ class Compactor:
         await self._merger.aclose()
 
     async def compact(self) -> int:
-        """Merge until nothing is worth it any more, at full speed; how many merges that took."""
-        self._settled.clear()
+        """Merge until nothing overlaps that can be merged, at full speed; how many merges that took."""
+        self._forgive()
         self._waiting_operators += 1
         merges = 0
         try:
@@ -165,26 +183,42 @@ class Compactor:
     async def _plan(self, shard: Shard) -> list[Run]:
         """Of partitions whose files have changed since: what is worth a merge."""
         if time.monotonic() >= self._forgive_at:
-            self._settled.clear()
+            self._forgive()
             self._forgive_at = time.monotonic() + FORGIVE_SECONDS
-        changed: list[tuple[Table, tuple[DataFile, ...]]] = []
+        wanted: list[tuple[Table, _Look, Policy]] = []
         for (table_id, partition), state in shard.state.partitions.items():
-            place = (shard.log_id, table_id, partition)
-            if not state.files or self._settled.get(place) is state.files or table_id in shard.state.drops:
+            look = self._looks.get(place := (shard.log_id, table_id, partition))
+            if not state.files or table_id in shard.state.drops:
                 continue
-            table = shard.tables(table_id)
+            if look is None or look.files is not state.files:
+                look = self._looks[place] = _Look(state.files)
+            table, policy = shard.tables(table_id), self._policy(look)
             newest = max(file.schema_version for file in state.files)
-            if table is not None and newest <= table.version:  # L30: else a new file would lack columns
-                changed.append((table, state.files))
-        if not changed:
+            if look.eager_bytes < policy.eager_bytes and table is not None and newest <= table.version:  # L30
+                files_max = max(RUN_LAYERS_MIN, min(RUN_FILES_MAX, RUN_COLUMNS_MAX // len(table.columns)))
+                wanted.append((table, look, dataclasses.replace(policy, files_max=files_max)))
+        if not wanted:
             return []
-        planned = await asyncio.to_thread(lambda: [plan(files) for _, files in changed])
+        planned = await asyncio.to_thread(lambda: [plan(look.files, policy) for _, look, policy in wanted])
         found: list[Run] = []
-        for (table, files), runs in zip(changed, planned, strict=True):
+        for (table, look, policy), runs in zip(wanted, planned, strict=True):
             found += [(table, run) for run in runs]
             if not runs:
-                self._settled[shard.log_id, table.id, files[0].partition] = files
+                look.eager_bytes = policy.eager_bytes
         return found
+
+    def _policy(self, look: _Look) -> Policy:
+        """What an operator wants merged, and what has not changed for long, is merged also where it saves little."""
+        if self._waiting_operators:
+            return Policy(RUN_BYTES_MAX)
+        return Policy(TARGET_BYTES if time.monotonic() - look.since >= QUIET_SECONDS else 0)
+
+    def _forgive(self) -> None:
+        """Look at everything anew; forget shards that are not here any more."""
+        here = {shard.log_id for shard in self._shards()}
+        self._looks = {place: look for place, look in self._looks.items() if place[0] in here}
+        for look in self._looks.values():
+            look.eager_bytes = -1
 
     async def _merge(self, shard: Shard, table: Table, files: tuple[DataFile, ...], batch: _Batch) -> None:
         """One merge. Raises ShardClosed as soon as the shard is ours no more."""
@@ -201,8 +235,7 @@ class Compactor:
             if self._closing:
                 raise ShardClosed("this node is stopping") from error
             self.counters.failed += 1
-            partition = files[0].partition
-            self._settled[shard.log_id, table.id, partition] = shard.state.partitions[table.id, partition].files
+            self._looks[shard.log_id, table.id, files[0].partition].eager_bytes = RUN_BYTES_MAX
             log.warning("files could not be merged", shard=shard.log_id, table=table.name, reason=str(error))
             return
         finally:

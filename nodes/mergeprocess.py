@@ -65,17 +65,19 @@ class MergeProcess:
     async def _ask(self, order: Order) -> Answer:
         if self._closed:
             raise MergeFailed("this node is stopping")
-        process = self._process or await self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
+        process = None
         try:
+            process = self._process or await self._start()
+            assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.write(msgspec.json.encode(order) + b"\n")
             await process.stdin.drain()
             line = await process.stdout.readline()
             return msgspec.json.decode(line, type=Answer)
         except (OSError, ValueError, msgspec.DecodeError) as error:
             await self._end()
-            raise MergeFailed(f"the merging process ended ({process.returncode}): {error}") from error
+            ended = "could not be started" if process is None else f"ended ({process.returncode})"
+            raise MergeFailed(f"the merging process {ended}: {error}") from error
 
     async def _start(self) -> asyncio.subprocess.Process:
         self._scratch.mkdir(parents=True, exist_ok=True)

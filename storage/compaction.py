@@ -35,6 +35,9 @@ RUN_FILES_MAX: Final = 64
 RUN_BYTES_MAX: Final = 8 * TARGET_BYTES
 """Of one merge: at most so much is written under names that no Checkpoint has yet."""
 
+MOMENTS_MAX: Final = 64
+"""Of those where files overlap, so many are looked at in one plan."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layers:
@@ -67,6 +70,16 @@ class Layers:
         between[chosen] = False
         return not bool(np.any(between))
 
+    def closed(self, indexes: Sequence[int], count_max: int) -> list[int]:
+        """``indexes`` with every file that keeps them from being a run; not all if they are very many."""
+        chosen = np.array(indexes)
+        while len(chosen) <= count_max:
+            touched = np.flatnonzero(self._touched(self.orders, chosen) & self._touched(self.times, chosen))
+            if len(touched) == len(chosen):
+                break
+            chosen = touched
+        return [int(i) for i in chosen]
+
     @staticmethod
     def _touched(ranges: tuple[Ints, Ints], chosen: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         """Which files reach into the hull of the chosen ones."""
@@ -75,79 +88,84 @@ class Layers:
         return touched
 
 
-def plan(files: Iterable[DataFile]) -> list[tuple[DataFile, ...]]:
-    """Runs of one partition's files, each worth a merge by itself, oldest first; no file is in two of them."""
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How much a merge may cost for what it gives.
+
+    A run of at most ``eager_bytes`` pays from two layers on, also if most of it is rewritten for little. ``files_max``
+    bounds what is read at once: a file of a wide table takes more memory.
+    """
+
+    eager_bytes: int = 0
+    files_max: int = RUN_FILES_MAX
+
+    def pays(self, files: Sequence[DataFile]) -> bool:
+        """Whether a merge pays: several layers, of which none has most of the bytes, or it is rewritten for little.
+
+        Files of one earlier merge, which share an order, are one layer.
+        """
+        layers: defaultdict[tuple[int, int], int] = defaultdict(int)
+        for file in files:
+            layers[file.order_low, file.order_high] += max(file.bytes, TINY_BYTES)
+        total = sum(layers.values())
+        if len(layers) < 2 or len(files) > self.files_max or total > RUN_BYTES_MAX:
+            return False
+        return total <= self.eager_bytes or (len(layers) >= RUN_LAYERS_MIN and 2 * max(layers.values()) <= total)
+
+
+def plan(files: Iterable[DataFile], policy: Policy = Policy()) -> list[tuple[DataFile, ...]]:
+    """Runs of one partition's files, each worth a merge by itself; no file is in two of them."""
     layers = Layers.of(files)
-    if len(layers.files) < RUN_LAYERS_MIN:
-        return []
-    found = list(_small_runs(layers)) or list(_deep_runs(layers))
+    found = list(_small_runs(layers, policy)) or list(_deep_runs(layers, policy))
     return [tuple(layers.files[i] for i in run) for run in found]
 
 
-def is_worth(files: Sequence[DataFile]) -> bool:
-    """Whether a merge pays: several layers, of which none has most of the bytes, or it is rewritten for little.
-
-    Files of one earlier merge, which share an order, are one layer.
-    """
-    layers: defaultdict[tuple[int, int], int] = defaultdict(int)
-    for file in files:
-        layers[file.order_low, file.order_high] += max(file.bytes, TINY_BYTES)
-    total = sum(layers.values())
-    fits = len(files) <= RUN_FILES_MAX and total <= RUN_BYTES_MAX
-    return fits and len(layers) >= RUN_LAYERS_MIN and 2 * max(layers.values()) <= total
-
-
-def _small_runs(layers: Layers) -> Iterator[list[int]]:
+def _small_runs(layers: Layers, policy: Policy) -> Iterator[list[int]]:
     """Files that are not full, in order: from the oldest on the longest runs that pay."""
     small = [i for i, file in enumerate(layers.files) if file.bytes < FULL_BYTES]
     at = 0
-    while at + RUN_LAYERS_MIN <= len(small):
-        run = _longest(layers, small[at : at + RUN_FILES_MAX])
+    while at < len(small):
+        run = _longest(layers, small[at : at + policy.files_max], policy)
         if run:
             yield run
         at += len(run) or 1
 
 
-def _longest(layers: Layers, indexes: Sequence[int]) -> list[int]:
+def _longest(layers: Layers, indexes: Sequence[int], policy: Policy) -> list[int]:
     """The longest beginning of ``indexes`` that may be merged and pays; empty if none does."""
-    for length in range(len(indexes), RUN_LAYERS_MIN - 1, -1):
+    for length in range(len(indexes), 1, -1):
         run = indexes[:length]
-        if is_worth([layers.files[i] for i in run]) and layers.is_run(run):
+        if policy.pays([layers.files[i] for i in run]) and layers.is_run(run):
             return list(run)
     return []
 
 
-def _deep_runs(layers: Layers) -> Iterator[list[int]]:
-    """Where most files overlap in time, those that do: afterwards they stand one beside the other."""
-    deepest = _deepest(layers)
-    for length in range(len(deepest), RUN_LAYERS_MIN - 1, -1):
-        run = _closed(layers, deepest[-length:])  # the newest: what is older has been merged before
-        if is_worth([layers.files[i] for i in run]) and layers.is_run(run):
-            yield run
-            return
+def _deep_runs(layers: Layers, policy: Policy) -> Iterator[list[int]]:
+    """Where files overlap in time, the most first: afterwards they stand one beside the other."""
+    taken: set[int] = set()
+    for deep in _deepest(layers):
+        for length in range(len(deep), 1, -1):
+            run = layers.closed(deep[-length:], policy.files_max)  # the newest: what is older has been merged before
+            if taken.isdisjoint(run) and policy.pays([layers.files[i] for i in run]) and layers.is_run(run):
+                taken.update(run)
+                yield run
+                break
 
 
-def _deepest(layers: Layers) -> list[int]:
-    """The files at a moment that most of them share, in order."""
+def _deepest(layers: Layers) -> list[list[int]]:
+    """The files, in order, of each moment that more of them share than those before and after it; most first."""
     low, high = layers.times
-    edges: defaultdict[int, int] = defaultdict(int)
-    for begin, end in zip(low.tolist(), high.tolist(), strict=True):
-        edges[begin] += 1
-        edges[end + 1] -= 1
-    depth, best, moment = 0, 0, 0
-    for at in sorted(edges):
-        depth += edges[at]
-        if depth > best:
-            best, moment = depth, at
-    return [int(i) for i in np.flatnonzero((low <= moment) & (high >= moment))]
-
-
-def _closed(layers: Layers, indexes: Sequence[int]) -> list[int]:
-    """``indexes`` with every file that keeps them from being a run."""
-    chosen = np.array(indexes)
-    while len(chosen) <= RUN_FILES_MAX:
-        touched = layers._touched(layers.orders, chosen) & layers._touched(layers.times, chosen)
-        if len(following := np.flatnonzero(touched)) == len(chosen):
-            break
-        chosen = following
-    return [int(i) for i in chosen]
+    edges = sorted([(t, 0, i) for i, t in enumerate(low.tolist())] + [(t, 1, i) for i, t in enumerate(high.tolist())])
+    active: set[int] = set()
+    moments: list[list[int]] = []
+    grown = False
+    for _, is_end, index in edges:
+        if not is_end:
+            active.add(index)
+            grown = True
+            continue
+        if grown and len(active) > 1:
+            moments.append(sorted(active))
+        active.discard(index)
+        grown = False
+    return sorted(moments, key=len, reverse=True)[:MOMENTS_MAX]

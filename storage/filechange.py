@@ -60,7 +60,8 @@ def changed_lists(lists: FileLists, changes: Sequence[FileChange]) -> FileLists:
     """The lists after ``changes``. A part that loses a file is given up: what is left of it is loose."""
     removed = {file.path for change in changes for file in change.removed}
     kept = tuple(part for part in lists.parts if not any(file.path in removed for file in part.files))
-    given_up = [part for part in lists.parts if part not in kept]
+    named = {part.path for part in kept}
+    given_up = [part for part in lists.parts if part.path not in named]
     loose = [file for part in given_up for file in part.files if file.path not in removed]
     loose += [file for file in lists.loose if file.path not in removed]
     return FileLists((*loose, *(file for change in changes for file in change.added)), kept)

@@ -535,7 +535,8 @@ class Shard:
         path = f"{log_folder(self.log_id)}/{object_name(sequence)}"
         data = await self._in_thread(self._store.get, path)
         in_force = decode_own(self.identity.store_id, self.log_id, sequence, data)
-        fixed = repeated_sections(in_force, self.revision, bytes_after(state.partitions, changes), path)
+        sizes = bytes_after(state.partitions, changes)
+        fixed = await self._in_thread(repeated_sections, in_force, self.revision, sizes, path)
         lists = changed_lists(FileLists(state.loose, state.parts), changes)
         if len(lists.loose) > FILES_INLINE_MAX:
             lists = FileLists((), (*lists.parts, await self._write_part(lists.loose)))

@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from nodes.compaction import Compactor, Room
 from nodes.mergeprocess import MergeFailed
@@ -129,6 +130,49 @@ async def test_without_a_share_only_an_operator_makes_it_work(tmp_path: Path, mo
     assert world.merger.begun == 0
     assert await world.compactor.compact() == 1
     assert world.merger.shares == [1.0]
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+
+
+@looped
+async def test_an_operator_gets_everything_merged_and_the_background_only_what_pays(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.open(files=3)
+    assert await world.compactor._round() == 0
+    assert await world.compactor.compact() == 1
+    assert len(world.files) == 1
+    await world.more(2)
+    assert await world.compactor._round() == 0, "the operator has gone"
+
+
+@looped
+async def test_what_has_not_changed_for_long_is_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path)
+    await world.open(files=3)
+    assert await world.compactor._round() == 0
+    monkeypatch.setattr("nodes.compaction.QUIET_SECONDS", 0.0)
+    assert await world.compactor._round() == 1
+    assert await world.compactor._round() == 0
+    await check_node(world.node, world.ledger)
+
+
+@looped
+async def test_a_defect_is_said_and_does_not_end_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodes.compaction.LOOK_SECONDS", 0.001)
+    world = World(tmp_path)
+    await world.open()
+    asked = iter([ZeroDivisionError(), None])
+
+    def room(_: object) -> str:
+        if error := next(asked, None):
+            raise error
+        return ""
+
+    world.compactor = Compactor(world.node.shards.values, world.merger, 0.5, room)
+    with capture_logs() as lines:
+        work = asyncio.create_task(world.compactor.run())
+        await until(lambda: world.compactor.counters.merges == 1)
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["compaction failed"]
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
 

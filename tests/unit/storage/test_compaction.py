@@ -18,11 +18,10 @@ from storage.compaction import (
     FULL_BYTES,
     RUN_BYTES_MAX,
     RUN_FILES_MAX,
-    RUN_LAYERS_MIN,
     TARGET_BYTES,
     TINY_BYTES,
     Layers,
-    is_worth,
+    Policy,
     plan,
 )
 from storage.schema import DataFile
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MIB = 2**20
+POLICY = Policy()
+EAGER = Policy(eager_bytes=RUN_BYTES_MAX)
 ROW_BYTES = 16 * MIB
 """In the model: so that a few rows fill a file."""
 
@@ -113,9 +114,12 @@ def check_invariant(layers: Sequence[Layer]) -> None:
         assert not (in_time and in_order), (a, b)
 
 
-@given(history=st.lists(st.tuples(st.one_of(WRITTEN, CLUSTERED), st.integers(0, 2)), min_size=1, max_size=40))
+@given(
+    history=st.lists(st.tuples(st.one_of(WRITTEN, CLUSTERED), st.integers(0, 2)), min_size=1, max_size=40),
+    policy=st.sampled_from([POLICY, EAGER, Policy(eager_bytes=TARGET_BYTES), Policy(files_max=4)]),
+)
 @settings(deadline=None, max_examples=300)
-def test_l25_planned_merges_never_bring_an_old_value_back(history: list[tuple[Written, int]]) -> None:
+def test_l25_planned_merges_never_bring_an_old_value_back(history: list[tuple[Written, int]], policy: Policy) -> None:
     """Also when each is planned while others are under way, as long as none takes another's files (L21)."""
     layers: list[Layer] = []
     truth: dict[int, Row] = {}
@@ -125,7 +129,7 @@ def test_l25_planned_merges_never_bring_an_old_value_back(history: list[tuple[Wr
             truth.setdefault(key, {}).update(dict.fromkeys(names, offset))
         layers.append(checkpointed(written, following))
         following += len(written)
-        planned = plan(layer.file for layer in layers)
+        planned = plan([layer.file for layer in layers], policy)
         taken = [f.path for run in planned for f in run]
         assert len(set(taken)) == len(taken)
         for run in planned[:merges]:
@@ -182,11 +186,11 @@ def test_l25_a_layer_between_that_is_elsewhere_in_time_may_be_skipped() -> None:
 # -- how many, how large ---------------------------------------------------------------------------------------
 
 
-def settle(files: list[DataFile]) -> list[DataFile]:
+def settle(files: list[DataFile], policy: Policy = POLICY) -> list[DataFile]:
     """Plan and merge by size alone, until nothing is planned."""
-    while planned := plan(files):
+    while planned := plan(files, policy):
         for run in planned:
-            assert RUN_LAYERS_MIN <= len(run) <= RUN_FILES_MAX
+            assert 2 <= len(run) <= RUN_FILES_MAX
             assert sum(f.bytes for f in run) <= RUN_BYTES_MAX
             gone = {f.path for f in run}
             low, high = min(f.time_low for f in run), max(f.time_high for f in run)
@@ -239,16 +243,36 @@ def test_full_files_that_overlap_are_set_side_by_side() -> None:
     assert plan(apart) == []
 
 
+def test_an_eager_plan_leaves_nothing_that_overlaps() -> None:
+    """As far as one merge can hold it: in the end each moment is in one file, and small files are together."""
+    files = [file((n, n), (7 * n % 50, 7 * n % 50 + 5 * (n % 4)), MIB * (1 + 13 * (n % 5))) for n in range(30)]
+    assert sum(f.bytes for f in files) <= RUN_BYTES_MAX
+    for left in (settle(files, EAGER), settle(settle(files), EAGER)):
+        ordered = sorted(left, key=lambda f: f.time_low)
+        assert all(a.time_high < b.time_low for a, b in itertools.pairwise(ordered))
+        assert plan(left, EAGER) == []
+    quiet = Policy(eager_bytes=TARGET_BYTES)
+    small = [file((0, 0), (0, 9), 60 * MIB), file((1, 1), (0, 9), 1_000)]
+    assert plan(small) == []
+    assert plan(small, quiet) == [tuple(small)]
+    assert plan([file((0, 0), (0, 9), TARGET_BYTES), file((1, 1), (0, 9), 1_000)], quiet) == []
+
+
+def test_a_wide_table_is_merged_a_few_files_at_a_time() -> None:
+    files = [file((n, n), (0, 9), 1_000) for n in range(40)]
+    assert {len(run) for run in plan(files, Policy(files_max=5))} == {5}
+
+
 def test_what_is_worth_a_merge() -> None:
     def sized(*sizes: int) -> list[DataFile]:
         return [file((n, n), (0, 1), size) for n, size in enumerate(sizes)]
 
-    assert not is_worth(sized(1, 1, 1))
-    assert is_worth(sized(1, 1, 1, 1)), "tiny files count as more than they have"
-    assert not is_worth(sized(40 * MIB, 1, 1, 1)), "much would be rewritten for little"
-    assert is_worth(sized(3 * TINY_BYTES, 1, 1, 1))
-    assert not is_worth(sized(*[1] * (RUN_FILES_MAX + 1)))
-    assert not is_worth(sized(*[RUN_BYTES_MAX // 3] * 4))
+    assert not Policy().pays(sized(1, 1, 1))
+    assert Policy().pays(sized(1, 1, 1, 1)), "tiny files count as more than they have"
+    assert not Policy().pays(sized(40 * MIB, 1, 1, 1)), "much would be rewritten for little"
+    assert Policy().pays(sized(3 * TINY_BYTES, 1, 1, 1))
+    assert not Policy().pays(sized(*[1] * (RUN_FILES_MAX + 1)))
+    assert not Policy().pays(sized(*[RUN_BYTES_MAX // 3] * 4))
 
 
 def test_a_long_list_is_planned_in_time_that_grows_with_its_length() -> None:
