@@ -46,8 +46,8 @@ LOOK_SECONDS: Final = 10.0
 """How often it is looked whether something is worth a merge."""
 QUIET_SECONDS: Final = 3600.0
 """A partition without new files for so long is tidied up: what overlaps is merged, if it is little."""
-RUN_COLUMNS_MAX: Final = 50_000
-"""Of all files of a merge together: each has a decoder in memory."""
+COLUMN_BYTES: Final = 24 * 2**10
+"""Of `READ_BYTES_MAX`, for each column of each file of a merge: a decoder holds some pages, of 160 KB at the most."""
 REST_SECONDS: Final = 60.0
 """Without work for so long the merging process ends: it holds some 100 MB."""
 FORGIVE_SECONDS: Final = 600.0
@@ -60,7 +60,7 @@ DISK_SPARE_BYTES: Final = 512 * 2**20
 """Of a local disk: below it nothing is merged, so that Checkpoints always fit (L23)."""
 READ_BYTES_SHARE: Final = 1 / 8
 """Of the memory budget: rows of a merge in memory, at most `storage.merge.READ_BYTES_MAX`."""
-WORKER_BYTES: Final = 128 * 2**20
+WORKER_BYTES: Final = 256 * 2**20
 """What the merging process holds beside rows."""
 WORKER_READ_FACTOR: Final = 8
 """What it holds for each byte of rows that are read and not yet folded, at most."""
@@ -101,6 +101,7 @@ class Compactor:
         merger: Merger,
         share: float | None,
         room: Callable[[Sequence[DataFile]], str],
+        read_bytes: int = READ_BYTES_MAX,
     ) -> None:
         """``share`` of a core is what `run` may use (None: it does nothing); ``room`` says why a merge must wait."""
         self.counters = CompactionStatus()
@@ -108,6 +109,7 @@ class Compactor:
         self._merger = merger
         self._share = share
         self._room = room
+        self._columns_max = read_bytes // COLUMN_BYTES
         self._lock = asyncio.Lock()
         self._closing = False
         self._waiting_operators = 0
@@ -195,7 +197,7 @@ class Compactor:
             table, policy = shard.tables(table_id), self._policy(look)
             newest = max(file.schema_version for file in state.files)
             if look.eager_bytes < policy.eager_bytes and table is not None and newest <= table.version:  # L30
-                files_max = max(RUN_LAYERS_MIN, min(RUN_FILES_MAX, RUN_COLUMNS_MAX // len(table.columns)))
+                files_max = max(RUN_LAYERS_MIN, min(RUN_FILES_MAX, self._columns_max // len(table.columns)))
                 wanted.append((table, look, dataclasses.replace(policy, files_max=files_max)))
         if not wanted:
             return []
@@ -336,4 +338,4 @@ def new_compactor(
     read_bytes = min(READ_BYTES_MAX, int(budgets.total_bytes * READ_BYTES_SHARE))
     merger = MergeProcess(settings.store_url, s3_options(settings), settings.data_dir / "compaction", read_bytes)
     room = Room(store, settings, budget, WORKER_BYTES + WORKER_READ_FACTOR * read_bytes)
-    return Compactor(shards, merger, settings.compaction.cpu_share, room)
+    return Compactor(shards, merger, settings.compaction.cpu_share, room, read_bytes)
