@@ -238,7 +238,8 @@ class Compactor:
                 raise ShardClosed("this node is stopping") from error
             self.counters.failed += 1
             self._looks[shard.log_id, table.id, files[0].partition].eager_bytes = RUN_BYTES_MAX
-            log.warning("files could not be merged", shard=shard.log_id, table=table.name, reason=str(error))
+            say = log.info if error.passing else log.warning
+            say("files could not be merged", shard=shard.log_id, table=table.name, reason=str(error))
             return
         finally:
             merging.cancel()

@@ -26,7 +26,14 @@ ANSWER_BYTES_MAX: Final = 2**20
 
 
 class MergeFailed(Exception):
-    """A merge came to nothing: its files stay as they are, and it may be tried again."""
+    """A merge came to nothing: its files stay as they are, and it may be tried again.
+
+    ``passing``: the store was busy, full or silent, or a file has been replaced and swept; nothing to look into.
+    """
+
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 class MergeProcess:
@@ -49,7 +56,7 @@ class MergeProcess:
                 await self._end()
                 raise
         if answer.error:
-            raise MergeFailed(answer.error)
+            raise MergeFailed(answer.error, passing=answer.passing)
         return answer
 
     async def rest(self) -> None:

@@ -22,6 +22,7 @@ import pyarrow as pa
 from nodes.lean import keep_pandas_out
 from nodes.pace import Pace
 from nodes.pages import keep_pages
+from storage.errors import ObjectMissing, StorageError
 from storage.merge import MergeJob, merge_files
 from storage.objects import S3Options, open_store
 from storage.schema import DataFile  # noqa: TC001  msgspec reads the annotations
@@ -52,11 +53,12 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came of it: ``files``, or an ``error`` that says what to do. ``cpu_seconds`` is what it took."""
+    """What came of it: ``files``, or an ``error``, which may be ``passing``. ``cpu_seconds`` is what it took."""
 
     cpu_seconds: float
     files: list[DataFile] = []
     error: str = ""
+    passing: bool = False
 
 
 def main() -> None:
@@ -99,12 +101,13 @@ def _read(source: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:
 def _answer(store: ObjectStore, scratch: Path, order: Order, pace: Pace) -> Answer:
     begun = time.process_time()
     files: list[DataFile] = []
-    error = ""
+    error, passing = "", False
     try:
         files = merge_files(store, order.job, scratch, pace, read_bytes=order.read_bytes)
     except Exception as failure:  # noqa: BLE001  whatever it is, the node logs it and goes on without this merge
         error = f"{type(failure).__name__}: {failure}"[:MESSAGE_CHARS_MAX]
-    return Answer(time.process_time() - begun, files, error)
+        passing = isinstance(failure, StorageError) and (failure.retriable or isinstance(failure, ObjectMissing))
+    return Answer(time.process_time() - begun, files, error, passing)
 
 
 if __name__ == "__main__":

@@ -30,12 +30,17 @@ def compact(host: str | None, *, is_json: bool) -> ExitCode:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
     elif merges:
         old, new = (show_size_rounded(size) for size in sizes)
-        sys.stdout.write(f"{files[0]:,} files ({old}) became {files[1]:,} ({new}) in {merges:,} merges\n")
+        sys.stdout.write(f"{files[0]:,} files ({old}) became {files[1]:,} ({new}) in {counted(merges, 'merge')}\n")
     else:
         sys.stdout.write("nothing is worth a merge\n")
     if failed:
-        sys.stderr.write(f"{failed:,} merges failed and will be tried again: see the server's log\n")
+        sys.stderr.write(f"{counted(failed, 'merge')} failed, to be tried again: see the server's log\n")
     return ExitCode.FAILURE if failed else ExitCode.OK
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things in words."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 async def _compact(host: str | None, *, shows_progress: bool) -> tuple[CompactionStatus, CompactionStatus, int]:

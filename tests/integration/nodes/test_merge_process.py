@@ -66,8 +66,14 @@ def test_merges_and_errors(store: ObjectStore, tmp_path: Path) -> None:
         assert first.nice() == 19
         broken = job(store)
         store.delete(broken.files[1].path)
-        with pytest.raises(MergeFailed, match="ObjectMissing"):
+        with pytest.raises(MergeFailed, match="ObjectMissing") as caught:
             await process.merge(broken, 1.0)
+        assert caught.value.passing
+        damaged = job(store)
+        (tmp_path / "store" / damaged.files[1].path).write_bytes(b"no Parquet")
+        with pytest.raises(MergeFailed, match="CorruptObject") as caught:
+            await process.merge(damaged, 1.0)
+        assert not caught.value.passing
         assert (await process.merge(job(store), 1.0)).files
         await process.rest()
         assert not first.is_running()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from typing import TYPE_CHECKING, Any
 
+from tests.integration.nodes.processes import run
 from tests.integration.whole.probing import ask, checkpoint, clean_node, post_lines
 
 if TYPE_CHECKING:
@@ -87,5 +90,12 @@ def test_tiny_scattered_writes_are_merged_and_every_answer_stays(tmp_path: Path)
             node.write(body(chooser, 6), precision="ns")
             checkpoint(node)
         before = answers(node)
-        compact(node)
+        code, out, err = run("nodes", "compact", "--host", node.url)
+        assert (code, err) == (0, "")
+        assert re.fullmatch(r"\d+ files \(.+\) became 1 \(.+\) in 1 merge\n?", out), out
         assert answers(node) == before
+        assert "nothing is worth a merge" in run("nodes", "compact", "--host", node.url)[1]
+        code, out, _ = run("nodes", "compact", "--json", "--host", node.url)
+        assert set(json.loads(out).values()) == {0}
+        code, out, _ = run("nodes", "status", "--host", node.url)
+        assert re.search(r"^compaction: \d+ files became 1 in 1 merge, .* 0 waiting$", out, re.MULTILINE), out
