@@ -7,11 +7,14 @@ import random
 import re
 from typing import TYPE_CHECKING, Any
 
+from tests.harness.waiting import eventually
 from tests.integration.nodes.processes import run
-from tests.integration.whole.probing import ask, checkpoint, clean_node, post_lines
+from tests.integration.whole.probing import ask, checkpoint, clean_node, post_lines, process_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import psutil
 
     from tests.harness.node import RunningNode
 
@@ -99,3 +102,33 @@ def test_tiny_scattered_writes_are_merged_and_every_answer_stays(tmp_path: Path)
         assert set(json.loads(out).values()) == {0}
         code, out, _ = run("nodes", "status", "--host", node.url)
         assert re.search(r"^compaction: \d+ files became 1 in 1 merge, .* 0 waiting$", out, re.MULTILINE), out
+
+
+def merging_process(node: RunningNode) -> psutil.Process:
+    """The node's child that merges."""
+    (child,) = process_of(node).children()
+    return child
+
+
+def has_ended(process: psutil.Process) -> None:
+    eventually(lambda: not process.is_running(), "the process has ended")
+
+
+def test_it_merges_by_itself_and_its_process_ends_with_the_node(tmp_path: Path) -> None:
+    chooser = random.Random(6)
+    with clean_node(tmp_path, LOG__SHARDS="1", COMPACTION__CPU_SHARE="0.9") as node:
+        for end in ("killed", "stopped"):
+            for _ in range(5):
+                node.write(body(chooser, 6), precision="ns")
+                checkpoint(node)
+            before = answers(node)
+            eventually(lambda: len(files(node)) < 5, "files are merged", seconds=60)
+            assert answers(node) == before
+            child = merging_process(node)
+            assert child.nice() == 19
+            if end == "killed":
+                node.kill()
+                has_ended(child)
+                node.start()
+                assert answers(node) == before
+    has_ended(child)
