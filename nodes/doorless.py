@@ -69,6 +69,10 @@ class DoorlessBackend:
     async def checkpoint(self) -> None:
         """Nothing is held here that a checkpoint could write."""
 
+    async def compact(self) -> int:
+        """No shard is owned here."""
+        return 0
+
     def new_server(self, services: Sequence[GrpcService]) -> GrpcServer:
         """The gRPC server for other nodes, not entered yet."""
         settings = self._of.settings

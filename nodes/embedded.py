@@ -18,6 +18,7 @@ import structlog
 
 from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
+from nodes.compaction import new_compactor
 from nodes.engineparts import new_engine
 from nodes.idempotency import KeyedIds
 from nodes.insert import insert
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
     from engine.engine import Engine
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
+    from nodes.compaction import Compactor
     from nodes.settings_model import Budgets, Settings
     from nodes.status import QueryStatus
     from storage.objects import ObjectStore
@@ -85,6 +87,7 @@ class EmbeddedBackend:
         self._store: ObjectStore
         self._appender: Appender
         self._catalog: Catalog
+        self._compactor: Compactor
         self._engine: Engine
         self._queries: LocalQueries
         self._store_id: uuid.UUID
@@ -123,6 +126,9 @@ class EmbeddedBackend:
         self._queries = LocalQueries(self._engine.running, settings.node_name)
         stack.push_async_callback(self._engine.close)
         self._start(stack, self._sweep_now_and_then())
+        self._compactor = new_compactor(settings, self._budgets, self._store, self._budget, self._open_ones)
+        stack.push_async_callback(self._compactor.aclose)
+        self._start(stack, self._compactor.run())
 
     async def _open_shards(
         self, stack: contextlib.AsyncExitStack, store_id: bytes, node: bytes, executor: ThreadPoolExecutor
@@ -340,12 +346,17 @@ class EmbeddedBackend:
 
     async def drain(self) -> None:
         """One process hands nothing over: a checkpoint makes the next start fast."""
+        await self._compactor.aclose()
         await self.checkpoint()
 
     async def checkpoint(self) -> None:
         """Checkpoint every shard and the Catalog."""
         await all_or_worst([shard.checkpoint() for shard in self._open_ones()])
         await self._catalog.shutdown()
+
+    async def compact(self) -> int:
+        """Merge the files of every shard that are worth it, now; how many merges that took."""
+        return await self._compactor.compact()
 
     def status(self) -> BackendStatus:
         """What this process holds, without I/O."""
@@ -366,6 +377,7 @@ class EmbeddedBackend:
                 for d in catalog.databases()
             ],
             logs=[self._catalog_status(), *(log_status(shard) for shard in self._shards.values())],
+            compaction=self._compactor.counters,
         )
 
     def _table_status(self, table: Table) -> TableStatus:

@@ -18,8 +18,16 @@ CGROUP_V1_UNLIMITED_BYTES: Final = 2**60
 
 def memory_limit_bytes(root: Path = Path("/")) -> int:
     """The most memory this process can ever have: the smaller of the machine's and its cgroups' limits."""
-    limits = [_meminfo_total_bytes(root), *_cgroup_limits_bytes(root)]
+    limits = [_meminfo_bytes(root, "MemTotal:"), *_cgroup_limits_bytes(root)]
     return min(limits)
+
+
+def memory_free_bytes(root: Path = Path("/")) -> int:
+    """What can still be had without anything being killed; pages that only cache files do not count as used."""
+    free = [_meminfo_bytes(root, "MemAvailable:")]
+    free += [_free_bytes(folder, "memory.max", "anon ") for folder in _cgroup_folders(root)]
+    free += [_free_bytes(folder, "memory.limit_in_bytes", "total_rss ") for folder in _memory_folders_v1(root)]
+    return min(free)
 
 
 def cpus_allowed(root: Path = Path("/")) -> int:
@@ -32,11 +40,20 @@ def cpus_allowed(root: Path = Path("/")) -> int:
     return max(1, allowed)
 
 
-def _meminfo_total_bytes(root: Path) -> int:
+def _meminfo_bytes(root: Path, name: str) -> int:
     for line in _text(root / "proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
+        if line.startswith(name):
             return int(line.split()[1]) * 1024
     return MEMORY_UNKNOWN_BYTES
+
+
+def _free_bytes(folder: Path, limit: str, used: str) -> int:
+    """A cgroup's limit without what its processes hold; very much if it has none."""
+    most = _text(folder / limit)
+    held = [line for line in _text(folder / "memory.stat").splitlines() if line.startswith(used)]
+    if not most.isdigit() or not held:
+        return CGROUP_V1_UNLIMITED_BYTES
+    return max(0, int(most) - int(held[0].split()[1]))
 
 
 def _cgroup_limits_bytes(root: Path) -> list[int]:

@@ -83,6 +83,10 @@ class NodeBackend(Backend, Protocol):
         """End cleanly: checkpoint, and hand over what others can serve. No request comes any more."""
         ...
 
+    async def compact(self) -> int:
+        """Merge the DataFiles of its shards that are worth it; how many merges that took."""
+        ...
+
     def status(self) -> BackendStatus:
         """What it holds, without I/O."""
         ...
@@ -186,6 +190,7 @@ class Node:
             queries_running=backend.queries_running,
             queries_waiting=backend.queries_waiting,
             logs=backend.logs,
+            compaction=backend.compaction,
         )
 
     async def checkpoint(self) -> None:
@@ -193,6 +198,12 @@ class Node:
         if self._backend is None:
             raise ShardClosed("this node is not serving now; try again")
         await self._backend.checkpoint()
+
+    async def compact(self) -> int:
+        """Merge files now, because an operator asked."""
+        if self._backend is None:
+            raise ShardClosed("this node is not serving now; try again")
+        return await self._backend.compact()
 
     async def run(self, beside: Sequence[Beside] = ()) -> None:
         """Live: returns after a clean stop, raises what ended the node otherwise."""

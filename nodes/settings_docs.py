@@ -30,7 +30,7 @@ A value comes from a flag, else from the environment, else from the TOML file th
 - Lists are separated by commas (`10.0.0.1:7946,10.0.0.2:7946`); in TOML they may be arrays of texts.
 - Secrets never print. Each can be read from a file: `RUNNEL_STORE__S3_SECRET_KEY_FILE=/run/secrets/key`, or the key
   `s3_secret_key_file` in TOML.
-- `RUNNEL_HOST` is the server that client commands (`runnel sql`, `write`, `status`, `files`, `health`,
+- `RUNNEL_HOST` is the server that client commands (`runnel sql`, `write`, `status`, `files`, `compact`, `health`,
   `cluster status`) talk to.
 """
 

@@ -167,6 +167,17 @@ class LogSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CompactionSettings:
+    """Merging DataFiles in the background."""
+
+    cpu_share: float | None = setting(
+        "0.25",
+        optional(SHARE, NONE),
+        "Of one core, for merging files in the background, over 10 s. none: only when `runnel compact` asks.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class QuerySettings:
     """Queries."""
 
@@ -248,6 +259,7 @@ class Settings:
     write: WriteSettings = WriteSettings()
     memory: MemorySettings = MemorySettings()
     log: LogSettings = LogSettings()
+    compaction: CompactionSettings = CompactionSettings()
     query: QuerySettings = QuerySettings()
     limits: LimitSettings = LimitSettings()
     logs: LogsSettings = LogsSettings()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 STATUS_PATH: Final = "/api/runnel/status"
 CHECKPOINT_PATH: Final = "/api/runnel/checkpoint"
+COMPACT_PATH: Final = "/api/runnel/compact"
 CLUSTER_PATH: Final = "/api/runnel/cluster"
 DRAIN_PATH: Final = "/api/runnel/cluster/drain"
 REBALANCE_PATH: Final = "/api/runnel/cluster/rebalance"
@@ -71,6 +72,24 @@ class MemoryStatus(msgspec.Struct, frozen=True, kw_only=True):
     waiting_bytes_max: int = 0
 
 
+class CompactionStatus(msgspec.Struct, kw_only=True):
+    """What compaction has done since the start. ``waiting`` are the merges that are planned and not done.
+
+    ``void`` merges came too late: a file that they would have replaced was gone (LOG L21).
+    """
+
+    waiting: int = 0
+    merges: int = 0
+    failed: int = 0
+    void: int = 0
+    files_in: int = 0
+    files_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    rows: int = 0
+    cpu_seconds: float = 0.0
+
+
 class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a node's status that its backend knows."""
 
@@ -81,6 +100,7 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     queries_waiting: int = 0
     databases: list[DatabaseStatus] = []
     logs: list[LogStatus] = []
+    compaction: CompactionStatus = msgspec.field(default_factory=CompactionStatus)
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +123,13 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     queries_running: int = 0
     queries_waiting: int = 0
     logs: list[LogStatus] = []
+    compaction: CompactionStatus = msgspec.field(default_factory=CompactionStatus)
+
+
+class Compacted(msgspec.Struct, frozen=True, kw_only=True):
+    """What `POST /api/runnel/compact` answers: how many merges it took until nothing was worth one."""
+
+    merges: int
 
 
 class NodeControl(Protocol):
@@ -114,6 +141,10 @@ class NodeControl(Protocol):
 
     async def checkpoint(self) -> None:
         """Checkpoint every shard and the Catalog now; raises a StorageError when one cannot."""
+        ...
+
+    async def compact(self) -> int:
+        """Merge what is worth it in every shard of this node now; how many merges that took."""
         ...
 
 

@@ -18,7 +18,7 @@ from storage.schema import OFFSET_COLUMN, TIME_COLUMN, DataFile, Role
 from storage.store import data_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from storage.objects import ObjectStore
     from storage.schema import Table, TailBatch
@@ -36,13 +36,29 @@ OFFSET_FIELD_ID: Final = 2**31 - 1
 
 def encode_parquet(table: Table, rows: pa.RecordBatch) -> pa.Buffer:
     """The bytes of a DataFile for folded ``rows`` (named by storage names, with their offsets)."""
+    sink = pa.BufferOutputStream()
+    schema = file_schema(table, rows.schema)
+    with parquet_writer(table, schema, sink) as writer:
+        writer.write_table(pa.Table.from_arrays(rows.columns, schema=schema), row_group_size=ROW_GROUP_ROWS)
+    return sink.getvalue()
+
+
+def file_schema(table: Table, schema: pa.Schema) -> pa.Schema:
+    """``schema`` with the columns' ids as Parquet's field ids (F19)."""
     fields = []
-    encodings: dict[str, str] = {}
-    dictionaries: list[str] = []
-    for field in rows.schema:
+    for field in schema:
         column = table.by_storage_name.get(field.name)
         field_id = OFFSET_FIELD_ID if column is None else column.id
         fields.append(field.with_metadata({"PARQUET:field_id": str(field_id)}))
+    return pa.schema(fields)
+
+
+def parquet_writer(table: Table, schema: pa.Schema, sink: object) -> pq.ParquetWriter:
+    """A writer of DataFiles whose columns are those of ``schema``, encoded as each is smallest."""
+    encodings: dict[str, str] = {}
+    dictionaries: list[str] = []
+    for field in schema:
+        column = table.by_storage_name.get(field.name)
         if column is not None and column.role is Role.TAG:
             dictionaries.append(field.name)
         elif pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type):
@@ -51,30 +67,28 @@ def encode_parquet(table: Table, rows: pa.RecordBatch) -> pa.Buffer:
             encodings[field.name] = "BYTE_STREAM_SPLIT"
         elif pa.types.is_string(field.type):
             dictionaries.append(field.name)
-    has_strings = any(pa.types.is_string(field.type) for field in rows.schema)
-    sink = pa.BufferOutputStream()
-    data = pa.Table.from_batches([pa.RecordBatch.from_arrays(rows.columns, schema=pa.schema(fields))])
-    pq.write_table(
-        data,
+    has_strings = any(pa.types.is_string(field.type) for field in schema)
+    return pq.ParquetWriter(
         sink,
+        schema,
         compression="zstd",
         use_dictionary=dictionaries,
         column_encoding=encodings,
-        row_group_size=ROW_GROUP_ROWS,
         write_batch_size=STRING_BATCH_ROWS if has_strings else BATCH_ROWS,
         store_schema=False,
         write_page_index=True,
         version="2.6",
     )
-    return sink.getvalue()
 
 
-def _create(store: ObjectStore, paths: Sequence[str], data: pa.Buffer) -> str:
+def create_datafile(store: ObjectStore, paths: Iterable[str], data: pa.Buffer | memoryview) -> str:
     """Create the object exclusively under the first name whose outcome is certain."""
+    tries = 0
     for path in paths:
+        tries += 1
         if store.create(path, [memoryview(data)]) is CreateOutcome.CREATED:
             return path
-    raise StoreUnavailable(f"{store.url}: a DataFile's create stayed unknown {len(paths)} times")
+    raise StoreUnavailable(f"{store.url}: a DataFile's create stayed unknown {tries} times")
 
 
 def write_datafile(
@@ -84,7 +98,7 @@ def write_datafile(
     rows = fold(table, tail)
     data = encode_parquet(table, rows)
     paths = [data_path(log_id, table.database_id, table.id, epoch) for _ in range(CREATE_TRIES_MAX)]
-    path = _create(store, paths, data)
+    path = create_datafile(store, paths, data)
     times = rows.column(TIME_COLUMN).cast(pa.int64()).to_numpy(zero_copy_only=False)
     offsets = rows.column(OFFSET_COLUMN).to_numpy(zero_copy_only=False)
     low = min(batch.first_offset for batch in tail)  # the layer stands for all its offsets, also folded ones (L25)

@@ -47,6 +47,20 @@ def fold(table: Table, tail: Sequence[TailBatch], base: pa.RecordBatch | None = 
     return fold_rows(table, rows, arrival)
 
 
+def fold_layers(table: Table, layers: Sequence[pa.Table]) -> pa.RecordBatch:
+    """Fold rows of DataFiles, which carry their `_runnel_offset`: older layers first (LOG L25); see `fold`.
+
+    Rows with the same key are in layers whose orders do not overlap, so the layers' order is that of their rows. A
+    merged row has the highest offset of its key. Raises UnsupportedFormat for rows whose op is not patch.
+    """
+    _check_ops(table)
+    parts = []
+    for rows in layers:
+        offsets = rows.column(OFFSET_COLUMN)
+        parts.append(_conform(table, rows.drop_columns([OFFSET_COLUMN])).append_column(OFFSET_COLUMN, offsets))
+    return fold_rows(table, pa.concat_tables(parts, promote_options="default"))
+
+
 def fold_rows(table: Table, rows: pa.Table, arrival: Ints | None = None) -> pa.RecordBatch:
     """Fold rows that carry their `_runnel_offset`, in ascending offset order within each key; see `fold`.
 

@@ -12,11 +12,10 @@ import contextlib
 import dataclasses
 import functools
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from storage.appends import Append, EncodedAppend, decode_append
-from storage.checkpoint import Part, encode_part
+from storage.checkpoint import FILES_INLINE_MAX, Part, encode_part
 from storage.datafile import write_datafile
 from storage.entries import record_entry, rows_entry
 from storage.errors import (
@@ -33,22 +32,26 @@ from storage.errors import (
     StoreUnavailable,
     WriteRefused,
 )
+from storage.filechange import FileLists, bytes_after, changed_lists, repeated_sections, standing
 from storage.frames import ENTRIES_MAX, NO_WRITE_ID, OBJECT_BYTES_MAX, EntryKind, encoded_size
 from storage.logdriver import LogDriver
 from storage.logeffects import CheckpointDraft
+from storage.logstate import decode_own
 from storage.objects import CreateOutcome
+from storage.shardlimits import ShardCounters, ShardLimits
 from storage.shardstate import ShardState, encode_frozen, held_bytes
-from storage.store import data_folder, epoch_of, part_path, parts_folder
+from storage.store import data_folder, data_path, epoch_of, log_folder, object_name, part_path, parts_folder
 from storage.tailanswer import tail_answer
 from storage.writeids import RETRY_SECONDS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
     from concurrent.futures import Executor
 
     import pyarrow as pa
 
     from storage.budget import MemoryBudget
+    from storage.filechange import FileChange
     from storage.frames import Entry, Header, WriteId
     from storage.log import Identity
     from storage.logdriver import Position
@@ -71,32 +74,6 @@ CHECKPOINT_PAUSE_SECONDS: Final = 1.0
 PART_TRIES_MAX: Final = 5
 BACKLOG_SECONDS_MIN: Final = 30.0
 """Age never refuses appends sooner: a checkpoint that was due at once may take as long as this."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShardLimits:
-    """When a checkpoint starts, and when appends are refused (L23): at twice any of the three."""
-
-    checkpoint_bytes: int = 64 * 1024 * 1024
-    checkpoint_seconds: float = 600.0
-    checkpoint_objects: int = 20_000
-    log_bytes: int = 256 * 1024 * 1024
-    grace_seconds: float = 900.0
-    replay_bytes_max: int = 0
-    group_min_interval_seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class ShardCounters:
-    """What happened since the start, for metrics."""
-
-    objects: int = 0
-    rows: int = 0
-    bytes: int = 0
-    checkpoints: int = 0
-    checkpoint_seconds: float = 0.0
-    datafiles: int = 0
-    collected: int = 0
 
 
 class Shard:
@@ -123,7 +100,7 @@ class Shard:
         self.counters = ShardCounters()
         self.state = ShardState(identity.store_id, identity.log_id, tables, limits.replay_bytes_max)
         self._store = store
-        self._tables = tables
+        self.tables = tables
         self._revision = revision or (lambda: 0)
         self._catch_up = catch_up
         self._budget = budget
@@ -139,6 +116,7 @@ class Shard:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._unlisted: dict[str, float] = {}
+        self._being_written: set[str] = set()
 
     @property
     def log_id(self) -> int:
@@ -261,7 +239,7 @@ class Shard:
                 raise WriteRefused(
                     f"shard {self.log_id}: a write born at {part.born} is below the horizon {self.state.horizon}"
                 )
-            table = self._tables(part.table_id)
+            table = self.tables(part.table_id)
             if table is None or table.version < part.schema_version:  # L30: a file of ours would lack the new columns
                 raise CatalogBehind(
                     f"shard {self.log_id}: table {part.table_id} at version {part.schema_version} is not known here yet"
@@ -278,7 +256,7 @@ class Shard:
         return [decode_append(p, self._table(p.table_id), self.log_id) for p in parts]
 
     def _table(self, table_id: int) -> Table:
-        table = self._tables(table_id)
+        table = self.tables(table_id)
         assert table is not None, "rows of a table that the Catalog does not name are refused"
         return table
 
@@ -383,7 +361,7 @@ class Shard:
         core = self.driver.core
         if not core.is_owner:
             raise ShardClosed(f"shard {self.log_id} is not open here: try again")
-        tables = [self._tables(table_id) for table_id in wanted.tables]
+        tables = [self.tables(table_id) for table_id in wanted.tables]
         if None in tables:
             raise CatalogBehind(f"shard {self.log_id}: a table of {list(wanted.tables)} is not known here yet")
         found = [table for table in tables if table is not None]
@@ -460,7 +438,10 @@ class Shard:
 
         Runs to its end even if the caller is cancelled: the Checkpoint may stand, and the state must know.
         """
-        work = self._spawn(self._checkpoint_and_collect())
+        await self._to_its_end(self._checkpoint_and_collect())
+
+    async def _to_its_end(self, checkpointing: Coroutine[None, None, None]) -> None:
+        work = self._spawn(checkpointing)
         await asyncio.wait({work})  # which never cancels what it waits for
         if work.cancelled():
             raise ShardClosed(f"shard {self.log_id} was closed while it was checkpointed: try again")
@@ -484,13 +465,10 @@ class Shard:
         self.state.advance_horizon(time.time_ns() // 1_000_000 - RETRY_SECONDS_MAX * 1000)
         frozen = dataclasses.replace(self.state.freeze(), revision=self.revision)  # L30
         files = await self._write_files(frozen)
-        part = await self._write_part(files) if self.state.part_is_due(len(files)) else None
+        is_due = self.state.part_is_due(len(files))
+        part = await self._write_part((*self.state.loose, *files)) if is_due else None
         fixed = await self._in_thread(encode_frozen, frozen, files)
-        sections = (*fixed, *self.state.prepare(frozen, files, part))
-        try:
-            await self.driver.checkpoint(CheckpointDraft(frozen.covered, sections))
-        finally:
-            self.state.prepared = None  # it did not stand; the files are orphans (L20), the next one writes its own
+        await self._commit(frozen.covered, (*fixed, *self.state.prepare(frozen, files, part)))
         self._settle_budget()
         self.counters.checkpoints += 1
         self.counters.checkpoint_seconds += time.monotonic() - begun
@@ -505,9 +483,15 @@ class Shard:
             files.append(file)
         return files
 
-    async def _write_part(self, files: Sequence[DataFile]) -> Part:
-        """Move the loose files into a part that later Checkpoints only name (L23)."""
-        members = (*self.state.loose, *files)
+    async def _commit(self, covered: int, sections: tuple[Entry, ...]) -> None:
+        """Create the Checkpoint that was prepared."""
+        try:
+            await self.driver.checkpoint(CheckpointDraft(covered, sections))
+        finally:
+            self.state.prepared = None  # it did not stand; the files are orphans (L20), the next one writes its own
+
+    async def _write_part(self, members: tuple[DataFile, ...]) -> Part:
+        """Move loose files into a part that later Checkpoints only name (L23)."""
         data = encode_part(self.identity.store_id, self.log_id, members)
         for _ in range(PART_TRIES_MAX):
             path = part_path(self.log_id, self.driver.core.epoch)
@@ -515,12 +499,56 @@ class Shard:
                 return Part(path, members)
         raise StoreUnavailable(f"{self._store.url}: a part's create stayed unknown {PART_TRIES_MAX} times")
 
+    # -- compaction (L21) --------------------------------------------------------------------------------
+
+    def reserve_names(self, table: Table, count: int) -> tuple[str, ...]:
+        """Paths for new DataFiles of ``table``: until they are released the sweep spares them (L20)."""
+        epoch = self.driver.core.epoch
+        names = tuple(data_path(self.log_id, table.database_id, table.id, epoch) for _ in range(count))
+        self._being_written.update(names)
+        return names
+
+    def release_names(self, names: Iterable[str]) -> None:
+        """Nothing is written under these any more: what no Checkpoint names is an orphan."""
+        self._being_written.difference_update(names)
+
+    async def replace_files(self, changes: Sequence[FileChange]) -> list[bool]:
+        """Commit ``changes`` against the current list in one Checkpoint; say which stand and which are void (L21).
+
+        The files that are added must exist, under reserved names. Runs to its end even if the caller is cancelled.
+        Raises Fenced or ShardClosed, and what the store raises: then the list is as it was.
+        """
+        stands: list[bool] = []
+        await self._to_its_end(self._replace_files(changes, stands))
+        return stands
+
+    async def _replace_files(self, changes: Sequence[FileChange], stands: list[bool]) -> None:
+        async with self._checkpointing:
+            self.driver.check_owner()
+            stands += standing(changes, (file.path for file in self.state.all_files()))
+            if any(stands):
+                await self._replace_now([change for change, stand in zip(changes, stands, strict=True) if stand])
+
+    async def _replace_now(self, changes: Sequence[FileChange]) -> None:
+        """A Checkpoint at the k in force: the one that stands, with another list of files (L18)."""
+        state, sequence = self.state, self.state.checkpoint_seq
+        path = f"{log_folder(self.log_id)}/{object_name(sequence)}"
+        data = await self._in_thread(self._store.get, path)
+        in_force = decode_own(self.identity.store_id, self.log_id, sequence, data)
+        sizes = bytes_after(state.partitions, changes)
+        fixed = await self._in_thread(repeated_sections, in_force, self.revision, sizes, path)
+        lists = changed_lists(FileLists(state.loose, state.parts), changes)
+        if len(lists.loose) > FILES_INLINE_MAX:
+            lists = FileLists((), (*lists.parts, await self._write_part(lists.loose)))
+        await self._commit(state.k, (*fixed, *state.prepare_change(changes, lists)))
+
     # -- garbage (L19, L20) ------------------------------------------------------------------------------
 
     async def sweep(self) -> int:
         """Delete files and parts of our own or a lower epoch that nothing names, a grace after they were first seen.
 
-        Runs under the checkpoint lock: no file of ours is being written while it looks.
+        Runs under the checkpoint lock: no file of ours is being written while it looks, save those of compactions,
+        whose names are reserved.
         """
         async with self._checkpointing:
             core = self.driver.core
@@ -543,7 +571,8 @@ class Shard:
             for item in await self._in_thread(self._store.list_all, folder):
                 path = f"{folder}/{item.name}"
                 owner = epoch_of(path)
-                if path not in named and owner is not None and owner <= epoch:
+                spared = path in named or path in self._being_written  # as of now
+                if not spared and owner is not None and owner <= epoch:
                     found.append(path)
         return found
 

@@ -35,6 +35,7 @@ __all__ = ["WRITE_IDS_MAX", "Cutoff", "Frozen", "Remembered", "ShardState", "enc
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from storage.filechange import FileChange, FileLists
     from storage.frames import Header, LogObject, WriteId
     from storage.schema import DataFile, Table
 
@@ -130,12 +131,13 @@ def encode_frozen(frozen: Frozen, new_files: Sequence[DataFile]) -> tuple[Entry,
 
 @dataclass(frozen=True, slots=True)
 class PreparedCheckpoint:
-    """What becomes true when a Checkpoint stands: its new files, and how the list is laid out."""
+    """What becomes true when a Checkpoint stands: its new files, how the list is laid out, the paths that go."""
 
     covered: int
     new_files: tuple[DataFile, ...]
     loose: tuple[DataFile, ...]
     parts: tuple[Part, ...]
+    removed: tuple[DataFile, ...] = ()
 
 
 class ShardState:
@@ -331,6 +333,7 @@ class ShardState:
             if state.tail and state.tail[0].sequence <= covered:
                 state.changed_at = sequence
                 state.tail = [e for e in state.tail if e.sequence > covered]
+        self._remove_files(prepared.removed, sequence)
         self._add_files(prepared.new_files)
         self._forget_covered()
 
@@ -367,10 +370,14 @@ class ShardState:
         loose = () if new_part is not None else (*self.loose, *new_files)
         parts = self.parts if new_part is None else (*self.parts, new_part)
         self.prepared = PreparedCheckpoint(frozen.covered, tuple(new_files), loose, parts)
-        return (
-            section_entry(Section.FILES, [file_row(f) for f in loose]),
-            section_entry(Section.PARTS, [_part_row(part) for part in parts]),
-        )
+        return _file_sections(loose, parts)
+
+    def prepare_change(self, changes: Sequence[FileChange], lists: FileLists) -> tuple[Entry, ...]:
+        """The file sections of a Checkpoint at the k in force: the current files with ``changes`` (L21)."""
+        added = tuple(file for change in changes for file in change.added)
+        removed = tuple(file for change in changes for file in change.removed)
+        self.prepared = PreparedCheckpoint(self.k, added, lists.loose, lists.parts, removed)
+        return _file_sections(lists.loose, lists.parts)
 
     def part_is_due(self, new_files: int) -> bool:
         """Whether the next Checkpoint should move its loose files into a part (L23)."""
@@ -385,6 +392,15 @@ class ShardState:
             state = self.partitions.setdefault(key, PartitionState())
             state.files = tuple(sorted((*state.files, *new), key=lambda f: (f.order_low, f.order_high, f.path)))
             state.bytes = sum(f.bytes for f in state.files)
+
+    def _remove_files(self, files: Sequence[DataFile], sequence: int) -> None:
+        """Their partitions have changed: what was answered of them before is not what is there now (L14)."""
+        paths = {file.path for file in files}
+        for key in {(file.table_id, file.partition) for file in files}:
+            state = self.partitions[key]
+            state.changed_at = sequence
+            state.files = tuple(file for file in state.files if file.path not in paths)
+            state.bytes = sum(file.bytes for file in state.files)
 
     # -- write ids (L7) ----------------------------------------------------------------------------------
 
@@ -423,6 +439,13 @@ class ShardState:
         for part in self.parts:
             yield from part.files
         yield from self.loose
+
+
+def _file_sections(loose: Sequence[DataFile], parts: Sequence[Part]) -> tuple[Entry, ...]:
+    return (
+        section_entry(Section.FILES, [file_row(f) for f in loose]),
+        section_entry(Section.PARTS, [_part_row(part) for part in parts]),
+    )
 
 
 def _part_row(part: Part) -> dict[str, Any]:

@@ -353,6 +353,17 @@ def queries_kill(
 
 
 @app.command(rich_help_panel=CLIENT)
+def compact(json: Json = False, host: Host = None) -> None:
+    """Have a server merge its shards' files now, at full speed, as far as that is worth it.
+
+    It does so by itself in the background, at a quarter of a core. In a cluster ask each ingest node.
+    """
+    from nodes.cli.compact import compact as run
+
+    raise typer.Exit(run(host, is_json=json))
+
+
+@app.command(rich_help_panel=CLIENT)
 def health(
     ready: Annotated[
         bool,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nodes.cli.client import Client, raise_for_status, run
+from nodes.cli.compact import counted
 from nodes.exitcodes import ExitCode, ServerRefused
 from nodes.status import STATUS_PATH, NodeStatus
 from nodes.units import show_duration, show_size_rounded
@@ -63,6 +64,13 @@ def _print(node: NodeStatus) -> None:
     console.print(_tables(node) if node.databases else "\nno databases yet")
     if node.logs:
         console.print(_logs(node))
+    done = node.compaction
+    if done.merges or done.failed or done.waiting:
+        merges = counted(done.merges, "merge") + (f", {done.failed:,} failed" if done.failed else "")
+        console.print(
+            f"compaction: {done.files_in:,} files became {done.files_out:,} in {merges}, "
+            f"{done.cpu_seconds:.1f} s of CPU; {done.waiting:,} waiting"
+        )
 
 
 def _tables(node: NodeStatus) -> Table:

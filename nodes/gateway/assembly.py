@@ -35,6 +35,7 @@ from nodes.settings_kinds import Address
 from nodes.status import (
     CHECKPOINT_PATH,
     CLUSTER_PATH,
+    COMPACT_PATH,
     DRAIN_PATH,
     KILL_PATH,
     QUERIES_PATH,
@@ -301,6 +302,7 @@ def status_routes(parts: GatewayParts, answers: Answers) -> list[Route]:
         *free("GET", "/metrics", status.metrics),
         *free("GET", STATUS_PATH, status.status),
         Route("POST", CHECKPOINT_PATH, status.checkpoint, answers.on_error_v3, is_traced=True),
+        Route("POST", COMPACT_PATH, status.compact, answers.on_error_v3, is_traced=True),
     ]
 
 

@@ -78,6 +78,10 @@ class GatewayNode(RemoteBackend):
     async def checkpoint(self) -> None:
         """Nothing is held here that a checkpoint could write."""
 
+    async def compact(self) -> int:
+        """No shard is owned here."""
+        return 0
+
     async def drain(self) -> None:
         """Requests are answered; tell the others."""
         await self._here.leave()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from nodes.status import NodeControl, NodeStatus
+    from nodes.status import CompactionStatus, NodeControl, NodeStatus
 
 
 class NodeMetrics(Collector):
@@ -44,6 +44,24 @@ class NodeMetrics(Collector):
         ):
             yield GaugeMetricFamily(name, doc, value=float(value))
         yield from _log_families(status)
+        yield from _compaction_families(status.compaction)
+
+
+def _compaction_families(compaction: CompactionStatus) -> Iterator[Metric]:
+    waiting = "Merges that are planned for the shard at hand and not done."
+    yield GaugeMetricFamily("runnel_compaction_waiting", waiting, value=float(compaction.waiting))
+    for name, doc, value in (
+        ("merges", "Merges that were committed.", compaction.merges),
+        ("failed", "Merges that failed; they are tried again.", compaction.failed),
+        ("void", "Merges that came too late: their files were replaced meanwhile.", compaction.void),
+        ("files_in", "Files that merges replaced.", compaction.files_in),
+        ("files_out", "Files that merges made.", compaction.files_out),
+        ("bytes_in", "Bytes of the files that merges replaced.", compaction.bytes_in),
+        ("bytes_out", "Bytes of the files that merges made.", compaction.bytes_out),
+        ("rows", "Rows of the files that merges made.", compaction.rows),
+        ("cpu_seconds", "CPU that merging took, in its own process.", compaction.cpu_seconds),
+    ):
+        yield CounterMetricFamily(f"runnel_compaction_{name}", doc, value=float(value))
 
 
 def _log_families(status: NodeStatus) -> Iterator[Metric]:

@@ -18,6 +18,7 @@ from cluster.members import Kind
 from cluster.raft import Raft, RaftConfig
 from nodes.appender import Appender
 from nodes.clustercontrol import MemberControl
+from nodes.compaction import new_compactor
 from nodes.doorless import DoorlessBackend
 from nodes.gateway.assembly import open_operator
 from nodes.grpcserver import GrpcServer, GrpcService
@@ -37,6 +38,7 @@ from storage.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nodes.compaction import Compactor
     from nodes.node import NodeContext
     from storage.shard import Shard, ShardLimits
 
@@ -55,6 +57,7 @@ class IngestNode(DoorlessBackend):
     def __init__(self, context: NodeContext, control: MemberControl) -> None:
         self._control = control
         self._settings = context.settings
+        self._budgets = context.budgets
         self._fail = context.fail
         self.draining = False
         self.member = ClusterMember(context.settings, Kind.INGEST, context.fail, self._load)
@@ -63,6 +66,7 @@ class IngestNode(DoorlessBackend):
         self.keeper = Keeper(self.member, self.budget, self._shard_limits)
         self.appender: Appender
         self.controller: Controller
+        self.compactor: Compactor
         self._raft: Raft | None = None
         self._server: GrpcServer
         self._stack = contextlib.AsyncExitStack()
@@ -86,7 +90,10 @@ class IngestNode(DoorlessBackend):
             if self._raft is not None:
                 stack.push_async_callback(self._raft.stop)
                 await self._raft.start()
-            for work in (self.controller.run(), self._sweep_now_and_then()):
+            store, shards = self.member.store, self.keeper.open_shards
+            self.compactor = new_compactor(self._settings, self._budgets, store, self.budget, shards)
+            stack.push_async_callback(self.compactor.aclose)
+            for work in (self.controller.run(), self._sweep_now_and_then(), self.compactor.run()):
                 stack.push_async_callback(_cancel, asyncio.create_task(work))
             self._stack = stack.pop_all()
         return self
@@ -155,6 +162,7 @@ class IngestNode(DoorlessBackend):
     async def drain(self) -> None:
         """Checkpoint, hand the shards over, leave. Serves until a Placement names others (L32)."""
         self.draining = True
+        await self.compactor.aclose()
         await self._checkpoint_quietly()
         if not await self._hand_over() and self._has_heirs():
             log.warning("not all shards were handed over in time; others will take them", kept=self._owned())
@@ -199,6 +207,10 @@ class IngestNode(DoorlessBackend):
         """Checkpoint every shard that is open here."""
         await all_or_worst([shard.checkpoint() for shard in self.keeper.open_shards()])
 
+    async def compact(self) -> int:
+        """Merge the files of every shard that is open here, as far as that is worth it."""
+        return await self.compactor.compact()
+
     async def record_cutoffs(self, shard: Shard, retention_ns: Mapping[int, int]) -> None:
         """L36: record a newer cut-off before rows are hidden by it."""
         catalog = self.catalog
@@ -215,6 +227,7 @@ class IngestNode(DoorlessBackend):
             catalog_revision=self.catalog.revision,
             memtable_bytes=self.budget.used,
             logs=[log_status(shard) for shard in self.keeper.open_shards()],
+            compaction=self.compactor.counters,
         )
 
 

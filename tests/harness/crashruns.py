@@ -14,15 +14,19 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from storage.errors import StorageError
+from tests.harness.merging import merge_all
 from tests.harness.storagenode import Ledger, SimExecutor, StorageNode, check_node
 from tests.harness.stores import Crash, Fault, FaultStore, MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
+
+    from storage.shard import Shard
 
 TABLES = ("t0", "t1")
 FAULTY: Mapping[Fault, float] = {
@@ -98,6 +102,34 @@ async def keeper(node: StorageNode, ledger: Ledger, draw: random.Random) -> None
             await chore()
 
 
+async def compacting(node: StorageNode, ledger: Ledger, seed: int) -> None:
+    """Some files in each shard; then appends, checkpoints, compactions and sweeps at once (LOG L20, L21)."""
+    draw = random.Random(seed)
+    try:
+        await node.open()
+    except StorageError:
+        return
+    shards = list(node.shards.values())
+    for _ in range(3):
+        with contextlib.suppress(StorageError):
+            await node.ensure("t0", ledger)
+            await node.write("t0", 20, ledger)
+            await asyncio.gather(*(shard.checkpoint() for shard in shards))
+    await asyncio.gather(client(node, ledger, draw, 1), *(compactor(node, shard, draw) for shard in shards))
+
+
+async def compactor(node: StorageNode, shard: Shard, draw: random.Random) -> None:
+    for _ in range(2):
+        chores: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+            partial(merge_all, node, shard), shard.checkpoint, shard.sweep,
+        ]  # fmt: skip
+        for chore in draw.sample(chores, 3):
+            for _ in range(draw.randrange(6)):
+                await asyncio.sleep(0)
+            with contextlib.suppress(StorageError):
+                await chore()
+
+
 async def live(store: CrashStore, work: Coroutine[Any, Any, Any]) -> None:
     """Until the work is done or the world stops; raises what the work raises of its own."""
     task = asyncio.ensure_future(work)
@@ -125,6 +157,7 @@ async def after(node: StorageNode, ledger: Ledger, draw: random.Random, late: Ca
     await check_node(node, ledger)
     for shard in node.shards.values():
         await shard.checkpoint()
+        await merge_all(node, shard)
         await shard.sweep()
     await node.ensure("t0", ledger, ["n", "last"])
     await node.write("t0", 5, ledger, 9)
@@ -141,7 +174,12 @@ def in_a_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(main())
 
 
-def run(seed: int, crash_at: int | None = None, rates: Mapping[Fault, float] | None = None) -> Outcome:
+def run(
+    seed: int,
+    crash_at: int | None = None,
+    rates: Mapping[Fault, float] | None = None,
+    work: Callable[[StorageNode, Ledger, int], Coroutine[Any, Any, None]] = workload,
+) -> Outcome:
     """One life, its end, and what the next one finds. Raises AssertionError when a promise was broken."""
     inner, ledger, draw = MemoryStore(), Ledger(), random.Random(seed)
     seen = Outcome(0, 0, 0, 0)
@@ -151,7 +189,7 @@ def run(seed: int, crash_at: int | None = None, rates: Mapping[Fault, float] | N
         store = CrashStore(inner, seed=seed, rates=rates, crash_at=crash_at)
         late.append(store)
         node = StorageNode(store, SimExecutor(seed), name=b"a")
-        await live(store, workload(node, ledger, seed))
+        await live(store, work(node, ledger, seed))
         seen.steps, seen.fired, seen.trail = store.steps, store.fired, store.trail
         assert node.fatal == [] or store.crashed.is_set(), node.fatal
 

@@ -100,6 +100,9 @@ class PlaceholderBackend:
     async def drain(self) -> None:
         await self.checkpoint()
 
+    async def compact(self) -> int:
+        return 0
+
     async def checkpoint(self) -> None:
         await asyncio.sleep(self._seconds("checkpoint"))
         say("checkpoint")

@@ -19,7 +19,7 @@ from storage.errors import LogDamaged, StorageError, StoreFull, StoreUnavailable
 from storage.frames import decode_object
 from storage.shard import Shard
 from storage.shardstate import ShardState
-from tests.harness.crashruns import FAULTY, run
+from tests.harness.crashruns import FAULTY, compacting, run
 from tests.harness.storagenode import Ledger, SimExecutor, StorageNode, check_node, check_rows, read_all
 from tests.harness.stores import Fault, FaultStore, MemoryStore
 
@@ -42,6 +42,15 @@ def test_a_crash_at_every_step() -> None:
         acknowledged += seen.acknowledged
     assert unknown > 100
     assert acknowledged > 1000
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("seed", "rates"), [(1, None), (2, FAULTY), (5, FAULTY)])
+def test_l21_a_crash_at_every_step_of_a_compaction(seed: int, rates: dict[Fault, float] | None) -> None:
+    whole = run(seed, rates=rates, work=compacting)
+    assert any(step.startswith("after delete data/") for step in whole.trail), "files were replaced and swept"
+    for step in range(1, whole.steps + 1, 2 if rates is None else 4):
+        run(seed, step, rates, compacting)
 
 
 @pytest.mark.timeout(300)

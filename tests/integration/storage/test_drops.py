@@ -360,7 +360,7 @@ class World:
         self.controller: Catalog = self.node.catalog
         self.owner = CatalogFollower(self.store, self.store_id, SimExecutor(self.seed + 9))  # of the shards
         for shard in self.node.shards.values():
-            shard._tables = shard.state._tables = self.owner.table_by_id
+            shard.tables = shard.state._tables = self.owner.table_by_id
         self.gateways = [CatalogFollower(self.store, self.store_id, SimExecutor(self.seed + i)) for i in range(3)]
         await self.controller.alter([EnsureTable(DATABASE, "t", [HOST, N])])
         clients = [self.writer(i) for i in range(3)] + [self.reader(i) for i in range(2)]

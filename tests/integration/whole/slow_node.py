@@ -16,13 +16,13 @@ import storage.datafile
 def main() -> None:
     """Run the command line with slow DataFiles."""
     seconds = float(os.environ["SLOW_SECONDS"])
-    create = vars(storage.datafile)["_create"]
+    create = vars(storage.datafile)["create_datafile"]
 
     def slow(*arguments: Any) -> Any:
         time.sleep(seconds)
         return create(*arguments)
 
-    vars(storage.datafile)["_create"] = slow
+    vars(storage.datafile)["create_datafile"] = slow
     from nodes.__main__ import main as run
 
     sys.exit(run())

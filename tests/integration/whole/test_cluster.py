@@ -310,6 +310,36 @@ def test_queries_go_on_while_owners_are_down(cluster: Cluster, table: str) -> No
             assert [row["n"] for row in rows] == list(range(64)), gateway
 
 
+def test_l21_l25_owners_compact_while_writes_go_on_and_one_dies(cluster: Cluster, table: str) -> None:
+    """Points all over a month, half of them rewritten: no answer changes, by any gateway, nor at the next owner."""
+    other = f"{table}_scattered"
+    with Load(cluster, table, ["g1", "g2"]) as load:
+        for number in range(6):
+            lines = [
+                f"{other},spread=s{n % 7} f{(n + number) % 3}={number}i {(37 * n + number % 2) % 500}"
+                for n in range(200)
+            ]
+            assert cluster.write("g1", "\n".join(lines)).status == 204
+            for name in cluster.names("ingest"):
+                assert cluster.nodes[name].ask("POST", "/api/runnel/checkpoint").status == 204
+        statement = f"SELECT * FROM {other} ORDER BY spread, time"
+        before = cluster.query("g1", statement)
+        merges = 0
+        for name in cluster.names("ingest"):
+            reply = cluster.nodes[name].ask("POST", "/api/runnel/compact", seconds=120)
+            assert reply.status == 200, reply.text
+            merges += reply.json["merges"]
+        assert merges > 0
+        assert cluster.query("g1", statement) == cluster.query("g2", statement) == before
+        victim = cluster.owner()
+        cluster.nodes[victim].kill()
+        touch_all_shards(cluster, "g1", KILLED_SECONDS_MAX)
+        assert cluster.query("g1", statement) == cluster.query("g2", statement) == before
+        cluster.nodes[victim].start()
+        cluster.wait_settled()
+    load.judge(cluster, "g1")
+
+
 def test_everything_ends_and_comes_back(cluster: Cluster, table: str) -> None:
     body = "".join(f"{table},spread=s{n} n={n}i {n + 1}\n" for n in range(64))
     assert cluster.write("g1", body).status == 204

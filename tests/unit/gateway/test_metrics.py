@@ -25,6 +25,9 @@ class Control:
             memory=MemoryStatus(resident_bytes=1, budget_bytes=2, memtable_bytes=3, memtable_bytes_max=4), logs=[log],
         )  # fmt: skip
 
+    async def compact(self) -> int:
+        return 0
+
     async def checkpoint(self) -> None:
         """Never asked."""
 

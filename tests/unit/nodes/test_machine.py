@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nodes.machine import MEMORY_UNKNOWN_BYTES, cpus_allowed, memory_limit_bytes
+from nodes.machine import MEMORY_UNKNOWN_BYTES, cpus_allowed, memory_free_bytes, memory_limit_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,3 +77,22 @@ def test_cpu_quota(tmp_path: Path, text: str, cpus: int | None) -> None:
 
 def test_this_machine() -> None:
     assert memory_limit_bytes() > 2**20
+
+
+def test_free_memory_is_the_least_of_the_machine_and_its_cgroups(tmp_path: Path) -> None:
+    meminfo = "MemTotal: 8000 kB\nMemAvailable: 4000 kB"
+    assert memory_free_bytes(lay(tmp_path, proc__meminfo=meminfo)) == 4_000 * 1024
+    folder = "sys__fs__cgroup__own__memory_dot_"
+    lay(tmp_path, proc__self__cgroup="0::/own", **{folder + "max": "2000000", folder + "stat": "anon 500000\nfile 900"})
+    assert memory_free_bytes(tmp_path) == 1_500_000, "pages of files are given back when they are needed"
+    lay(tmp_path, **{folder + "stat": "anon 2500000"})
+    assert memory_free_bytes(tmp_path) == 0
+    lay(tmp_path, **{folder + "max": "max"})
+    assert memory_free_bytes(tmp_path) == 4_000 * 1024
+
+
+def test_free_memory_in_a_cgroup_of_version_1(tmp_path: Path) -> None:
+    folder = "sys__fs__cgroup__memory__memory_dot_"
+    lay(tmp_path, proc__meminfo="MemAvailable: 8000000 kB", **{folder + "limit_in_bytes": "900"})
+    lay(tmp_path, **{folder + "stat": "rss 7\ntotal_rss 100"})
+    assert memory_free_bytes(tmp_path) == 800

@@ -11,6 +11,7 @@ import msgspec
 
 from nodes.gateway.http import JSON_TYPE, TEXT_TYPE, Header, Request, Response
 from nodes.metrics import CONTENT_TYPE
+from nodes.status import Compacted
 
 if TYPE_CHECKING:
     from nodes.gateway.doors.influx.answers import Answers
@@ -88,6 +89,12 @@ class StatusDoor:
             return self._answers.error_json(404, {"error": "this server has nothing to checkpoint"})
         await self._control.checkpoint()
         return self._answers.done
+
+    async def compact(self, _request: Request) -> Response:
+        """POST /api/runnel/compact: merge what is worth it, at full speed; answered when it is done."""
+        if self._control is None:
+            return self._answers.error_json(404, {"error": "this server has nothing to compact"})
+        return self._answers.json(Compacted(merges=await self._control.compact()))
 
     def _say(self, report: HealthReport, is_good: bool) -> Response:
         if is_good:

@@ -1,0 +1,171 @@
+"""Which files of a partition to merge next: pure arithmetic over what a Checkpoint says of them (LOG L25).
+
+`plan` is driven by `nodes.compaction`; `storage.merge` does what it says. The files of a partition are layers: each
+stands for a range of order and a range of time. Two that share a moment never share an order: that is what lets rows
+with the same key be folded layer by layer, and what every run that is planned here keeps true.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from storage.schema import DataFile
+
+    Ints = npt.NDArray[np.int64]
+
+TARGET_BYTES: Final = 128 * 2**20
+"""What a file should have: enough for long scans, little enough to be encoded and put at once."""
+FULL_BYTES: Final = TARGET_BYTES // 2
+"""A file of at least so much is merged again only where it overlaps others."""
+TINY_BYTES: Final = 2**20
+"""Files below this count as so large: to open one costs as much as to read this."""
+RUN_LAYERS_MIN: Final = 4
+"""Fewer are not worth a merge: each row is rewritten about once for each fourfold of what it lies in."""
+RUN_FILES_MAX: Final = 64
+"""Files that are read at once."""
+RUN_BYTES_MAX: Final = 8 * TARGET_BYTES
+"""Of one merge: at most so much is written under names that no Checkpoint has yet."""
+
+MOMENTS_MAX: Final = 64
+"""Of those where files overlap, so many are looked at in one plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The files of one partition in ascending order, and their inclusive ranges as columns."""
+
+    files: tuple[DataFile, ...]
+    orders: tuple[Ints, Ints]
+    times: tuple[Ints, Ints]
+
+    @classmethod
+    def of(cls, files: Iterable[DataFile]) -> Layers:
+        """Sorted by order; those of one merge, which share an order, by time."""
+        ordered = tuple(sorted(files, key=lambda f: (f.order_low, f.order_high, f.time_low, f.path)))
+
+        def column(values: Iterable[int]) -> Ints:
+            return np.fromiter(values, dtype=np.int64, count=len(ordered))
+
+        orders = column(f.order_low for f in ordered), column(f.order_high for f in ordered)
+        times = column(f.time_low for f in ordered), column(f.time_high for f in ordered)
+        return cls(ordered, orders, times)
+
+    def is_run(self, indexes: Sequence[int]) -> bool:
+        """Whether these may be merged: no other file shares both a moment and an order with all of them together.
+
+        L25: with a layer left out that lies between them, what it has written would be hidden by older values, which
+        take the highest order of their run.
+        """
+        chosen = np.array(indexes)
+        between = self._touched(self.orders, chosen) & self._touched(self.times, chosen)
+        between[chosen] = False
+        return not bool(np.any(between))
+
+    def closed(self, indexes: Sequence[int], count_max: int) -> list[int]:
+        """``indexes`` with every file that keeps them from being a run; not all if they are very many."""
+        chosen = np.array(indexes)
+        while len(chosen) <= count_max:
+            touched = np.flatnonzero(self._touched(self.orders, chosen) & self._touched(self.times, chosen))
+            if len(touched) == len(chosen):
+                break
+            chosen = touched
+        return [int(i) for i in chosen]
+
+    @staticmethod
+    def _touched(ranges: tuple[Ints, Ints], chosen: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+        """Which files reach into the hull of the chosen ones."""
+        low, high = ranges
+        touched: npt.NDArray[np.bool_] = (low <= np.max(high[chosen])) & (high >= np.min(low[chosen]))
+        return touched
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How much a merge may cost for what it gives.
+
+    A run of at most ``eager_bytes`` pays from two layers on, also if most of it is rewritten for little. ``files_max``
+    bounds what is read at once: a file of a wide table takes more memory.
+    """
+
+    eager_bytes: int = 0
+    files_max: int = RUN_FILES_MAX
+
+    def pays(self, files: Sequence[DataFile]) -> bool:
+        """Whether a merge pays: several layers, of which none has most of the bytes, or it is rewritten for little.
+
+        Files of one earlier merge, which share an order, are one layer.
+        """
+        layers: defaultdict[tuple[int, int], int] = defaultdict(int)
+        for file in files:
+            layers[file.order_low, file.order_high] += max(file.bytes, TINY_BYTES)
+        total = sum(layers.values())
+        if len(layers) < 2 or len(files) > self.files_max or total > RUN_BYTES_MAX:
+            return False
+        return total <= self.eager_bytes or (len(layers) >= RUN_LAYERS_MIN and 2 * max(layers.values()) <= total)
+
+
+def plan(files: Iterable[DataFile], policy: Policy = Policy()) -> list[tuple[DataFile, ...]]:
+    """Runs of one partition's files, each worth a merge by itself; no file is in two of them."""
+    layers = Layers.of(files)
+    found = list(_small_runs(layers, policy)) or list(_deep_runs(layers, policy))
+    return [tuple(layers.files[i] for i in run) for run in found]
+
+
+def _small_runs(layers: Layers, policy: Policy) -> Iterator[list[int]]:
+    """Files that are not full, in order: from the oldest on the longest runs that pay."""
+    small = [i for i, file in enumerate(layers.files) if file.bytes < FULL_BYTES]
+    at = 0
+    while at < len(small):
+        run = _longest(layers, small[at : at + policy.files_max], policy)
+        if run:
+            yield run
+        at += len(run) or 1
+
+
+def _longest(layers: Layers, indexes: Sequence[int], policy: Policy) -> list[int]:
+    """The longest beginning of ``indexes`` that may be merged and pays; empty if none does."""
+    for length in range(len(indexes), 1, -1):
+        run = indexes[:length]
+        if policy.pays([layers.files[i] for i in run]) and layers.is_run(run):
+            return list(run)
+    return []
+
+
+def _deep_runs(layers: Layers, policy: Policy) -> Iterator[list[int]]:
+    """Where files overlap in time, the most first: afterwards they stand one beside the other."""
+    taken: set[int] = set()
+    for deep in _deepest(layers):
+        for length in range(len(deep), 1, -1):
+            run = layers.closed(deep[-length:], policy.files_max)  # the newest: what is older has been merged before
+            if taken.isdisjoint(run) and policy.pays([layers.files[i] for i in run]) and layers.is_run(run):
+                taken.update(run)
+                yield run
+                break
+
+
+def _deepest(layers: Layers) -> list[list[int]]:
+    """The files, in order, of each moment that more of them share than those before and after it; most first."""
+    low, high = layers.times
+    edges = sorted([(t, 0, i) for i, t in enumerate(low.tolist())] + [(t, 1, i) for i, t in enumerate(high.tolist())])
+    active: set[int] = set()
+    moments: list[list[int]] = []
+    grown = False
+    for _, is_end, index in edges:
+        if not is_end:
+            active.add(index)
+            grown = True
+            continue
+        if grown and len(active) > 1:
+            moments.append(sorted(active))
+        active.discard(index)
+        grown = False
+    return sorted(moments, key=len, reverse=True)[:MOMENTS_MAX]

@@ -1,0 +1,102 @@
+"""What a compaction does to a shard's list of files: "remove these, add those" (LOG L18, L21). Pure.
+
+`storage.shard` commits changes as a Checkpoint at the k in force: the sections of the one that stands, with another
+list of files. `storage.compaction` says what to merge, `storage.merge` makes the files that are added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+
+from storage.checkpoint import Part, Section, decode_tables, section_entry, section_from_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from storage.frames import Entry, LogObject
+    from storage.schema import DataFile
+    from storage.shardstate import PartitionState
+
+AS_THEY_STAND: Final = frozenset({Section.WRITE_IDS, Section.DROPS, Section.CUTOFFS})
+"""Sections that are true at k, and so the same in every Checkpoint at that k: what came since is above it (L18)."""
+
+
+Key = tuple[int, int]
+"""(table id, partition id)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """The files of one partition that go, and those that take their place: all of it, or, void, nothing (L21)."""
+
+    removed: tuple[DataFile, ...]
+    added: tuple[DataFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileLists:
+    """How a list of files is laid out in a Checkpoint: those that it names itself, and its parts (L23)."""
+
+    loose: tuple[DataFile, ...]
+    parts: tuple[Part, ...]
+
+
+def standing(changes: Sequence[FileChange], paths: Iterable[str]) -> list[bool]:
+    """Which changes fit the list of ``paths``: one is void if a file that it removes is gone (L21)."""
+    there = set(paths)
+    stands = []
+    for change in changes:
+        removed = {file.path for file in change.removed}
+        stands.append(removed <= there)
+        if stands[-1]:
+            there -= removed
+    return stands
+
+
+def changed_lists(lists: FileLists, changes: Sequence[FileChange]) -> FileLists:
+    """The lists after ``changes``. A part that loses a file is given up: what is left of it is loose."""
+    removed = {file.path for change in changes for file in change.removed}
+    kept = tuple(part for part in lists.parts if not any(file.path in removed for file in part.files))
+    named = {part.path for part in kept}
+    given_up = [part for part in lists.parts if part.path not in named]
+    loose = [file for part in given_up for file in part.files if file.path not in removed]
+    loose += [file for file in lists.loose if file.path not in removed]
+    return FileLists((*loose, *(file for change in changes for file in change.added)), kept)
+
+
+def bytes_after(partitions: Mapping[Key, PartitionState], changes: Sequence[FileChange]) -> dict[Key, int]:
+    """The bytes that the partitions of ``changes`` will have."""
+    found: dict[Key, int] = {}
+    for change in changes:
+        key = (change.removed[0].table_id, change.removed[0].partition)
+        before = found.get(key, partitions[key].bytes)
+        found[key] = before + sum(f.bytes for f in change.added) - sum(f.bytes for f in change.removed)
+    return found
+
+
+def repeated_sections(in_force: LogObject, revision: int, bytes_of: Mapping[Key, int], where: str) -> tuple[Entry, ...]:
+    """The sections beside the files of a Checkpoint that repeats the k of ``in_force`` (L18).
+
+    ``bytes_of`` are the bytes of the partitions whose files change, ``revision`` the one that the new files rest on
+    (L30). Raises CorruptObject.
+    """
+    tables = decode_tables(in_force.entries, where)
+    (meta,) = tables[Section.META].to_pylist()
+    same = tuple(entry for entry in in_force.entries if entry.table_id in AS_THEY_STAND)
+    return (
+        section_entry(Section.META, [{**meta, "revision": max(meta["revision"], revision)}]),
+        section_from_table(Section.PARTITIONS, _with_bytes(tables[Section.PARTITIONS], bytes_of)),
+        *same,
+    )
+
+
+def _with_bytes(partitions: pa.Table, bytes_of: Mapping[Key, int]) -> pa.Table:
+    keys = zip(partitions["table_id"].to_pylist(), partitions["partition"].to_pylist(), strict=True)
+    at = partitions.schema.get_field_index("bytes")
+    field = partitions.schema.field(at)
+    sizes = partitions["bytes"].to_pylist()
+    new = [bytes_of.get(key, size) for key, size in zip(keys, sizes, strict=True)]
+    return partitions.set_column(at, field, pa.array(new, field.type))

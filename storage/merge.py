@@ -1,0 +1,368 @@
+"""Merging a run of a partition's DataFiles into new ones (LOG L25, FORMAT F11, F19). Blocking.
+
+The files are sorted by their key, so they are read side by side, a few rows of each at a time: what is at or below the
+least key that any of them has reached can be folded and written. What comes out is cut by time into files near
+`TARGET_BYTES` that do not overlap. `storage.mergeworker` runs it in a process of its own, tests directly.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import mmap
+import tempfile
+from collections import deque
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.compaction import RUN_FILES_MAX, TARGET_BYTES
+from storage.datafile import CREATE_TRIES_MAX, ROW_GROUP_ROWS, create_datafile, file_schema, parquet_writer
+from storage.errors import CorruptObject, ObjectMissing, StoreFull
+from storage.fold import fold_layers
+from storage.rangereader import RangeReader
+from storage.schema import OFFSET_COLUMN, TIME_COLUMN, DataFile, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from storage.objects import ObjectStore
+
+    Key = tuple[tuple[bytes, ...] | int, ...]
+    """A row's tags in the order of the table's, each () for NULL or (its UTF-8 bytes,); then its time in ns."""
+
+READ_BYTES_MAX: Final = 32 * 2**20
+"""Rows that are read and not yet folded, of all files together; folding them holds them three times for a moment."""
+WRITE_FACTOR: Final = 2
+"""Folded rows that wait to be a row group, of all new files together: so many times what may be read."""
+BATCH_ROWS_MAX: Final = 16_384
+"""Rows that are decoded at once."""
+BATCH_ROWS_MIN: Final = 64
+WHOLE_BYTES_MAX: Final = 4 * 2**20
+"""A file of an object store up to this size is fetched with one request."""
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+CUT_PLAY: Final = 0.15
+"""By how much of a file's share of rows a cut may be moved to a rounder time."""
+TIME_SAMPLES_MAX: Final = 65_536
+"""Of each file's times, to find where to cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeJob:
+    """Merge ``files``, a run of one partition of ``table``, into new files under some of ``names`` (L20)."""
+
+    table: Table
+    files: tuple[DataFile, ...]
+    names: tuple[str, ...]
+
+
+def new_files_max(files: Sequence[DataFile], target_bytes: int = TARGET_BYTES) -> int:
+    """Into how many files a run is cut."""
+    return max(1, round(sum(file.bytes for file in files) / target_bytes))
+
+
+def names_wanted(files: Sequence[DataFile], target_bytes: int = TARGET_BYTES) -> int:
+    """How many names a merge may need: a create whose outcome stays unknown uses one up."""
+    return new_files_max(files, target_bytes) + CREATE_TRIES_MAX
+
+
+def merge_files(
+    store: ObjectStore,
+    job: MergeJob,
+    scratch: Path,
+    pause: Callable[[], None] = lambda: None,
+    *,
+    target_bytes: int = TARGET_BYTES,
+    read_bytes: int = READ_BYTES_MAX,
+) -> list[DataFile]:
+    """Merge; return what a Checkpoint has to name instead of ``job.files`` (L21).
+
+    ``pause`` is called between steps of some tens of milliseconds. New files are put together in unnamed files in
+    ``scratch``. Memory: some eight times ``read_bytes``, however large the files are.
+    Raises ObjectMissing (a file is gone), CorruptObject, UnsupportedFormat, StoreFull, StoreUnavailable.
+    """
+    table, files = job.table, sorted(job.files, key=lambda f: (f.order_low, f.order_high))
+    assert 0 < len(files) <= RUN_FILES_MAX, "the planner bounds a run"
+    share = read_bytes // len(files)
+    try:
+        inputs = [_Input(store, file, table, share) for file in files]
+        cuts = _cuts(inputs, new_files_max(files, target_bytes), pause)
+        present = frozenset[str]().union(*(layer.names for layer in inputs))
+        outputs = _Outputs(table, present, cuts, scratch, WRITE_FACTOR * read_bytes)
+        for rows in _folded(table, inputs):
+            outputs.add(rows)
+            pause()
+        return outputs.create(store, job, pause)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StoreFull(f"{scratch}: no space left for merging files: {error}") from error
+    except pa.ArrowException as error:
+        raise CorruptObject(f"table {table.name!r}: merging {files[0].path} and others: {error}") from error
+
+
+def _folded(table: Table, inputs: Sequence[_Input]) -> Iterator[pa.RecordBatch]:
+    """The folded rows of all inputs in the order of their keys."""
+    while True:
+        for layer in inputs:
+            layer.fill()
+        bounds = [layer.reached for layer in inputs if layer.reached is not None]
+        bound = min(bounds) if bounds else None
+        taken = [rows for layer in inputs for rows in layer.take(bound)]
+        if taken:
+            yield fold_layers(table, taken)
+        if bound is None:
+            return
+
+
+class _Input:
+    """One file, read in its order. `fill`, then `take` what is at or below a key."""
+
+    def __init__(self, store: ObjectStore, file: DataFile, table: Table, share_bytes: int) -> None:
+        """Rows of about ``share_bytes`` are kept ready."""
+        self.file = file
+        source = open_file(store, file)
+        metadata = pq.read_metadata(source)
+        present = metadata.schema.to_arrow_schema().names
+        tags = [tag.storage_name for tag in table.tags]
+        self._file = pq.ParquetFile(
+            source,
+            metadata=metadata,
+            read_dictionary=sorted({*tags} & {*present}),
+            pre_buffer=not isinstance(source, pa.MemoryMappedFile),
+        )
+        known = table.by_storage_name
+        columns = [name for name in present if name in known or name == OFFSET_COLUMN]
+        self.names = frozenset(columns) - {OFFSET_COLUMN}
+        self._tags = [(tag if tag in self.names else None) for tag in tags]
+        self._share = share_bytes
+        rows = min(BATCH_ROWS_MAX, max(BATCH_ROWS_MIN, share_bytes // (8 * len(columns))))
+        self._batches = self._read(rows, columns)
+        self._ready: deque[tuple[Key, pa.RecordBatch]] = deque()
+        self._held = 0
+        self._ended = False
+
+    def _read(self, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        for group in range(self._file.metadata.num_row_groups):  # one at a time: else all are buffered before
+            yield from self._file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
+
+    def times(self) -> Iterator[npt.NDArray[np.int64]]:
+        """Some of the times, evenly spread over the rows."""
+        step = -(-self.file.rows // TIME_SAMPLES_MAX)
+        for batch in self._file.iter_batches(ROW_GROUP_ROWS, columns=[TIME_COLUMN]):
+            yield batch.column(TIME_COLUMN).cast(pa.int64()).to_numpy(zero_copy_only=False)[::step]
+
+    def fill(self) -> None:
+        while not self._ended and (not self._ready or self._held < self._share):
+            batch = next(self._batches, None)
+            if batch is None:
+                self._ended = True
+            elif batch.num_rows:
+                self._ready.append((self._key(batch, batch.num_rows - 1), batch))
+                self._held += batch.nbytes
+
+    @property
+    def reached(self) -> Key | None:
+        """Up to here all rows are read; None when that is all there are."""
+        return None if self._ended else self._ready[-1][0]
+
+    def take(self, bound: Key | None) -> list[pa.Table]:
+        """The rows at or below ``bound`` (None: all), which are then here no more; none or one table."""
+        taken = []
+        while self._ready and (bound is None or self._ready[0][0] <= bound):
+            taken.append(self._ready.popleft()[1])
+        if self._ready and bound is not None:
+            last, batch = self._ready[0]
+            count = bisect.bisect_right(range(batch.num_rows), bound, key=lambda row: self._key(batch, row))
+            if count:
+                taken.append(batch.slice(0, count))
+                self._ready[0] = (last, batch.slice(count))
+        self._held = sum(batch.nbytes for _, batch in self._ready)
+        return [pa.Table.from_batches(taken)] if taken else []
+
+    def _key(self, batch: pa.RecordBatch, row: int) -> Key:
+        tags = [None if name is None else batch.column(name)[row].as_py() for name in self._tags]
+        return (*(() if tag is None else (tag.encode(),) for tag in tags), batch.column(TIME_COLUMN)[row].value)
+
+
+def open_file(store: ObjectStore, file: DataFile) -> pa.NativeFile:
+    """A DataFile for reading: mapped from a local disk, else by ranges. Raises ObjectMissing."""
+    local = store.local_path(file.path)
+    if local is not None:
+        try:
+            return pa.memory_map(str(local))
+        except FileNotFoundError:
+            raise ObjectMissing(f"{file.path}: not in the store") from None
+    if file.bytes <= WHOLE_BYTES_MAX:
+        return pa.BufferReader(store.get(file.path))
+    return pa.PythonFile(RangeReader(store, file.path, file.bytes), mode="r")
+
+
+def _cuts(inputs: Sequence[_Input], count: int, pause: Callable[[], None]) -> npt.NDArray[np.int64]:
+    """Times at which the rows are cut into ``count`` parts of about as many rows: each part begins at one."""
+    if count == 1:
+        return np.empty(0, np.int64)
+    samples: list[npt.NDArray[np.int64]] = []
+    weights: list[npt.NDArray[np.float64]] = []
+    for layer in inputs:
+        times = np.concatenate(list(layer.times()))
+        samples.append(times)
+        weights.append(np.full(len(times), layer.file.rows / len(times)))
+        pause()
+    times, weight = np.concatenate(samples), np.concatenate(weights)
+    order = np.argsort(times)
+    times, reached = times[order], np.cumsum(weight[order])
+    parts = np.arange(1, count)
+    low = times[np.searchsorted(reached, reached[-1] * (parts - CUT_PLAY) / count)]
+    high = times[np.searchsorted(reached, reached[-1] * (parts + CUT_PLAY) / count)]
+    return np.unique([roundest(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)])
+
+
+def roundest(low: int, high: int) -> int:
+    """The number in [low, high] that the highest power of two divides.
+
+    Merges of other files of the same times are cut at the same places then, and those between two cuts can be merged
+    again without the others.
+    """
+    if low <= 0 <= high:
+        return 0
+    places = ((low - 1) ^ high).bit_length() - 1
+    return (high >> places) << places
+
+
+class _Outputs:
+    """The new files, side by side: rows come in the order of their keys, and go to the file of their time."""
+
+    def __init__(
+        self, table: Table, present: frozenset[str], cuts: npt.NDArray[np.int64], scratch: Path, bytes_max: int
+    ) -> None:
+        names = [column.storage_name for column in table.columns if column.storage_name in present]
+        types = [(name, table.by_storage_name[name].arrow_type) for name in names]
+        schema = file_schema(table, pa.schema([*types, (OFFSET_COLUMN, pa.int64())]))
+        self._cuts = cuts
+        self._bytes_max = bytes_max
+        self._outputs = [_Output(table, schema, scratch) for _ in range(len(cuts) + 1)]
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Take folded rows; write row groups when they are full, or when all together hold too much."""
+        if len(self._outputs) == 1:
+            self._outputs[0].add(rows)
+        else:
+            times = rows.column(TIME_COLUMN).view(pa.int64()).to_numpy()
+            place = np.searchsorted(self._cuts, times, side="right")
+            for number in np.unique(place):
+                self._outputs[number].add(rows.take(pa.array(np.flatnonzero(place == number))))
+        while sum(output.held for output in self._outputs) > self._bytes_max:
+            max(self._outputs, key=lambda output: output.held).flush()
+
+    def create(self, store: ObjectStore, job: MergeJob, pause: Callable[[], None]) -> list[DataFile]:
+        """Create the files that have rows."""
+        names = iter(job.names)
+        made = []
+        for output in self._outputs:
+            if output.rows:
+                made.append(output.create(store, job, names))
+                pause()
+        return made
+
+
+class _Output:
+    """One new file: row groups in an unnamed file, then one object."""
+
+    def __init__(self, table: Table, schema: pa.Schema, scratch: Path) -> None:
+        self.rows = self.held = 0
+        self._table = table
+        self._schema = schema
+        self._scratch = scratch
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+        self._times = (2**63 - 1, -(2**63))
+        self._seen: set[str] = set()
+        self._spool: IO[bytes] | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Rows whose keys follow those that are here."""
+        times = rows.column(TIME_COLUMN).view(pa.int64()).to_numpy()
+        self._times = min(self._times[0], int(times.min())), max(self._times[1], int(times.max()))
+        self._seen.update(name for name in rows.schema.names if rows.column(name).null_count < rows.num_rows)
+        self._waiting.append(self._complete(rows))
+        self._waiting_rows += rows.num_rows
+        self.rows += rows.num_rows
+        self.held += self._waiting[-1].nbytes
+        while self._waiting_rows >= ROW_GROUP_ROWS:
+            self.flush()
+
+    def _complete(self, rows: pa.RecordBatch) -> pa.Table:
+        """A fold leaves out what is all NULL; a row group has every column."""
+        names = frozenset(rows.schema.names)
+        columns = [
+            rows.column(field.name) if field.name in names else pa.nulls(rows.num_rows, field.type)
+            for field in self._schema
+        ]
+        return pa.Table.from_arrays(columns, schema=self._schema)
+
+    def flush(self) -> None:
+        """Write what waits, at most one full row group."""
+        waiting = pa.concat_tables(self._waiting)
+        group, rest = waiting.slice(0, ROW_GROUP_ROWS), waiting.slice(ROW_GROUP_ROWS)
+        self._write(group)
+        self._waiting = [rest] if rest.num_rows else []
+        self._waiting_rows, self.held = rest.num_rows, rest.nbytes if rest.num_rows else 0
+
+    def _write(self, group: pa.Table) -> None:
+        if self._writer is None:
+            self._open(self._schema)
+        assert self._writer is not None
+        self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+
+    def _open(self, schema: pa.Schema) -> None:
+        self._spool = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  has no name: ends with this process
+        self._writer = parquet_writer(self._table, schema, self._spool)
+
+    def create(self, store: ObjectStore, job: MergeJob, names: Iterator[str]) -> DataFile:
+        """Create the object; its order is that of the whole run, for which it stands within its times (L25)."""
+        while self._waiting_rows:
+            self.flush()
+        self._close()
+        if missing := [name for name in self._schema.names if name not in self._seen]:
+            self._leave_out(missing)
+        assert self._spool is not None
+        size = self._spool.seek(0, 2)
+        with self._spool:  # the map is not closed but let go: an error's traceback may still hold on to it
+            content = mmap.mmap(self._spool.fileno(), size, access=mmap.ACCESS_READ)
+            path = create_datafile(store, names, memoryview(content))
+        low, high = min(f.order_low for f in job.files), max(f.order_high for f in job.files)
+        return DataFile(
+            path=path, table_id=self._table.id, partition=job.files[0].partition,
+            order_low=low, order_high=high,
+            offset_low=min(f.offset_low for f in job.files), offset_high=max(f.offset_high for f in job.files),
+            time_low=self._times[0], time_high=self._times[1], rows=self.rows, bytes=size,
+            schema_version=self._table.version,
+        )  # fmt: skip
+
+    def _close(self) -> None:
+        assert self._writer is not None
+        self._writer.close()
+        self._writer = None
+
+    def _leave_out(self, names: Sequence[str]) -> None:
+        """F19: a column without any value is left out. Here that shows at the end: the file is written again."""
+        before = self._spool
+        assert before is not None
+        columns = [name for name in self._schema.names if name not in names]
+        schema = pa.schema([self._schema.field(name) for name in columns])
+        tags = [name for name in columns if pa.types.is_dictionary(schema.field(name).type)]
+        self._open(schema)
+        with before:
+            before.seek(0)
+            file = pq.ParquetFile(before, read_dictionary=tags)
+            for group in range(file.metadata.num_row_groups):
+                self._write(pa.Table.from_arrays(file.read_row_group(group, columns).columns, schema=schema))
+        self._close()

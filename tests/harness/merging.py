@@ -1,0 +1,46 @@
+"""Merges of a shard's files where tests want them: on the node's own executor, without a process (LOG L21, L25)."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storage.filechange import FileChange
+from storage.merge import MergeJob, merge_files, names_wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from storage.schema import DataFile
+    from storage.shard import Shard
+    from tests.harness.storagenode import StorageNode
+
+SCRATCH = Path(tempfile.gettempdir())
+
+
+async def merged(node: StorageNode, shard: Shard, files: Sequence[DataFile]) -> tuple[FileChange, tuple[str, ...]]:
+    """A merge of a run that is done and not committed, and the names that are reserved for it."""
+    table = shard.tables(files[0].table_id)
+    assert table is not None
+    names = shard.reserve_names(table, names_wanted(files))
+    job = MergeJob(table, tuple(files), names)
+    loop = asyncio.get_running_loop()
+    added = await loop.run_in_executor(node.executor, merge_files, node.store, job, SCRATCH)
+    return FileChange(tuple(files), tuple(added)), names
+
+
+async def merge_all(node: StorageNode, shard: Shard) -> list[bool]:
+    """Each partition's files into one, in one Checkpoint; which of these changes stand."""
+    changes: list[FileChange] = []
+    reserved: list[str] = []
+    try:
+        for state in list(shard.state.partitions.values()):
+            if len(state.files) > 1:
+                change, names = await merged(node, shard, state.files)
+                changes.append(change)
+                reserved += names
+        return await shard.replace_files(changes) if changes else []
+    finally:
+        shard.release_names(reserved)

@@ -1,0 +1,179 @@
+"""Merging files: what comes out is the fold of what went in, in sorted files (LOG L25, F11, F19)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.datafile import write_datafile
+from storage.errors import CorruptObject, ObjectMissing, StoreFull
+from storage.fold import fold
+from storage.merge import MergeJob, merge_files, names_wanted, roundest
+from storage.schema import OFFSET_COLUMN, Column, DataFile, Role, Table, TailBatch, TypeKind
+from storage.store import data_path
+from tests.harness.stores import Fault, FaultStore, MemoryStore
+from tests.harness.tables import make_rows, make_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from storage.objects import ObjectStore
+
+TABLE = make_table(table_id=7)
+LARGE = 2**40
+
+
+def names(table: Table, count: int) -> tuple[str, ...]:
+    return tuple(data_path(3, table.database_id, table.id, 9) for _ in range(count))
+
+
+def merged(
+    store: ObjectStore, files: Sequence[DataFile], folder: Path, table: Table = TABLE, target_bytes: int = LARGE
+) -> list[DataFile]:
+    job = MergeJob(table, tuple(files), names(table, names_wanted(files, target_bytes)))
+    return merge_files(store, job, folder, target_bytes=target_bytes, read_bytes=4_096)
+
+
+def content(store: ObjectStore, file: DataFile) -> pa.Table:
+    return pq.read_table(pa.BufferReader(store.get(file.path)))
+
+
+def plain(rows: pa.RecordBatch) -> pa.Table:
+    columns = [c.dictionary_decode() if isinstance(c, pa.DictionaryArray) else c for c in rows.columns]
+    return pa.table(columns, rows.schema.names)
+
+
+Layer = list[tuple[int, str | None]]
+LAYERS = st.lists(
+    st.lists(st.tuples(st.integers(-9, 9), st.sampled_from([None, "", "a", "b", "ü"])), min_size=1, max_size=30),
+    min_size=2,
+    max_size=6,
+)
+
+
+def write_layers(store: ObjectStore, layers: Sequence[Layer]) -> tuple[list[DataFile], list[TailBatch]]:
+    files, tail, following = [], [], 0
+    for layer in layers:
+        batch = TailBatch(following, make_rows([t for t, _ in layer], [h for _, h in layer], following))
+        files.append(write_datafile(store, TABLE, 3, 5, 1, [batch]))
+        tail.append(batch)
+        following += len(layer)
+    return files, tail
+
+
+@given(layers=LAYERS, target_bytes=st.sampled_from([LARGE, 6_000, 1_500]), batch_rows=st.sampled_from([1, 2, 7]))
+@settings(deadline=None, max_examples=80)
+def test_l25_a_merge_is_the_fold_of_its_layers(
+    tmp_path_factory: pytest.TempPathFactory, layers: list[Layer], target_bytes: int, batch_rows: int
+) -> None:
+    store = MemoryStore()
+    files, tail = write_layers(store, layers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("storage.merge.BATCH_ROWS_MAX", batch_rows)
+        patch.setattr("storage.merge.BATCH_ROWS_MIN", batch_rows)
+        made = merged(store, files, tmp_path_factory.getbasetemp(), target_bytes=target_bytes)
+    expected = plain(fold(TABLE, tail))
+    parts = [content(store, file) for file in made]
+    found = pa.concat_tables(parts, promote_options="default").select(expected.column_names)
+    assert sorted(found.to_pylist(), key=str) == sorted(expected.to_pylist(), key=str)
+    for file, part in zip(made, parts, strict=True):
+        rows = part.to_pylist()
+        keys = [(r.get("host") is not None, (r.get("host") or "").encode(), r["time"]) for r in rows]
+        assert keys == sorted(set(keys)), "sorted by key, and each key once"
+        times = part.column("time").cast(pa.int64()).to_pylist()
+        assert (file.time_low, file.time_high) == (min(times), max(times))
+        assert (file.order_low, file.order_high) == (0, files[-1].order_high) == (file.offset_low, file.offset_high)
+        assert (file.rows, file.bytes) == (len(rows), len(store.get(file.path)))
+        assert all(part.column(name).null_count < len(rows) for name in part.column_names), "F19"
+    ordered = sorted(made, key=lambda f: f.time_low)
+    assert all(a.time_high < b.time_low for a, b in itertools.pairwise(ordered))
+
+
+def test_l25_merging_in_any_contiguous_grouping_is_the_same(tmp_path: Path) -> None:
+    store = MemoryStore()
+    layers: list[Layer] = [[(t, h) for t in range(n, n + 3)] for n, h in enumerate(["a", "b", "a", None, "a", "b"])]
+    files, tail = write_layers(store, layers)
+    expected = plain(fold(TABLE, tail)).to_pylist()
+    for cut in range(2, 5):
+        older, newer = merged(store, files[:cut], tmp_path), merged(store, files[cut:], tmp_path)
+        (last,) = merged(store, [*newer, *older], tmp_path)
+        assert content(store, last).select(list(expected[0])).to_pylist() == expected
+
+
+def test_f19_a_table_that_has_grown(tmp_path: Path) -> None:
+    """New tags sort last and are NULL before; a type has widened; a column that the table lost is left out."""
+    store = MemoryStore()
+    files, _ = write_layers(store, [[(1, "a"), (2, "a")], [(2, "a")], [(1, "b")]])
+    columns = [c for c in TABLE.columns if c.name != "b"]
+    columns = [dataclasses.replace(c, kind=TypeKind.FLOAT64) if c.name == "i" else c for c in columns]
+    columns.append(Column(9, "rack", "rack", Role.TAG, TypeKind.STRING))
+    grown = dataclasses.replace(TABLE, columns=tuple(columns), version=2)
+    rows = make_rows([2, 2], ["a", "a"], 4).drop_columns(["b", "i"])
+    tagged = rows.append_column("rack", pa.array(["r", None]).dictionary_encode())
+    files.append(write_datafile(store, grown, 3, 5, 1, [TailBatch(4, tagged)]))
+    (file,) = merged(store, files, tmp_path, grown)
+    found = content(store, file)
+    assert file.schema_version == 2
+    assert set(found.column_names) == {"time", "host", "rack", "f", "i", "u", "s", OFFSET_COLUMN}
+    assert found.schema.field("i").type == pa.float64()
+    keys = found.select(["host", "rack", OFFSET_COLUMN]).to_pylist()
+    assert [tuple(row.values()) for row in keys] == [("a", None, 0), ("a", None, 5), ("a", "r", 4), ("b", None, 3)]
+
+
+def test_l20_a_create_whose_outcome_is_unclear_takes_the_next_name(tmp_path: Path) -> None:
+    store = FaultStore(MemoryStore())
+    files, _ = write_layers(store, [[(1, "a")], [(1, "a")]])
+    store.arm(Fault.LOST_ANSWER, match="data/3/1/7/9-*")
+    job = MergeJob(TABLE, tuple(files), names(TABLE, 3))
+    (file,) = merge_files(store, job, tmp_path)
+    assert file.path == job.names[1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "cut"), [(5, 9, 8), (8, 15, 8), (9, 15, 12), (7, 7, 7), (-9, -5, -8), (-3, 4, 0), (1, 2**40, 2**40)]
+)
+def test_cuts_are_round(low: int, high: int, cut: int) -> None:
+    assert roundest(low, high) == cut
+
+
+def test_l25_merges_of_the_same_times_are_cut_at_the_same_places(tmp_path: Path) -> None:
+    """So that what lies between two cuts can be merged again without the rest."""
+    store = MemoryStore()
+    chooser = random.Random(7)
+    groups = []
+    for number in range(3):
+        times = sorted(chooser.randrange(2**40) for _ in range(4_000))
+        files, _ = write_layers(store, [[(t, "a") for t in times[at::4]] for at in range(4)])
+        made = merged(store, files, tmp_path, target_bytes=sum(f.bytes for f in files) // 4)
+        groups.append(sorted(made, key=lambda f: f.time_low))
+        assert len(made) == 4, number
+    for pieces in zip(*groups, strict=True):
+        hull = min(f.time_low for f in pieces), max(f.time_high for f in pieces)
+        others = [f for group in groups for f in group if f not in pieces]
+        assert not any(f.time_low <= hull[1] and f.time_high >= hull[0] for f in others)
+
+
+def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
+    store = MemoryStore()
+    files, _ = write_layers(store, [[(1, "a")], [(1, "a")]])
+    store.objects[files[1].path] = b"PAR1 this is no Parquet PAR1"
+    with pytest.raises(CorruptObject, match="cpu7"):
+        merged(store, files, tmp_path)
+    store.delete(files[1].path)
+    with pytest.raises(ObjectMissing):
+        merged(store, files, tmp_path)
+    full = FaultStore(MemoryStore())
+    files, _ = write_layers(full, [[(1, "a")], [(1, "a")]])
+    full.arm(Fault.FULL, match="data/3/1/7/9-*")
+    with pytest.raises(StoreFull):
+        merged(full, files, tmp_path)
+    assert list(tmp_path.iterdir()) == []
