@@ -14,12 +14,14 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self
 
+import msgspec
 import structlog
 
 from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
 from nodes.compaction import new_compactor
 from nodes.engineparts import new_engine
+from nodes.housekeeping import Housekeeper
 from nodes.idempotency import KeyedIds
 from nodes.insert import insert
 from nodes.localqueries import LocalQueries, kill_if_asked, origin
@@ -65,7 +67,6 @@ IO_THREADS: Final = 16
 """Threads for the object store: one create for each Log may be under way, beside reads and checkpoints."""
 WRITE_ID_KIND: Final = 1
 """Ids of a gateway's writes: remembered down to the horizon (FORMAT F14)."""
-SWEEP_SECONDS: Final = 300.0
 """How often files that nothing names are looked for (LOG L20)."""
 
 log = structlog.get_logger(__name__)
@@ -88,6 +89,7 @@ class EmbeddedBackend:
         self._appender: Appender
         self._catalog: Catalog
         self._compactor: Compactor
+        self._housekeeper: Housekeeper
         self._engine: Engine
         self._queries: LocalQueries
         self._store_id: uuid.UUID
@@ -125,7 +127,8 @@ class EmbeddedBackend:
         self._engine = new_engine(settings, self._budgets, self._store.url)
         self._queries = LocalQueries(self._engine.running, settings.node_name)
         stack.push_async_callback(self._engine.close)
-        self._start(stack, self._sweep_now_and_then())
+        self._housekeeper = Housekeeper(self._open_ones, self.refresh)
+        self._start(stack, self._housekeeper.run())
         self._compactor = new_compactor(settings, self._budgets, self._store, self._budget, self._open_ones)
         stack.push_async_callback(self._compactor.aclose)
         self._start(stack, self._compactor.run())
@@ -174,15 +177,6 @@ class EmbeddedBackend:
 
         closed.add_done_callback(ended)
         stack.callback(closed.remove_done_callback, ended)
-
-    async def _sweep_now_and_then(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            for shard in self._open_ones():
-                try:
-                    await shard.sweep()
-                except StorageError as error:
-                    log.info("sweep put off", shard=shard.log_id, reason=str(error))
 
     def _open_ones(self) -> list[Shard]:
         return [s for s in self._shards.values() if s.log_id not in self._closed_shards]
@@ -377,7 +371,7 @@ class EmbeddedBackend:
                 for d in catalog.databases()
             ],
             logs=[self._catalog_status(), *(log_status(shard) for shard in self._shards.values())],
-            compaction=self._compactor.counters,
+            compaction=msgspec.structs.replace(self._compactor.counters, files_gone=self._housekeeper.files_gone),
         )
 
     def _table_status(self, table: Table) -> TableStatus:

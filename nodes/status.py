@@ -75,7 +75,8 @@ class MemoryStatus(msgspec.Struct, frozen=True, kw_only=True):
 class CompactionStatus(msgspec.Struct, kw_only=True):
     """What compaction has done since the start. ``waiting`` are the merges that are planned and not done.
 
-    ``void`` merges came too late: a file that they would have replaced was gone (LOG L21).
+    ``void`` merges came too late: a file that they would have replaced was gone (LOG L21). ``files_gone`` are those of
+    expired and of dropped rows that were taken off the lists, merged or not.
     """
 
     waiting: int = 0
@@ -88,6 +89,7 @@ class CompactionStatus(msgspec.Struct, kw_only=True):
     bytes_out: int = 0
     rows: int = 0
     cpu_seconds: float = 0.0
+    files_gone: int = 0
 
 
 class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -60,6 +60,7 @@ def _compaction_families(compaction: CompactionStatus) -> Iterator[Metric]:
         ("bytes_out", "Bytes of the files that merges made.", compaction.bytes_out),
         ("rows", "Rows of the files that merges made.", compaction.rows),
         ("cpu_seconds", "CPU that merging took, in its own process.", compaction.cpu_seconds),
+        ("files_gone", "Files of expired or dropped rows that were let go.", compaction.files_gone),
     ):
         yield CounterMetricFamily(f"runnel_compaction_{name}", doc, value=float(value))
 
