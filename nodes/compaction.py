@@ -51,7 +51,7 @@ COLUMN_BYTES: Final = 24 * 2**10
 REST_SECONDS: Final = 60.0
 """Without work for so long the merging process ends: it holds some 100 MB."""
 FORGIVE_SECONDS: Final = 600.0
-"""After a merge that failed its files are left alone for so long, or until there are others."""
+"""After a merge that failed its files are left alone for about so long."""
 COMMIT_CHANGES_MAX: Final = 256
 """Changes of one Checkpoint: each repeats all of a shard's write ids and its partitions."""
 COMMIT_SECONDS: Final = 60.0
@@ -113,8 +113,8 @@ class Compactor:
         self._lock = asyncio.Lock()
         self._closing = False
         self._waiting_operators = 0
-        self._put_off = ""
         self._looks: dict[Place, _Look] = {}
+        self._failed: set[str] = set()
         self._forgive_at = time.monotonic() + FORGIVE_SECONDS
 
     async def run(self) -> None:
@@ -155,13 +155,13 @@ class Compactor:
                 try:
                     done += await self._compact(shard)
                 except StorageError as error:
-                    self._say_put_off(shard, str(error))
+                    self._put_off(shard, str(error))
             return done
 
-    def _say_put_off(self, shard: Shard, reason: str) -> None:
-        if reason != self._put_off:
+    def _put_off(self, shard: Shard, reason: str) -> None:
+        if reason != self.counters.put_off:
             log.info("compaction put off", shard=shard.log_id, reason=reason)
-        self._put_off = reason
+        self.counters.put_off = reason
 
     async def _compact(self, shard: Shard) -> int:
         runs = await self._plan(shard)
@@ -171,8 +171,9 @@ class Compactor:
             async with _Batch(shard, self.counters) as batch:
                 for table, files in runs:
                     if reason := self._room(files):
-                        self._say_put_off(shard, reason)
+                        self._put_off(shard, reason)
                         break
+                    self.counters.put_off = ""
                     await self._merge(shard, table, files, batch)
                     self.counters.waiting -= 1
                     if batch.is_due:
@@ -204,8 +205,9 @@ class Compactor:
         planned = await asyncio.to_thread(lambda: [plan(look.files, policy) for _, look, policy in wanted])
         found: list[Run] = []
         for (table, look, policy), runs in zip(wanted, planned, strict=True):
-            found += [(table, run) for run in runs]
-            if not runs:
+            good = [run for run in runs if self._failed.isdisjoint(file.path for file in run)]
+            found += [(table, run) for run in good]
+            if not good:
                 look.eager_bytes = policy.eager_bytes
         return found
 
@@ -216,7 +218,8 @@ class Compactor:
         return Policy(TARGET_BYTES if time.monotonic() - look.since >= QUIET_SECONDS else 0)
 
     def _forgive(self) -> None:
-        """Look at everything anew; forget shards that are not here any more."""
+        """Look at everything anew, also at what has failed; forget shards that are not here any more."""
+        self._failed.clear()
         here = {shard.log_id for shard in self._shards()}
         self._looks = {place: look for place, look in self._looks.items() if place[0] in here}
         for look in self._looks.values():
@@ -237,7 +240,7 @@ class Compactor:
             if self._closing:
                 raise ShardClosed("this node is stopping") from error
             self.counters.failed += 1
-            self._looks[shard.log_id, table.id, files[0].partition].eager_bytes = RUN_BYTES_MAX
+            self._failed.update(file.path for file in files)
             say = log.info if error.passing else log.warning
             say("files could not be merged", shard=shard.log_id, table=table.name, reason=str(error))
             return

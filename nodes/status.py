@@ -90,6 +90,8 @@ class CompactionStatus(msgspec.Struct, kw_only=True):
     rows: int = 0
     cpu_seconds: float = 0.0
     files_gone: int = 0
+    put_off: str = ""
+    """Why the last merge that was wanted was not begun; empty if it was."""
 
 
 class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):

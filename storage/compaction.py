@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from storage.schema import DataFile
 
     Ints = npt.NDArray[np.int64]
+    Hull = tuple[int, int, int, int]
+    """Inclusive ranges: least and greatest order, least and greatest time."""
 
 TARGET_BYTES: Final = 128 * 2**20
 """What a file should have: enough for long scans, little enough to be encoded and put at once."""
@@ -46,6 +48,7 @@ class Layers:
     files: tuple[DataFile, ...]
     orders: tuple[Ints, Ints]
     times: tuple[Ints, Ints]
+    is_full: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, files: Iterable[DataFile]) -> Layers:
@@ -57,7 +60,7 @@ class Layers:
 
         orders = column(f.order_low for f in ordered), column(f.order_high for f in ordered)
         times = column(f.time_low for f in ordered), column(f.time_high for f in ordered)
-        return cls(ordered, orders, times)
+        return cls(ordered, orders, times, column(f.bytes for f in ordered) >= FULL_BYTES)
 
     def is_run(self, indexes: Sequence[int]) -> bool:
         """Whether these may be merged: no other file shares both a moment and an order with all of them together.
@@ -65,26 +68,25 @@ class Layers:
         L25: with a layer left out that lies between them, what it has written would be hidden by older values, which
         take the highest order of their run.
         """
-        chosen = np.array(indexes)
-        between = self._touched(self.orders, chosen) & self._touched(self.times, chosen)
-        between[chosen] = False
+        between = self.touched(indexes)
+        between[indexes] = False
         return not bool(np.any(between))
 
     def closed(self, indexes: Sequence[int], count_max: int) -> list[int]:
         """``indexes`` with every file that keeps them from being a run; not all if they are very many."""
-        chosen = np.array(indexes)
+        chosen = list(indexes)
         while len(chosen) <= count_max:
-            touched = np.flatnonzero(self._touched(self.orders, chosen) & self._touched(self.times, chosen))
+            touched = [int(i) for i in np.flatnonzero(self.touched(chosen))]
             if len(touched) == len(chosen):
                 break
             chosen = touched
-        return [int(i) for i in chosen]
+        return chosen
 
-    @staticmethod
-    def _touched(ranges: tuple[Ints, Ints], chosen: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-        """Which files reach into the hull of the chosen ones."""
-        low, high = ranges
-        touched: npt.NDArray[np.bool_] = (low <= np.max(high[chosen])) & (high >= np.min(low[chosen]))
+    def touched(self, indexes: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Which files, these among them, share a moment and an order with all of these together."""
+        touched = np.ones(len(self.files), dtype=np.bool_)
+        for low, high in (self.orders, self.times):
+            touched &= (low <= np.max(high[indexes])) & (high >= np.min(low[indexes]))
         return touched
 
 
@@ -116,8 +118,30 @@ class Policy:
 def plan(files: Iterable[DataFile], policy: Policy = Policy()) -> list[tuple[DataFile, ...]]:
     """Runs of one partition's files, each worth a merge by itself; no file is in two of them."""
     layers = Layers.of(files)
-    found = list(_small_runs(layers, policy)) or list(_deep_runs(layers, policy))
+    found = _apart(layers, _small_runs(layers, policy)) or _apart(layers, _deep_runs(layers, policy))
     return [tuple(layers.files[i] for i in run) for run in found]
+
+
+def _apart(layers: Layers, runs: Iterable[list[int]]) -> list[list[int]]:
+    """Those that are runs also when the others have been merged: of two whose hulls cross, one waits."""
+    found: list[list[int]] = []
+    hulls: list[Hull] = []
+    for run in runs:
+        hull = _hull([layers.files[i] for i in run])
+        if not any(_cross(hull, other) for other in hulls):
+            found.append(run)
+            hulls.append(hull)
+    return found
+
+
+def _hull(files: Sequence[DataFile]) -> Hull:
+    """What all of a run together reach over."""
+    orders = min(f.order_low for f in files), max(f.order_high for f in files)
+    return (*orders, min(f.time_low for f in files), max(f.time_high for f in files))
+
+
+def _cross(a: Hull, b: Hull) -> bool:
+    return a[0] <= b[1] and b[0] <= a[1] and a[2] <= b[3] and b[2] <= a[3]
 
 
 def _small_runs(layers: Layers, policy: Policy) -> Iterator[list[int]]:
@@ -132,8 +156,13 @@ def _small_runs(layers: Layers, policy: Policy) -> Iterator[list[int]]:
 
 
 def _longest(layers: Layers, indexes: Sequence[int], policy: Policy) -> list[int]:
-    """The longest beginning of ``indexes`` that may be merged and pays; empty if none does."""
-    for length in range(len(indexes), 1, -1):
+    """The longest beginning of ``indexes``, which are not full, that may be merged and pays; empty if none does."""
+    low, high = 1, len(indexes)
+    while low < high:  # a full file that is between some of them is between more of them too
+        middle = (low + high + 1) // 2
+        is_open = not np.any(layers.touched(indexes[:middle]) & layers.is_full)
+        low, high = (middle, high) if is_open else (low, middle - 1)
+    for length in range(low, 1, -1):
         run = indexes[:length]
         if policy.pays([layers.files[i] for i in run]) and layers.is_run(run):
             return list(run)
@@ -144,7 +173,9 @@ def _deep_runs(layers: Layers, policy: Policy) -> Iterator[list[int]]:
     """Where files overlap in time, the most first: afterwards they stand one beside the other."""
     taken: set[int] = set()
     for deep in _deepest(layers):
-        for length in range(len(deep), 1, -1):
+        sizes = np.cumsum([layers.files[i].bytes for i in reversed(deep)])
+        fitting = int(np.searchsorted(sizes, RUN_BYTES_MAX, side="right"))
+        for length in range(min(fitting, policy.files_max), 1, -1):
             run = layers.closed(deep[-length:], policy.files_max)  # the newest: what is older has been merged before
             if taken.isdisjoint(run) and policy.pays([layers.files[i] for i in run]) and layers.is_run(run):
                 taken.update(run)

@@ -33,9 +33,11 @@ def compact(host: str | None, *, is_json: bool) -> ExitCode:
         sys.stdout.write(f"{files[0]:,} files ({old}) became {files[1]:,} ({new}) in {counted(merges, 'merge')}\n")
     else:
         sys.stdout.write("nothing is worth a merge\n")
+    if after.put_off:
+        sys.stderr.write(f"put off: {after.put_off}\n")
     if failed:
         sys.stderr.write(f"{counted(failed, 'merge')} failed, to be tried again: see the server's log\n")
-    return ExitCode.FAILURE if failed else ExitCode.OK
+    return ExitCode.FAILURE if failed or after.put_off else ExitCode.OK
 
 
 def counted(count: int, what: str) -> str:
