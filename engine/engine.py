@@ -11,17 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from engine.errors import QueryCancelled, QueryMemoryExhausted, QueryTimeout, TooManyQueries
+from engine.errors import NotReadOnly, QueryCancelled, QueryMemoryExhausted, QueryTimeout, TooManyQueries
 from engine.files import FileRoot
+from engine.names import is_insert
 from engine.planner import Planner, PlannerLimits, PlanRequest, bind, mentioned_tables
+from engine.running import UNKNOWN_ORIGIN, Phase, RunningQueries
 from engine.stream import QueryStream
 from storage.errors import SnapshotTooOld
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
     from pathlib import Path
 
     from engine.planner import Started
+    from engine.running import EndListener, Origin, RunningQuery
     from engine.scan import SnapshotSource, SystemTable
     from storage.objects import S3Options
     from storage.schema import Table, TableSnapshot
@@ -43,14 +46,31 @@ class EngineLimits:
     target_partitions: int = 2
     queries_max: int = 16
     waiting_max: int = 512
+    wait_seconds: float = 60.0
     batch_rows: int = 8_192
     tails_bytes_max: int = 256 * 2**20
 
 
-class Engine:
-    """Runs statements. Nothing is opened or imported before the first query."""
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    """One statement with what its attempts share. ``deadline`` is the loop's time."""
 
-    def __init__(self, store_url: str, limits: EngineLimits, s3: S3Options | None = None) -> None:
+    text: str
+    params: Mapping[str, object]
+    tables: Sequence[Table]
+    source: SnapshotSource
+    system: Sequence[SystemTable]
+    deadline: float
+    query: RunningQuery
+
+
+class Engine:
+    """Runs statements. Nothing is opened or imported before the first query. ``running`` lists them."""
+
+    def __init__(
+        self, store_url: str, limits: EngineLimits, s3: S3Options | None = None, on_end: EndListener | None = None
+    ) -> None:
+        self.running = RunningQueries(on_end)
         self._limits = limits
         self._root = FileRoot(store_url, s3)
         planner_limits = PlannerLimits(
@@ -79,8 +99,10 @@ class Engine:
         params: Mapping[str, object] | None = None,
         timeout_seconds: float | None = None,
         system: Sequence[SystemTable] = (),
+        origin: Origin = UNKNOWN_ORIGIN,
+        may_insert: bool = False,
     ) -> QueryStream:
-        """Plan one statement and run it up to its first batch.
+        """Plan one statement and run it up to its first batch. Of an INSERT the stream has what is to be written.
 
         `tables` are the database's at `revision`; only those that the statement mentions are asked of `source`.
         The time limit is the lower of `timeout_seconds` and the engine's, and holds until the last batch. Raises
@@ -89,19 +111,33 @@ class Engine:
         params = params or {}
         bind(params)
         mentioned_tables(statement, ())
+        if is_insert(statement) and not may_insert:
+            raise NotReadOnly("INSERT changes rows, and this request may not: send it by POST")
         limit = min(timeout_seconds or self._limits.query_seconds, self._limits.query_seconds)
         deadline = asyncio.get_running_loop().time() + limit
+        query = self.running.add(database, statement, origin)
+        try:
+            asked = _Statement(statement, params, tables, source, system, deadline, query)
+            stream = await _until_killed(query, self._attempts(asked))
+        except BaseException as error:
+            query.end(_outcome(error))
+            raise
+        stream.take_over()
+        return stream
+
+    async def _attempts(self, statement: _Statement) -> QueryStream:
         frugal = False
         for _ in range(PLANS_MAX - 1):
             try:
-                return await self._attempt(statement, tables, source, params, system, deadline, frugal)
+                return await self._attempt(statement, frugal)
             except SnapshotTooOld:
-                continue
+                pass
             except QueryMemoryExhausted:
                 if frugal:
                     raise
                 frugal = True
-        return await self._attempt(statement, tables, source, params, system, deadline, frugal)
+            statement.query.enter(Phase.WAITING)
+        return await self._attempt(statement, frugal)
 
     async def close(self) -> None:
         """Cancel what runs and refuse what comes. Idempotent; a plan that is being made is not waited for."""
@@ -116,49 +152,51 @@ class Engine:
         """Wait for a place among the running queries."""
         if self._closed:
             raise QueryCancelled("the engine is closed")
-        if self._places.locked() and self._waiting >= self._limits.waiting_max:
-            raise TooManyQueries(f"{self._limits.queries_max} queries run and {self._waiting} wait: try again later")
+        limits = self._limits
+        if self._places.locked() and self._waiting >= limits.waiting_max:
+            raise TooManyQueries(f"{limits.queries_max} queries run and {self._waiting} wait: try again later")
         self._waiting += 1
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + limits.wait_seconds)):
                 await self._places.acquire()
         except TimeoutError as error:
-            raise TooManyQueries("no place among the running queries within the time limit") from error
+            raise TooManyQueries(
+                f"no place among the {limits.queries_max} running queries in time: try again later"
+            ) from error
         finally:
             self._waiting -= 1
 
-    async def _attempt(
-        self,
-        statement: str,
-        tables: Sequence[Table],
-        source: SnapshotSource,
-        params: Mapping[str, object],
-        system: Sequence[SystemTable],
-        deadline: float,
-        frugal: bool,
-    ) -> QueryStream:
-        await self._enter(deadline)
+    async def _attempt(self, statement: _Statement, frugal: bool) -> QueryStream:
+        await self._enter(statement.deadline)
         place = _Place(self._places)
         try:
-            snapshots = await self._snapshots(statement, tables, source, deadline)
-            return await self._start(PlanRequest(statement, params, tables, snapshots, system, frugal), deadline, place)
+            statement.query.enter(Phase.PLANNING)
+            snapshots = await self._snapshots(statement)
+            request = PlanRequest(
+                statement.text, statement.params, statement.tables, snapshots, statement.system, frugal
+            )
+            return await self._start(request, statement, place)
         except BaseException:
             place.leave()
             raise
 
-    async def _snapshots(
-        self, statement: str, tables: Sequence[Table], source: SnapshotSource, deadline: float
-    ) -> Sequence[TableSnapshot]:
-        mentioned = mentioned_tables(statement, tables)
+    async def _snapshots(self, statement: _Statement) -> Sequence[TableSnapshot]:
+        mentioned = mentioned_tables(statement.text, statement.tables)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await source.snapshot(mentioned) if mentioned else ()
+            async with asyncio.timeout_at(statement.deadline):
+                found = await statement.source.snapshot(mentioned) if mentioned else ()
         except TimeoutError as error:
             raise QueryTimeout("the time limit passed before the snapshot was there") from error
+        sizes = [file.bytes for snapshot in found for part in snapshot.partitions for file in part.files]
+        statement.query.reads(len(sizes), sum(sizes))
+        return found
 
-    async def _start(self, request: PlanRequest, deadline: float, place: _Place) -> QueryStream:
-        started = await self._plan(request, deadline, place)
-        stream = QueryStream(started.schema, started.source, deadline, lambda: self._finished(stream, place))
+    async def _start(self, request: PlanRequest, statement: _Statement, place: _Place) -> QueryStream:
+        started = await self._plan(request, statement.deadline, place)
+        stream = QueryStream(
+            started.schema, started.source, statement.deadline, statement.query,
+            lambda: self._finished(stream, place), started.target,
+        )  # fmt: skip
         self._streams.add(stream)
         if self._closed:
             stream.stop(QueryCancelled("the engine is closing"))
@@ -184,6 +222,29 @@ class Engine:
     def _finished(self, stream: QueryStream, place: _Place) -> None:
         self._streams.discard(stream)
         place.leave()
+
+
+def _outcome(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return QueryCancelled.code
+    return str(getattr(error, "code", type(error).__name__))
+
+
+async def _until_killed(query: RunningQuery, starting: Awaitable[QueryStream]) -> QueryStream:
+    """The started stream; QueryKilled if the query is killed before it is there, wherever it waits."""
+    scope = asyncio.timeout(None)
+    query.stop_by(lambda: scope.reschedule(asyncio.get_running_loop().time()))
+    try:
+        async with scope:
+            stream = await starting
+    except TimeoutError:
+        if query.is_killed:
+            raise query.killed() from None
+        raise
+    if query.is_killed:  # killed in the moment in which it began
+        await stream.aclose()
+        raise query.killed()
+    return stream
 
 
 class _Place:

@@ -71,6 +71,18 @@ class QueryCancelled(EngineError):
     retriable = True
 
 
+class QueryKilled(EngineError):
+    """An operator ended the query with KILL QUERY; to run it again is somebody's decision (409)."""
+
+    code = "query_killed"
+
+
+class NoSuchQuery(EngineError):
+    """KILL QUERY names no query that waits or runs: it has ended, or never was (404)."""
+
+    code = "no_such_query"
+
+
 class QueryFailed(EngineError):
     """The query failed while it ran (500)."""
 
@@ -84,7 +96,7 @@ class StatementFailed(QueryFailed):
 
 
 class TooManyQueries(EngineError):
-    """As many queries run and wait as the limits allow (503)."""
+    """As many queries run and wait as the limits allow, or this one waited too long for its turn (503)."""
 
     code = "too_many_queries"
     retriable = True

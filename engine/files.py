@@ -6,7 +6,9 @@ a table with one invented path is encoded once per schema, and its paths are rep
 
 from __future__ import annotations
 
+import os.path
 import urllib.parse
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +26,8 @@ _TEMPLATE_PATH: Final = "/template.parquet"
 SCAN_NAME: Final = "files"
 TEMPLATES_MAX: Final = 1_024
 """Encoded plans kept, one for each table schema: some hundred bytes for each column."""
+ASKED_ALONE_MAX: Final = 8
+"""Files of one folder of an object store that are asked for one by one; for more the folder is listed."""
 
 
 class FileRoot:
@@ -45,9 +49,9 @@ class FileRoot:
     def missing(self, paths: Iterable[str]) -> list[str]:
         """Those of `paths` that do not exist (any more). Blocking."""
         if self.bucket is None:
-            return [path for path in paths if not (self._folder / path).is_file()]
-        store = self._open_store()
-        return [path for path in paths if not store.exists(path)]
+            folder = str(self._folder)
+            return [path for path in paths if not os.path.isfile(f"{folder}/{path}")]
+        return _missing(self._open_store(), paths)
 
     def close(self) -> None:
         """Let the connection to the object store go. Idempotent."""
@@ -61,6 +65,21 @@ class FileRoot:
 
             self._store = open_store(self._store_url, self._options)
         return self._store
+
+
+def _missing(store: ObjectStore, paths: Iterable[str]) -> list[str]:
+    """One request for each file, or for each thousand of a folder where more than a few are looked for."""
+    by_folder: defaultdict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        by_folder[path.rpartition("/")[0]].append(path)
+    missing: list[str] = []
+    for folder, wanted in by_folder.items():
+        if len(wanted) <= ASKED_ALONE_MAX:
+            missing += [path for path in wanted if not store.exists(path)]
+        else:
+            there = {f"{folder}/{item.name}" for item in store.list(folder)}
+            missing += [path for path in wanted if path not in there]
+    return missing
 
 
 class FileTables:

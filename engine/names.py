@@ -165,6 +165,11 @@ def first_word(statement: str) -> str:
     return found[0].text.lower() if found and found[0].kind == "word" else ""
 
 
+def is_insert(statement: str) -> bool:
+    """Whether a statement begins as an INSERT does."""
+    return first_word(statement) == "insert"
+
+
 def operators(statement: str) -> int:
     """How many operators a statement has that may nest: an upper bound of the depth of its plan."""
     return sum(

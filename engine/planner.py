@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from engine import names, stoppable
 from engine.batches import BatchSource
-from engine.errors import InvalidParameter, InvalidStatement, UnknownTable
+from engine.errors import InvalidParameter, InvalidStatement, NotSupported, UnknownTable
 from engine.files import FileRoot, FileTables
 from engine.session import (
     CATALOG,
     SCHEMA,
     SYSTEM_SCHEMA,
+    insert_statement,
     is_panic,
     new_context,
     planning_error,
@@ -34,13 +35,13 @@ from storage.errors import SnapshotTooOld
 from storage.schema import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from datafusion import DataFrame, Expr, SessionContext
 
     from engine.scan import SystemTable
-    from engine.views import Tails
+    from engine.views import Tails, View
     from storage.objects import S3Options
     from storage.schema import Column, Table, TableSnapshot
 
@@ -72,10 +73,11 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Started:
-    """A query that runs as its source is read."""
+    """A query that runs as its source is read. ``target``: the table that its rows are for, of an INSERT."""
 
     schema: pa.Schema
     source: BatchSource
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,14 +144,16 @@ class Planner:
         system = _system_tables(request)
         if describes(request.statement):
             context, views = self._new_context(min(DESCRIBE_BYTES, self._limits.memory_bytes), None)
-            frame = _Naming(context, views, request, tails, system, params, describes=True).frame()
+            naming = _Naming(context, views, request, tails, system, params, describes=True)
+            frame = naming.frame()
         else:
             with self._lock:
                 context, views = self._shared()
                 self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
-                frame = _Naming(context, views, request, tails, system, params).frame()
-        started = _execute(context, frame, _bytes(tails))
-        self._check_files(request.snapshots)
+                naming = _Naming(context, views, request, tails, system, params)
+                frame = naming.frame()
+        started = _execute(context, frame, _bytes(tails), naming.target)
+        self._check_files(naming.paths)
         return started
 
     def _set_partitions(self, context: SessionContext, partitions: int) -> None:
@@ -174,12 +178,11 @@ class Planner:
             register_s3(context, self._root.bucket, self._s3)
         return context, Views(context, FileTables(context, self._root.url), limits.tails_bytes_max)
 
-    def _check_files(self, snapshots: Sequence[TableSnapshot]) -> None:
+    def _check_files(self, paths: Collection[str]) -> None:
         """LOG L16: DataFusion reads a file that is not there when it plans as an empty one, so look after it.
 
         Names are never used again: a file that exists now existed while the plan was made.
         """
-        paths = [f.path for s in snapshots for p in s.partitions for f in p.files]
         missing = self._root.missing(paths)
         if missing:
             raise SnapshotTooOld(f"{len(missing)} files of the snapshot are gone, among them {missing[0]}")
@@ -205,6 +208,10 @@ class _Naming:
         self._system = system
         self._params = params
         self._describes = describes
+        self.target = ""
+        """Of an INSERT, once it is planned: the name of its table."""
+        self.paths: frozenset[str] = frozenset()
+        """The files that the plan reads."""
 
     def frame(self) -> DataFrame:
         """The planned statement."""
@@ -214,6 +221,7 @@ class _Naming:
         views = {s.table.name: self._views.view(s, self._tails[s.table.id], times or TIMES) for s in snapshots}
         providers: dict[str, Any] = {name: view.provider for name, view in views.items()}
         self._register(providers)
+        self._reads(views)
         frame, statement = self._plan()
         self._refuse_described(frame, providers)
         wide = [s for s in self._request.snapshots if views[s.table.name].narrows]
@@ -222,8 +230,12 @@ class _Naming:
         narrowed = self._narrow(statement, providers, wide)
         if not narrowed:
             return frame
-        self._register(providers | narrowed)
+        self._register(providers | {name: view.provider for name, view in narrowed.items()})
+        self._reads(views | narrowed)
         return self._read(statement)
+
+    def _reads(self, views: Mapping[str, View]) -> None:
+        self.paths = frozenset(path for view in views.values() for path in view.paths)
 
     def _plan(self) -> tuple[DataFrame, str]:
         """Plan as written; if that fails, once more with names that differ in case only put right."""
@@ -239,7 +251,18 @@ class _Naming:
         return self._read(rewritten), rewritten
 
     def _read(self, statement: str) -> DataFrame:
-        return read_statement(self._context, statement, self._params)
+        if not names.is_insert(statement):
+            return read_statement(self._context, statement, self._params)
+        frame, spelt = insert_statement(self._context, statement, self._params)
+        self.target = self._own_table(spelt)
+        return frame
+
+    def _own_table(self, spelt: str) -> str:
+        """The name of the database's table that is spelt so, with or without its schema."""
+        for table in self._request.tables:
+            if spelt in (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}"):
+                return table.name
+        raise NotSupported(f"{spelt} is not a table that can be written")
 
     def _known_names(self) -> list[str]:
         tables = [s.table for s in self._request.snapshots] if not self._describes else list(self._request.tables)
@@ -284,7 +307,7 @@ class _Naming:
         schema = pa.schema([(c.name, _described_type(c)) for c in columns])
         return Table(dataset.dataset(schema.empty_table()))
 
-    def _narrow(self, statement: str, providers: dict[str, Any], wide: Sequence[TableSnapshot]) -> dict[str, Any]:
+    def _narrow(self, statement: str, providers: dict[str, Any], wide: Sequence[TableSnapshot]) -> dict[str, View]:
         """Views of what the statement's conditions on keys leave: DataFusion pushes none into a merge.
 
         The conditions are what the optimizer pushes into a plain table of the same name. A table that stands in
@@ -303,7 +326,7 @@ class _Naming:
                 continue
             pushed = usable(table, found[0])
             if pushed.conditions:
-                narrowed[table.name] = self._views.narrowed(snapshot, self._tails[table.id], pushed).provider
+                narrowed[table.name] = self._views.narrowed(snapshot, self._tails[table.id], pushed)
         return narrowed
 
 
@@ -341,10 +364,10 @@ def _bytes(tails: Mapping[int, Tails]) -> int:
     return sum(layer.get_total_buffer_size() for parts in tails.values() for part in parts.values() for layer in part)
 
 
-def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int) -> Started:
+def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int, target: str) -> Started:
     """Plan physically and start."""
     try:
-        return Started(frame.schema(), BatchSource(stoppable.execute(context, frame, tails_bytes)))
+        return Started(frame.schema(), BatchSource(stoppable.execute(context, frame, tails_bytes)), target)
     except Exception as error:
         raise planning_error(error) from error
     except BaseException as error:
@@ -354,11 +377,16 @@ def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int) -> Sta
 
 
 def _system_tables(request: PlanRequest) -> dict[str, pa.Table]:
-    """The system tables that the statement may mean."""
-    wanted = set(names.mentioned(request.statement, [table.name for table in request.system]))
-    if describes(request.statement):
-        wanted = {table.name for table in request.system}
-    return {table.name: table.build() for table in request.system if table.name in wanted}
+    """The system tables that the statement may mean; where it is about the schema, the others without rows.
+
+    They have to be asked for by their schema's name: the rows may cost a call to every node, and users have tables
+    that are called as these are.
+    """
+    known = [SYSTEM_SCHEMA, *(table.name for table in request.system)]
+    found = set(names.mentioned(request.statement, known))
+    wanted = found if SYSTEM_SCHEMA in found else set()
+    shown = request.system if describes(request.statement) else [t for t in request.system if t.name in wanted]
+    return {table.name: table.build() if table.name in wanted else table.schema.empty_table() for table in shown}
 
 
 def _described_type(column: Column) -> pa.DataType:

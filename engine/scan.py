@@ -29,4 +29,5 @@ class SystemTable:
     """The table ``system.<name>``; ``build`` runs off the event loop for each query that mentions it."""
 
     name: str
+    schema: pa.Schema
     build: Callable[[], pa.Table]

@@ -111,9 +111,33 @@ def register_s3(context: SessionContext, bucket: str, options: S3Options) -> Non
 
 def read_statement(context: SessionContext, statement: str, params: Mapping[str, Any] | None = None) -> DataFrame:
     """Plan one reading statement; whatever would change something is refused. Raises EngineError."""
+    return _planned(context, statement, params, may_change=False)
+
+
+def insert_statement(
+    context: SessionContext, statement: str, params: Mapping[str, Any] | None = None
+) -> tuple[DataFrame, str]:
+    """Plan what an INSERT would write, with all columns of its table, and that table's name as it is spelt there.
+
+    Nothing is written: DataFusion writes only when its own plan is run. Raises EngineError.
+    """
+    from datafusion.expr import DmlStatement
+
+    frame = _planned(context, statement, params, may_change=True)
+    plan = frame.logical_plan()
+    change = plan.to_variant()
+    # It has no other way to say which change it is; the name of a table comes later in the line.
+    if not isinstance(change, DmlStatement) or not plan.display().startswith("Dml: op=[Insert Into] "):
+        raise NotSupported("of the statements that write only INSERT INTO is served")
+    return context.create_dataframe_from_logical_plan(plan.inputs()[0]), change.table_name()
+
+
+def _planned(
+    context: SessionContext, statement: str, params: Mapping[str, Any] | None, *, may_change: bool
+) -> DataFrame:
     from datafusion import SQLOptions
 
-    options = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
+    options = SQLOptions().with_allow_ddl(False).with_allow_dml(may_change).with_allow_statements(False)
     try:
         return context.sql_with_options(statement, options, param_values=dict(params) if params else None)
     except Exception as error:

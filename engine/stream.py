@@ -10,27 +10,41 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Self
 
+import pyarrow as pa
+
 from engine.errors import EngineError, QueryCancelled, QueryTimeout
+from engine.running import DONE, Phase
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pyarrow as pa
-
     from engine.batches import BatchSource
+    from engine.running import RunningQuery
 
 
 class QueryStream:
-    """An async iterator over a query's batches, once. ``schema`` is known before the first.
+    """An async iterator over a query's batches, once. ``schema`` is known before the first, and so is ``target``, the
+    table that an INSERT's rows are for; to write them is the caller's.
 
     Raises QueryTimeout when the time limit passes, also while the reader dawdles; QueryMemoryExhausted,
-    QueryFailed or a StorageError when the query fails. Its place is given back when it ends in any way.
+    QueryFailed or a StorageError when the query fails; QueryKilled. Its place is given back when it ends in any way.
     """
 
-    def __init__(self, schema: pa.Schema, source: BatchSource, deadline: float, finished: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        schema: pa.Schema,
+        source: BatchSource,
+        deadline: float,
+        query: RunningQuery,
+        finished: Callable[[], None],
+        target: str = "",
+    ) -> None:
         self.schema = schema
+        self.target = target
         self._source = source
+        self._query = query
+        self._owns_query = False
         self._finished: Callable[[], None] | None = finished
         self._first: pa.RecordBatch | None = None
         self._failure: EngineError | StorageError | None = None
@@ -62,6 +76,17 @@ class QueryStream:
         except StopAsyncIteration:
             return
 
+    def take_over(self) -> None:
+        """The reader has this stream now, so that the query ends with it, or is killed through it."""
+        self._owns_query = True
+        self._query.stop_by(lambda: self.stop(self._query.killed()))
+        if self._finished is None:
+            self._query.end(self._outcome)
+
+    @property
+    def _outcome(self) -> str:
+        return DONE if self._failure is None else self._failure.code
+
     def stop(self, reason: EngineError | StorageError) -> None:
         """Drop the query; whoever reads on gets `reason`. Idempotent."""
         if self._finished is None:
@@ -74,6 +99,7 @@ class QueryStream:
             pending.cancel()
 
     async def _next(self) -> pa.RecordBatch:
+        self._query.enter(Phase.RUNNING)
         self._pending = asyncio.ensure_future(self._source.next())
         try:
             batch = await self._pending
@@ -90,6 +116,7 @@ class QueryStream:
         if batch is None:
             self._end()
             raise StopAsyncIteration
+        self._query.hands_out(batch.num_rows, pa.ipc.get_record_batch_size(batch))  # nbytes takes 10 times as long
         return batch
 
     def _end(self) -> None:
@@ -99,3 +126,5 @@ class QueryStream:
         finished, self._finished = self._finished, None
         if finished is not None:
             finished()
+        if self._owns_query:
+            self._query.end(self._outcome)

@@ -68,10 +68,14 @@ class Pushed:
 
 @dataclass(frozen=True)
 class View:
-    """A table to register. ``narrows`` says that a query's conditions on keys make a cheaper view of it."""
+    """A table to register. ``narrows`` says that a query's conditions on keys make a cheaper view of it.
+
+    ``paths`` are the files that it reads.
+    """
 
     provider: Provider
     narrows: bool
+    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,7 @@ class _Builder:
         self._registered = 0
         self._parts: list[DataFrame] = []
         self._whole: list[str] = []
+        self._paths: set[str] = set()
         self._whole_tails: dict[pa.Schema, list[pa.RecordBatch]] = {}
         self._merges = 0
         self._layers_used = 0
@@ -241,12 +246,16 @@ class _Builder:
             for part in self._snapshot.partitions:
                 self._add_partition(self._layers(part.files, self._tails.get(part.partition, ())))
             frame = _union(self._finished_parts())
-            return View(frame.into_view(), self._merges > 0 or self._layers_used > FILES_MANY)
+            narrows = self._merges > 0 or self._layers_used > FILES_MANY
+            return View(frame.into_view(), narrows, tuple(self._paths))
         finally:
             catalog.register_schema(LAYERS_SCHEMA, Schema.memory_schema())
 
     def _layers(self, files: Sequence[DataFile], tail: Sequence[pa.RecordBatch]) -> list[_Layer]:
-        layers = [_Layer(Span(f.time_low, f.time_high, (f.order_high, f.order_low)), f) for f in files]
+        # Before anything is made of them: there may be tens of thousands, of which a query wants a few.
+        low, high = TIMES if self._pushed is None else (self._pushed.low, self._pushed.high)
+        wanted = [f for f in files if f.time_high >= low and f.time_low <= high]
+        layers = [_Layer(Span(f.time_low, f.time_high, (f.order_high, f.order_low)), f) for f in wanted]
         for place, batch in enumerate(tail):
             layers.append(_Layer(_tail_span(self._table, batch, place), batch))
         cutoff = self._snapshot.cutoff_ns
@@ -268,6 +277,7 @@ class _Builder:
             self._whole_tails.setdefault(layer.source.schema, []).extend(_slices(layer.source))
         elif is_whole:
             self._whole.append(layer.source.path)
+            self._paths.add(layer.source.path)
         elif ranges:
             self._parts.append(self._shown(*self._rows(layer.source), ranges))
 
@@ -308,6 +318,7 @@ class _Builder:
         if isinstance(source, pa.RecordBatch):
             return self._context.read_batches(_slices(source)), source.schema.names
         schema = file_schema(self._table)
+        self._paths.add(source.path)
         return self._files.table(schema, [source.path]), schema.names
 
     def _shown(

@@ -2,4 +2,6 @@
 
 import os
 
-os.putenv("GRPC_ENABLE_FORK_SUPPORT", "0")  # before gRPC is loaded: its fork handlers stall threads, and no node forks
+# Both before gRPC is loaded.
+os.putenv("GRPC_ENABLE_FORK_SUPPORT", "0")  # its fork handlers stall threads, and no node forks
+os.putenv("GRPC_VERBOSITY", "ERROR")  # else it tells of each peer that stops, beside the log's own lines

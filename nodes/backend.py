@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     import pyarrow as pa
 
+    from nodes.status import QueryStatus
     from storage.keys import RowSeries
     from storage.schema import Database, Table
 
@@ -59,13 +60,20 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class QueryRequest:
-    """One statement. ``params`` bind ``$name``; ``timeout_seconds`` None takes the node's limit."""
+    """One statement. ``params`` bind ``$name``; ``timeout_seconds`` None takes the node's limit.
+
+    ``door`` and ``client`` (HOST:PORT) say where it came from, for those who look at what runs. INSERT is refused
+    unless ``may_insert``: a request that promises to change nothing (GET) must not.
+    """
 
     database: str
     text: str
     params: Mapping[str, Any] = field(default_factory=dict)
     timeout_seconds: float | None = None
     request_id: str = ""
+    door: str = ""
+    client: str = ""
+    may_insert: bool = False
 
 
 class QueryResult(Protocol):
@@ -122,5 +130,20 @@ class Backend(Protocol):
         ...
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
-        """Plan and start a read-only statement over one snapshot per table."""
+        """Plan and start a statement over one snapshot per table; carry out KILL QUERY, or INSERT (`nodes.insert`)."""
+        ...
+
+    async def queries(self) -> Sequence[QueryStatus]:
+        """As `nodes.status.QueryControl`."""
+        ...
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        """As `nodes.status.QueryControl`."""
+        ...
+
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
+        """The same as bytes in one of `engine.formats.ResultFormat`, made where the statement runs, once.
+
+        Closing it early cancels the query.
+        """
         ...

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
+from nodes.clusterqueries import ClusterQueries
 from nodes.grpcserver import GrpcServer
 from nodes.node import version
 from nodes.settings_kinds import Address
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from nodes.backend import Batch, Change, Principal, QueryRequest
     from nodes.grpcserver import GrpcService
     from nodes.member import ClusterMember
+    from nodes.status import QueryStatus
     from storage.catalogstate import CatalogSnapshot
 
 
@@ -27,6 +29,7 @@ class DoorlessBackend:
 
     def __init__(self, member: ClusterMember) -> None:
         self._of = member
+        self.cluster_queries = ClusterQueries(member)
 
     @property
     def catalog(self) -> CatalogSnapshot:
@@ -53,6 +56,15 @@ class DoorlessBackend:
 
     async def query(self, request: QueryRequest, principal: Principal) -> NoReturn:
         self._refuse()
+
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> NoReturn:
+        self._refuse()
+
+    async def queries(self) -> Sequence[QueryStatus]:
+        return await self.cluster_queries.queries()
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        return await self.cluster_queries.kill(query_id)
 
     async def checkpoint(self) -> None:
         """Nothing is held here that a checkpoint could write."""

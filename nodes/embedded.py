@@ -14,18 +14,23 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self
 
+import msgspec
 import structlog
 
 from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
 from nodes.compaction import new_compactor
 from nodes.engineparts import new_engine
+from nodes.housekeeping import Housekeeper
 from nodes.idempotency import KeyedIds
+from nodes.insert import insert
+from nodes.localqueries import LocalQueries, kill_if_asked, origin
 from nodes.outcomes import all_or_worst
+from nodes.resulttext import result_text
 from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
 from nodes.storeoptions import s3_options
-from nodes.systemtables import parquet_files
+from nodes.systemtables import PARQUET_FILES_SCHEMA, QUERIES_SCHEMA, parquet_files, queries
 from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits, CatalogSnapshot
@@ -48,12 +53,13 @@ from storage.shard import Append, Shard
 from storage.store import CATALOG_LOG, open_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 
     from engine.engine import Engine
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.compaction import Compactor
     from nodes.settings_model import Budgets, Settings
+    from nodes.status import QueryStatus
     from storage.objects import ObjectStore
     from storage.schema import PartitionSnapshot, Table
 
@@ -61,7 +67,6 @@ IO_THREADS: Final = 16
 """Threads for the object store: one create for each Log may be under way, beside reads and checkpoints."""
 WRITE_ID_KIND: Final = 1
 """Ids of a gateway's writes: remembered down to the horizon (FORMAT F14)."""
-SWEEP_SECONDS: Final = 300.0
 """How often files that nothing names are looked for (LOG L20)."""
 
 log = structlog.get_logger(__name__)
@@ -84,7 +89,9 @@ class EmbeddedBackend:
         self._appender: Appender
         self._catalog: Catalog
         self._compactor: Compactor
+        self._housekeeper: Housekeeper
         self._engine: Engine
+        self._queries: LocalQueries
         self._store_id: uuid.UUID
 
     # -- life --------------------------------------------------------------------------------------------
@@ -118,8 +125,10 @@ class EmbeddedBackend:
         self._watch(stack, self._catalog.driver.closed, "the Catalog")
         await self._open_shards(stack, identity.id.bytes, node, executor)
         self._engine = new_engine(settings, self._budgets, self._store.url)
+        self._queries = LocalQueries(self._engine.running, settings.node_name)
         stack.push_async_callback(self._engine.close)
-        self._start(stack, self._sweep_now_and_then())
+        self._housekeeper = Housekeeper(self._open_ones, self.refresh)
+        self._start(stack, self._housekeeper.run())
         self._compactor = new_compactor(settings, self._budgets, self._store, self._budget, self._open_ones)
         stack.push_async_callback(self._compactor.aclose)
         self._start(stack, self._compactor.run())
@@ -168,15 +177,6 @@ class EmbeddedBackend:
 
         closed.add_done_callback(ended)
         stack.callback(closed.remove_done_callback, ended)
-
-    async def _sweep_now_and_then(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            for shard in self._open_ones():
-                try:
-                    await shard.sweep()
-                except StorageError as error:
-                    log.info("sweep put off", shard=shard.log_id, reason=str(error))
 
     def _open_ones(self) -> list[Shard]:
         return [s for s in self._shards.values() if s.log_id not in self._closed_shards]
@@ -252,11 +252,14 @@ class EmbeddedBackend:
             raise
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
-        """Plan and start one statement over one snapshot of each table (L14)."""
+        """Plan and start one statement over one snapshot of each table (L14); or carry out KILL QUERY."""
+        killed = await kill_if_asked(request, self._queries)
+        if killed is not None:
+            return killed
         catalog = await self.refresh()
         if catalog.database(request.database) is None:
             raise NoSuchDatabase(f"database not found: {request.database}")
-        return await self._engine.query(
+        stream = await self._engine.query(
             request.text,
             database=request.database,
             revision=catalog.revision,
@@ -265,7 +268,20 @@ class EmbeddedBackend:
             params=request.params,
             timeout_seconds=request.timeout_seconds,
             system=self._system_tables(catalog, request.database),
+            origin=origin(request),
+            may_insert=request.may_insert,
         )
+        return await insert(self, request.database, stream.target, stream, principal) if stream.target else stream
+
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
+        """The result's bytes as DataFusion writes them."""
+        return result_text(format, await self.query(request, principal))
+
+    async def queries(self) -> Sequence[QueryStatus]:
+        return await self._queries.queries()
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        return await self._queries.kill(query_id)
 
     # -- SnapshotSource ----------------------------------------------------------------------------------
 
@@ -310,7 +326,10 @@ class EmbeddedBackend:
                 for part in shard.snapshot(table)
             ]
 
-        return [SystemTable("parquet_files", lambda: parquet_files(files()))]
+        return [
+            SystemTable("parquet_files", PARQUET_FILES_SCHEMA, lambda: parquet_files(files())),
+            SystemTable("queries", QUERIES_SCHEMA, lambda: queries(self._queries.listed())),
+        ]
 
     # -- for the node ------------------------------------------------------------------------------------
 
@@ -336,10 +355,13 @@ class EmbeddedBackend:
     def status(self) -> BackendStatus:
         """What this process holds, without I/O."""
         catalog = self._catalog.current
+        running, waiting = self._queries.counts()
         return BackendStatus(
             store_id=self.store_id,
             catalog_revision=catalog.revision,
             memtable_bytes=self._budget.used,
+            queries_running=running,
+            queries_waiting=waiting,
             databases=[
                 DatabaseStatus(
                     name=d.name,
@@ -349,7 +371,7 @@ class EmbeddedBackend:
                 for d in catalog.databases()
             ],
             logs=[self._catalog_status(), *(log_status(shard) for shard in self._shards.values())],
-            compaction=self._compactor.counters,
+            compaction=msgspec.structs.replace(self._compactor.counters, files_gone=self._housekeeper.files_gone),
         )
 
     def _table_status(self, table: Table) -> TableStatus:

@@ -6,6 +6,7 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from engine.engine import Engine, EngineLimits
+from nodes.slowlog import slow_log
 from nodes.storeoptions import s3_options
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def new_engine(settings: Settings, budgets: Budgets, store_url: str) -> Engine:
         query_seconds=settings.query.timeout,
         target_partitions=settings.target_partitions,
         queries_max=settings.query.queries_max,
+        waiting_max=settings.query.waiting_max,
+        wait_seconds=settings.query.wait_seconds,
         tails_bytes_max=min(TAILS_BYTES_MAX, budgets.memtable_bytes),
     )
-    return Engine(store_url, limits, s3_options(settings))
+    return Engine(store_url, limits, s3_options(settings), slow_log(settings))

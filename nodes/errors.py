@@ -81,6 +81,8 @@ INFLUX: Final[dict[str, HttpAnswer]] = {
     "query_timeout": HttpAnswer(504),
     "query_memory_exhausted": HttpAnswer(503, Shape.TEXT, RETRY_SECONDS),
     "query_cancelled": HttpAnswer(503, Shape.TEXT, RETRY_SECONDS),
+    "query_killed": HttpAnswer(409),
+    "no_such_query": _MISSING,
     "query_failed": _BROKEN,
     "statement_failed": _BROKEN,
     "too_many_queries": HttpAnswer(503, Shape.TEXT, RETRY_SECONDS),

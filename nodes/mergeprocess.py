@@ -75,6 +75,8 @@ class MergeProcess:
         process = None
         try:
             process = self._process or await self._start()
+            if self._closed:  # meanwhile: there was no process yet that could be ended
+                raise MergeFailed("this node is stopping")
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(msgspec.json.encode(order) + b"\n")

@@ -187,6 +187,8 @@ class Node:
             catalog_revision=backend.catalog_revision,
             databases=backend.databases,
             memory=self._memory(backend),
+            queries_running=backend.queries_running,
+            queries_waiting=backend.queries_waiting,
             logs=backend.logs,
             compaction=backend.compaction,
         )

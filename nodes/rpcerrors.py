@@ -85,6 +85,8 @@ STATUS: Final[dict[str, grpc.StatusCode]] = {
     "query_timeout": _S.DEADLINE_EXCEEDED,
     "query_memory_exhausted": _S.RESOURCE_EXHAUSTED,
     "query_cancelled": _S.UNAVAILABLE,
+    "query_killed": _S.FAILED_PRECONDITION,  # ABORTED would have clients try again, CANCELLED is their own doing
+    "no_such_query": _S.NOT_FOUND,
     "query_failed": _S.INTERNAL,
     "statement_failed": _S.INVALID_ARGUMENT,
     "too_many_queries": _S.RESOURCE_EXHAUSTED,

@@ -189,6 +189,20 @@ class QuerySettings:
     )
     spill_bytes_max: int = setting("10 GiB", SIZE, "Disk for queries that do not fit into memory. 0: never spill.")
     queries_max: int = setting(64, at_least(COUNT, 1), "Queries that run at once; the others wait.")
+    waiting_max: int = setting(
+        512, COUNT, "Queries that wait while `query.queries_max` run; over it: 503 with Retry-After."
+    )
+    wait_seconds: float = setting(
+        "1 min", at_least(DURATION, 0.1), "Longest wait of a query for its turn; over it: 503 with Retry-After."
+    )
+    slow_log_seconds: float = setting(
+        "10s", DURATION, "A query that took longer, waiting and sending included, is logged when it ends. 0: none is."
+    )
+    slow_log_text: str = setting(
+        "on",
+        choice("on", "off"),
+        "Whether that line has the statement's text, which may hold what users want kept secret. off: it is left out.",
+    )
     target_partitions: int | None = setting(
         AUTO, optional(at_least(COUNT, 1), AUTO), "Parallel streams of one query. auto: the CPUs this process may use."
     )

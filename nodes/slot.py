@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from storage.errors import ShardClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from nodes.backend import Backend, Batch, CatalogView, Change, Principal, QueryRequest, QueryResult
     from nodes.health import Health
+    from nodes.status import QueryStatus
 
 
 class BackendSlot:
@@ -51,6 +52,15 @@ class BackendSlot:
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         return await self._filled().query(request, principal)
+
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
+        return await self._filled().query_text(request, format, principal)
+
+    async def queries(self) -> Sequence[QueryStatus]:
+        return await self._filled().queries()
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        return await self._filled().kill(query_id)
 
     def _filled(self) -> Backend:
         if self._backend is None:

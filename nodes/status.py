@@ -7,9 +7,13 @@ msgspec; `nodes.cli.status` decodes them. Likewise for the whole cluster: `Clust
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from datetime import datetime  # noqa: TC003 - msgspec reads the annotations when it decodes
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 STATUS_PATH: Final = "/api/runnel/status"
 CHECKPOINT_PATH: Final = "/api/runnel/checkpoint"
@@ -17,6 +21,10 @@ COMPACT_PATH: Final = "/api/runnel/compact"
 CLUSTER_PATH: Final = "/api/runnel/cluster"
 DRAIN_PATH: Final = "/api/runnel/cluster/drain"
 REBALANCE_PATH: Final = "/api/runnel/cluster/rebalance"
+QUERIES_PATH: Final = "/api/runnel/queries"
+KILL_PATH: Final = "/api/runnel/queries/kill"
+PHASE_UNKNOWN: Final = "unknown"
+"""Stands for the queries of a node that did not answer."""
 
 
 class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +75,8 @@ class MemoryStatus(msgspec.Struct, frozen=True, kw_only=True):
 class CompactionStatus(msgspec.Struct, kw_only=True):
     """What compaction has done since the start. ``waiting`` are the merges that are planned and not done.
 
-    ``void`` merges came too late: a file that they would have replaced was gone (LOG L21).
+    ``void`` merges came too late: a file that they would have replaced was gone (LOG L21). ``files_gone`` are those of
+    expired and of dropped rows that were taken off the lists, merged or not.
     """
 
     waiting: int = 0
@@ -80,6 +89,7 @@ class CompactionStatus(msgspec.Struct, kw_only=True):
     bytes_out: int = 0
     rows: int = 0
     cpu_seconds: float = 0.0
+    files_gone: int = 0
     put_off: str = ""
     """Why the last merge that was wanted was not begun; empty if it was."""
 
@@ -90,6 +100,8 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     store_id: str = ""
     catalog_revision: int = 0
     memtable_bytes: int = 0
+    queries_running: int = 0
+    queries_waiting: int = 0
     databases: list[DatabaseStatus] = []
     logs: list[LogStatus] = []
     compaction: CompactionStatus = msgspec.field(default_factory=CompactionStatus)
@@ -112,6 +124,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     catalog_revision: int = 0
     databases: list[DatabaseStatus] = []
     memory: MemoryStatus
+    queries_running: int = 0
+    queries_waiting: int = 0
     logs: list[LogStatus] = []
     compaction: CompactionStatus = msgspec.field(default_factory=CompactionStatus)
 
@@ -200,4 +214,42 @@ class ClusterControl(Protocol):
 
     async def rebalance(self) -> int:
         """Spread the shards evenly over the ingest nodes that are not drained; how many moved."""
+        ...
+
+
+class QueryStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A query that waits or runs, as `engine.running.QueryView` has it; also one row of ``system.queries``.
+
+    All but ``node`` and ``phase`` is None for a node that did not answer: its phase is `PHASE_UNKNOWN`.
+    """
+
+    node: str
+    phase: str = PHASE_UNKNOWN
+    id: str | None = None
+    issue_time: datetime | None = None
+    database: str | None = None
+    query_text: str | None = None
+    door: str | None = None
+    client: str | None = None
+    request_id: str | None = None
+    waiting_seconds: float | None = None
+    planning_seconds: float | None = None
+    running_seconds: float | None = None
+    sending_seconds: float | None = None
+    total_seconds: float | None = None
+    rows: int | None = None
+    bytes: int | None = None
+    parquet_files: int | None = None
+    parquet_bytes: int | None = None
+
+
+class QueryControl(Protocol):
+    """What an operator can ask about queries: of this process, or of the whole cluster through any of its nodes."""
+
+    async def queries(self) -> Sequence[QueryStatus]:
+        """Every query that waits or runs, in one process or on every query node."""
+        ...
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        """End one; what it was until now. Raises NoSuchQuery; a ClusterError if a node that may have it is silent."""
         ...

@@ -15,11 +15,13 @@ from storage.tailanswer import TailAnswer, TailPartition, TailRows, TailWanted
 from storage.tailcodec import pack_rows, unpack_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 CHUNK_BYTES: Final = 1 << 20
 ROW_BYTES_LEAST: Final = 1024
 """What one entry costs at least in a message: its schema travels with it."""
+FILE_BYTES: Final = 256
+"""About what a DataFile takes in a message."""
 
 
 def wanted_to(shard: int, revision: int, wanted: TailWanted, retention_ns: Mapping[int, int]) -> pb.TailRequest:
@@ -34,6 +36,7 @@ def wanted_to(shard: int, revision: int, wanted: TailWanted, retention_ns: Mappi
         from_epoch=wanted.from_epoch,
         from_sequence=wanted.from_sequence,
         retention_ns=retention_ns,
+        known_checkpoint=wanted.known_checkpoint,
     )
 
 
@@ -46,6 +49,7 @@ def wanted_from(request: pb.TailRequest) -> TailWanted:
         request.time_low if request.HasField("time_low") else None,
         request.time_high if request.HasField("time_high") else None,
         dict(request.tag_equals),
+        request.known_checkpoint,
     )
 
 
@@ -69,6 +73,7 @@ def head_to(answer: TailAnswer) -> pb.TailHead:
         ],
         cutoffs=cutoffs_to(answer.cutoffs),
         dropped=sorted(answer.dropped),
+        files_known=answer.files_known,
     )
 
 
@@ -100,6 +105,23 @@ def rows_to(rows: Sequence[TailRows]) -> list[pb.TailRows]:
     ]
 
 
+def small(answers: Iterable[TailAnswer], bytes_max: int) -> list[pb.ShardTail]:
+    """Those answers that fit into ``bytes_max`` together, each whole; the smallest first, so that most do."""
+    sizes = sorted((_row_bytes(answer), answer.log_id, answer) for answer in answers)
+    found: list[pb.ShardTail] = []
+    for size, log_id, answer in sizes:
+        bytes_max -= size + FILE_BYTES * sum(len(part.files) for part in answer.partitions)
+        if bytes_max >= 0:
+            found.append(
+                pb.ShardTail(shard=log_id, whole=pb.TailReply(head=head_to(answer), rows=rows_to(answer.rows)))
+            )
+    return found
+
+
+def _row_bytes(answer: TailAnswer) -> int:
+    return sum(max(ROW_BYTES_LEAST, entry.batch.rows.nbytes) for entry in answer.rows)
+
+
 def answer_from(shard: int, head: pb.TailHead, rows: Sequence[pb.TailRows]) -> TailAnswer:
     """The answer that the messages make. Raises MalformedMessage, CorruptObject."""
     asked = {part.table_id for part in head.partitions}
@@ -121,6 +143,7 @@ def answer_from(shard: int, head: pb.TailHead, rows: Sequence[pb.TailRows]) -> T
         tuple(_rows_from(shard, message) for message in rows),
         cutoffs_from(head.cutoffs),
         frozenset(head.dropped),
+        head.files_known,
     )
 
 

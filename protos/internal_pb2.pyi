@@ -297,6 +297,7 @@ class TailRequest(_message.Message):
     FROM_EPOCH_FIELD_NUMBER: _builtins.int
     FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
     RETENTION_NS_FIELD_NUMBER: _builtins.int
+    KNOWN_CHECKPOINT_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     revision: _builtins.int
     time_low: _builtins.int
@@ -306,6 +307,8 @@ class TailRequest(_message.Message):
     """what the caller kept belongs to this epoch,"""
     from_sequence: _builtins.int
     """and reaches to this object: send only what is newer, if k is not above it"""
+    known_checkpoint: _builtins.int
+    """the caller has the tables' file lists of this one"""
     @_builtins.property
     def tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___TailTable]: ...
     @_builtins.property
@@ -328,10 +331,11 @@ class TailRequest(_message.Message):
         from_epoch: _builtins.int = ...,
         from_sequence: _builtins.int = ...,
         retention_ns: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        known_checkpoint: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_high", b"_time_high", "_time_low", b"_time_low", "time_high", b"time_high", "time_low", b"time_low"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_high", b"_time_high", "_time_low", b"_time_low", "from_epoch", b"from_epoch", "from_sequence", b"from_sequence", "retention_ns", b"retention_ns", "revision", b"revision", "shard", b"shard", "tables", b"tables", "tag_equals", b"tag_equals", "time_high", b"time_high", "time_low", b"time_low"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_high", b"_time_high", "_time_low", b"_time_low", "from_epoch", b"from_epoch", "from_sequence", b"from_sequence", "known_checkpoint", b"known_checkpoint", "retention_ns", b"retention_ns", "revision", b"revision", "shard", b"shard", "tables", b"tables", "tag_equals", b"tag_equals", "time_high", b"time_high", "time_low", b"time_low"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_high: _TypeAlias = _typing.Literal["time_high"]  # noqa: Y015
     _WhichOneofArgType__time_high: _TypeAlias = _typing.Literal["_time_high", b"_time_high"]  # noqa: Y015
@@ -411,6 +415,7 @@ class TailHead(_message.Message):
     PARTITIONS_FIELD_NUMBER: _builtins.int
     CUTOFFS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    FILES_KNOWN_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     position: _builtins.int
     """everything up to this object is in the answer"""
@@ -421,6 +426,8 @@ class TailHead(_message.Message):
     """the highest Revision of its rows"""
     from_sequence: _builtins.int
     """rows are those above this object: what was asked for, or `covered`"""
+    files_known: _builtins.bool
+    """checkpoint_seq is known_checkpoint: partitions come without their files"""
     @_builtins.property
     def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___TailPartition]: ...
     @_builtins.property
@@ -441,10 +448,11 @@ class TailHead(_message.Message):
         partitions: _abc.Iterable[Global___TailPartition] | None = ...,
         cutoffs: _abc.Iterable[Global___Cutoff] | None = ...,
         dropped: _abc.Iterable[_builtins.int] | None = ...,
+        files_known: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_seq", b"checkpoint_seq", "covered", b"covered", "cutoffs", b"cutoffs", "dropped", b"dropped", "epoch", b"epoch", "from_sequence", b"from_sequence", "partitions", b"partitions", "position", b"position", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_seq", b"checkpoint_seq", "covered", b"covered", "cutoffs", b"cutoffs", "dropped", b"dropped", "epoch", b"epoch", "files_known", b"files_known", "from_sequence", b"from_sequence", "partitions", b"partitions", "position", b"position", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -508,6 +516,69 @@ class TailReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TailReply: _TypeAlias = TailReply  # noqa: Y015
+
+@_typing.final
+class TailsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___TailRequest]: ...
+    def __init__(
+        self,
+        *,
+        shards: _abc.Iterable[Global___TailRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TailsRequest: _TypeAlias = TailsRequest  # noqa: Y015
+
+@_typing.final
+class ShardTail(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    @_builtins.property
+    def whole(self) -> Global___TailReply: ...
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        whole: Global___TailReply | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["whole", b"whole"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shard", b"shard", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardTail: _TypeAlias = ShardTail  # noqa: Y015
+
+@_typing.final
+class TailsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardTail]: ...
+    def __init__(
+        self,
+        *,
+        shards: _abc.Iterable[Global___ShardTail] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TailsReply: _TypeAlias = TailsReply  # noqa: Y015
 
 @_typing.final
 class CheckpointRequest(_message.Message):
@@ -886,6 +957,10 @@ class ExecuteRequest(_message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    DOOR_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    MAY_INSERT_FIELD_NUMBER: _builtins.int
     database: _builtins.str
     statement: _builtins.str
     params: _builtins.bytes
@@ -894,6 +969,13 @@ class ExecuteRequest(_message.Message):
     request_id: _builtins.str
     revision: _builtins.int
     """the asker's Catalog"""
+    format: _builtins.str
+    """one of engine.formats.ResultFormat; none: Arrow"""
+    door: _builtins.str
+    """where the gateway got it: "http" or "grpc" """
+    client: _builtins.str
+    """HOST:PORT"""
+    may_insert: _builtins.bool
     def __init__(
         self,
         *,
@@ -903,10 +985,14 @@ class ExecuteRequest(_message.Message):
         timeout_seconds: _builtins.float = ...,
         request_id: _builtins.str = ...,
         revision: _builtins.int = ...,
+        format: _builtins.str = ...,
+        door: _builtins.str = ...,
+        client: _builtins.str = ...,
+        may_insert: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database", b"database", "params", b"params", "request_id", b"request_id", "revision", b"revision", "statement", b"statement", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "database", b"database", "door", b"door", "format", b"format", "may_insert", b"may_insert", "params", b"params", "request_id", b"request_id", "revision", b"revision", "statement", b"statement", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -917,54 +1003,95 @@ class ExecuteReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IPC_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     ipc: _builtins.bytes
+    text: _builtins.bytes
+    target: _builtins.str
+    """in the first: an INSERT's table; its rows follow as Arrow, and are the gateway's to write"""
     def __init__(
         self,
         *,
         ipc: _builtins.bytes = ...,
+        text: _builtins.bytes = ...,
+        target: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ipc", b"ipc"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ipc", b"ipc", "target", b"target", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecuteReply: _TypeAlias = ExecuteReply  # noqa: Y015
 
 @_typing.final
-class CancelRequest(_message.Message):
+class QueriesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    request_id: _builtins.str
     def __init__(
         self,
-        *,
-        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CancelRequest: _TypeAlias = CancelRequest  # noqa: Y015
+Global___QueriesRequest: _TypeAlias = QueriesRequest  # noqa: Y015
 
 @_typing.final
-class CancelReply(_message.Message):
+class QueriesReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    FOUND_FIELD_NUMBER: _builtins.int
-    found: _builtins.bool
+    JSON_FIELD_NUMBER: _builtins.int
+    json: _builtins.bytes
     def __init__(
         self,
         *,
-        found: _builtins.bool = ...,
+        json: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["json", b"json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CancelReply: _TypeAlias = CancelReply  # noqa: Y015
+Global___QueriesReply: _TypeAlias = QueriesReply  # noqa: Y015
+
+@_typing.final
+class KillRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KillRequest: _TypeAlias = KillRequest  # noqa: Y015
+
+@_typing.final
+class KillReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_FIELD_NUMBER: _builtins.int
+    json: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["json", b"json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KillReply: _TypeAlias = KillReply  # noqa: Y015

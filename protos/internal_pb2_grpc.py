@@ -46,6 +46,11 @@ class IngestStub:
                 request_serializer=protos_dot_internal__pb2.TailRequest.SerializeToString,
                 response_deserializer=protos_dot_internal__pb2.TailReply.FromString,
                 _registered_method=True)
+        self.Tails = channel.unary_unary(
+                '/runnel.v1.Ingest/Tails',
+                request_serializer=protos_dot_internal__pb2.TailsRequest.SerializeToString,
+                response_deserializer=protos_dot_internal__pb2.TailsReply.FromString,
+                _registered_method=True)
         self.Checkpoint = channel.unary_unary(
                 '/runnel.v1.Ingest/Checkpoint',
                 request_serializer=protos_dot_internal__pb2.CheckpointRequest.SerializeToString,
@@ -92,6 +97,13 @@ class IngestServicer:
 
     def Tail(self, request, context):
         """One snapshot of one shard: Checkpoint, file lists and tail (LOG L13, L14). The first message is the head.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tails(self, request, context):
+        """The same of several shards in one message, without those whose answer is large, late or an error: `Tail` has it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,6 +163,11 @@ def add_IngestServicer_to_server(servicer, server):
                     servicer.Tail,
                     request_deserializer=protos_dot_internal__pb2.TailRequest.FromString,
                     response_serializer=protos_dot_internal__pb2.TailReply.SerializeToString,
+            ),
+            'Tails': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tails,
+                    request_deserializer=protos_dot_internal__pb2.TailsRequest.FromString,
+                    response_serializer=protos_dot_internal__pb2.TailsReply.SerializeToString,
             ),
             'Checkpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.Checkpoint,
@@ -239,6 +256,33 @@ class Ingest:
             '/runnel.v1.Ingest/Tail',
             protos_dot_internal__pb2.TailRequest.SerializeToString,
             protos_dot_internal__pb2.TailReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tails(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runnel.v1.Ingest/Tails',
+            protos_dot_internal__pb2.TailsRequest.SerializeToString,
+            protos_dot_internal__pb2.TailsReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -628,10 +672,15 @@ class QueryStub:
                 request_serializer=protos_dot_internal__pb2.ExecuteRequest.SerializeToString,
                 response_deserializer=protos_dot_internal__pb2.ExecuteReply.FromString,
                 _registered_method=True)
-        self.Cancel = channel.unary_unary(
-                '/runnel.v1.Query/Cancel',
-                request_serializer=protos_dot_internal__pb2.CancelRequest.SerializeToString,
-                response_deserializer=protos_dot_internal__pb2.CancelReply.FromString,
+        self.Queries = channel.unary_unary(
+                '/runnel.v1.Query/Queries',
+                request_serializer=protos_dot_internal__pb2.QueriesRequest.SerializeToString,
+                response_deserializer=protos_dot_internal__pb2.QueriesReply.FromString,
+                _registered_method=True)
+        self.Kill = channel.unary_unary(
+                '/runnel.v1.Query/Kill',
+                request_serializer=protos_dot_internal__pb2.KillRequest.SerializeToString,
+                response_deserializer=protos_dot_internal__pb2.KillReply.FromString,
                 _registered_method=True)
 
 
@@ -641,14 +690,23 @@ class QueryServicer:
     """
 
     def Execute(self, request, context):
-        """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages.
+        """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages; with a
+        `format` each has some of the result's text instead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Cancel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+    def Queries(self, request, context):
+        """The statements that wait or run on this node: a list of `nodes.status.QueryStatus` in JSON.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Kill(self, request, context):
+        """End one of them; what it was until now, as a `nodes.status.QueryStatus` in JSON.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -661,10 +719,15 @@ def add_QueryServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_internal__pb2.ExecuteRequest.FromString,
                     response_serializer=protos_dot_internal__pb2.ExecuteReply.SerializeToString,
             ),
-            'Cancel': grpc.unary_unary_rpc_method_handler(
-                    servicer.Cancel,
-                    request_deserializer=protos_dot_internal__pb2.CancelRequest.FromString,
-                    response_serializer=protos_dot_internal__pb2.CancelReply.SerializeToString,
+            'Queries': grpc.unary_unary_rpc_method_handler(
+                    servicer.Queries,
+                    request_deserializer=protos_dot_internal__pb2.QueriesRequest.FromString,
+                    response_serializer=protos_dot_internal__pb2.QueriesReply.SerializeToString,
+            ),
+            'Kill': grpc.unary_unary_rpc_method_handler(
+                    servicer.Kill,
+                    request_deserializer=protos_dot_internal__pb2.KillRequest.FromString,
+                    response_serializer=protos_dot_internal__pb2.KillReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -707,7 +770,7 @@ class Query:
             _registered_method=True)
 
     @staticmethod
-    def Cancel(request,
+    def Queries(request,
             target,
             options=(),
             channel_credentials=None,
@@ -720,9 +783,36 @@ class Query:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/runnel.v1.Query/Cancel',
-            protos_dot_internal__pb2.CancelRequest.SerializeToString,
-            protos_dot_internal__pb2.CancelReply.FromString,
+            '/runnel.v1.Query/Queries',
+            protos_dot_internal__pb2.QueriesRequest.SerializeToString,
+            protos_dot_internal__pb2.QueriesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Kill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runnel.v1.Query/Kill',
+            protos_dot_internal__pb2.KillRequest.SerializeToString,
+            protos_dot_internal__pb2.KillReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class IngestStub:
     """Make the parts durable, in one object of one Log or not at all (LOG L4, L7, L17)."""
     Tail: _grpc.UnaryStreamMultiCallable[_internal_pb2.TailRequest, _internal_pb2.TailReply]
     """One snapshot of one shard: Checkpoint, file lists and tail (LOG L13, L14). The first message is the head."""
+    Tails: _grpc.UnaryUnaryMultiCallable[_internal_pb2.TailsRequest, _internal_pb2.TailsReply]
+    """The same of several shards in one message, without those whose answer is large, late or an error: `Tail` has it."""
     Checkpoint: _grpc.UnaryUnaryMultiCallable[_internal_pb2.CheckpointRequest, _internal_pb2.CheckpointReply]
     """Write the shard's memtable to DataFiles now; shard 0: all shards of this node."""
     Drop: _grpc.UnaryUnaryMultiCallable[_internal_pb2.DropRequest, _internal_pb2.DropReply]
@@ -61,6 +63,8 @@ class IngestAsyncStub(IngestStub):
     """Make the parts durable, in one object of one Log or not at all (LOG L4, L7, L17)."""
     Tail: _aio.UnaryStreamMultiCallable[_internal_pb2.TailRequest, _internal_pb2.TailReply]  # type: ignore[assignment]
     """One snapshot of one shard: Checkpoint, file lists and tail (LOG L13, L14). The first message is the head."""
+    Tails: _aio.UnaryUnaryMultiCallable[_internal_pb2.TailsRequest, _internal_pb2.TailsReply]  # type: ignore[assignment]
+    """The same of several shards in one message, without those whose answer is large, late or an error: `Tail` has it."""
     Checkpoint: _aio.UnaryUnaryMultiCallable[_internal_pb2.CheckpointRequest, _internal_pb2.CheckpointReply]  # type: ignore[assignment]
     """Write the shard's memtable to DataFiles now; shard 0: all shards of this node."""
     Drop: _aio.UnaryUnaryMultiCallable[_internal_pb2.DropRequest, _internal_pb2.DropReply]  # type: ignore[assignment]
@@ -92,6 +96,14 @@ class IngestServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_internal_pb2.TailReply], _abc.AsyncIterator[_internal_pb2.TailReply]]:
         """One snapshot of one shard: Checkpoint, file lists and tail (LOG L13, L14). The first message is the head."""
+
+    @_abc_1.abstractmethod
+    def Tails(
+        self,
+        request: _internal_pb2.TailsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_internal_pb2.TailsReply, _abc.Awaitable[_internal_pb2.TailsReply]]:
+        """The same of several shards in one message, without those whose answer is large, late or an error: `Tail` has it."""
 
     @_abc_1.abstractmethod
     def Checkpoint(
@@ -219,8 +231,13 @@ class QueryStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> QueryAsyncStub: ...
     Execute: _grpc.UnaryStreamMultiCallable[_internal_pb2.ExecuteRequest, _internal_pb2.ExecuteReply]
-    """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages."""
-    Cancel: _grpc.UnaryUnaryMultiCallable[_internal_pb2.CancelRequest, _internal_pb2.CancelReply]
+    """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages; with a
+    `format` each has some of the result's text instead.
+    """
+    Queries: _grpc.UnaryUnaryMultiCallable[_internal_pb2.QueriesRequest, _internal_pb2.QueriesReply]
+    """The statements that wait or run on this node: a list of `nodes.status.QueryStatus` in JSON."""
+    Kill: _grpc.UnaryUnaryMultiCallable[_internal_pb2.KillRequest, _internal_pb2.KillReply]
+    """End one of them; what it was until now, as a `nodes.status.QueryStatus` in JSON."""
 
 @_typing.type_check_only
 class QueryAsyncStub(QueryStub):
@@ -228,8 +245,13 @@ class QueryAsyncStub(QueryStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Execute: _aio.UnaryStreamMultiCallable[_internal_pb2.ExecuteRequest, _internal_pb2.ExecuteReply]  # type: ignore[assignment]
-    """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages."""
-    Cancel: _aio.UnaryUnaryMultiCallable[_internal_pb2.CancelRequest, _internal_pb2.CancelReply]  # type: ignore[assignment]
+    """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages; with a
+    `format` each has some of the result's text instead.
+    """
+    Queries: _aio.UnaryUnaryMultiCallable[_internal_pb2.QueriesRequest, _internal_pb2.QueriesReply]  # type: ignore[assignment]
+    """The statements that wait or run on this node: a list of `nodes.status.QueryStatus` in JSON."""
+    Kill: _aio.UnaryUnaryMultiCallable[_internal_pb2.KillRequest, _internal_pb2.KillReply]  # type: ignore[assignment]
+    """End one of them; what it was until now, as a `nodes.status.QueryStatus` in JSON."""
 
 class QueryServicer(metaclass=_abc_1.ABCMeta):
     """---- query: served by query nodes -------------------------------------------------------------------------------"""
@@ -240,13 +262,24 @@ class QueryServicer(metaclass=_abc_1.ABCMeta):
         request: _internal_pb2.ExecuteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_internal_pb2.ExecuteReply], _abc.AsyncIterator[_internal_pb2.ExecuteReply]]:
-        """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages."""
+        """Run a statement; the first message has the schema, the others record batches, as Arrow IPC messages; with a
+        `format` each has some of the result's text instead.
+        """
 
     @_abc_1.abstractmethod
-    def Cancel(
+    def Queries(
         self,
-        request: _internal_pb2.CancelRequest,
+        request: _internal_pb2.QueriesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_internal_pb2.CancelReply, _abc.Awaitable[_internal_pb2.CancelReply]]: ...
+    ) -> _typing.Union[_internal_pb2.QueriesReply, _abc.Awaitable[_internal_pb2.QueriesReply]]:
+        """The statements that wait or run on this node: a list of `nodes.status.QueryStatus` in JSON."""
+
+    @_abc_1.abstractmethod
+    def Kill(
+        self,
+        request: _internal_pb2.KillRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_internal_pb2.KillReply, _abc.Awaitable[_internal_pb2.KillReply]]:
+        """End one of them; what it was until now, as a `nodes.status.QueryStatus` in JSON."""
 
 def add_QueryServicer_to_server(servicer: QueryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from storage.errors import CorruptObject
 from storage.schema import PartitionSnapshot
@@ -19,19 +19,31 @@ from storage.tailanswer import ShardSnapshot, TailRows, TailWanted
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from storage.schema import DataFile
     from storage.tailanswer import TailAnswer
 
     Rows = Mapping[int, tuple[TailRows, ...]]
     """By partition, in the order of the Log."""
+    Files = Mapping[int, tuple[DataFile, ...]]
+    """By partition."""
+
+
+FILE_BYTES: Final = 512
+"""What a DataFile of a kept list takes in memory, about."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeptTable:
-    """The tail of one table in one shard: all of its rows in (k, ``sequence``] as owner ``epoch`` has them."""
+    """The tail of one table in one shard: all of its rows in (k, ``sequence``] as owner ``epoch`` has them.
+
+    ``files`` are its file lists by partition, as of the Checkpoint ``checkpoint_seq``.
+    """
 
     epoch: int
     sequence: int
     rows: Rows
+    checkpoint_seq: int
+    files: Files
     bytes: int
 
 
@@ -56,11 +68,13 @@ class KeptTails:
         """What to ask the owner of ``log_id``: what is newer than all that is kept of these tables."""
         kept = {table: self._kept[log_id, table] for table in table_ids if (log_id, table) in self._kept}
         tables = dict.fromkeys(table_ids)
+        checkpoints = {entry.checkpoint_seq for entry in kept.values()}
+        known = checkpoints.pop() if len(kept) == len(tables) and len(checkpoints) == 1 else 0
         epochs = {entry.epoch for entry in kept.values()}
         if len(kept) < len(tables) or len(epochs) != 1:
-            return TailAsk(log_id, TailWanted(tables), {})
+            return TailAsk(log_id, TailWanted(tables, known_checkpoint=known), kept)
         sequence = min(entry.sequence for entry in kept.values())
-        return TailAsk(log_id, TailWanted(tables, epochs.pop(), sequence), kept)
+        return TailAsk(log_id, TailWanted(tables, epochs.pop(), sequence, known_checkpoint=known), kept)
 
     def merge(self, ask: TailAsk, answer: TailAnswer) -> ShardSnapshot:
         """The snapshot that ``answer`` completes; its rows are kept. Raises CorruptObject if it fits no such question.
@@ -72,28 +86,32 @@ class KeptTails:
             raise CorruptObject(f"log {ask.log_id}: an answer from {answer.from_sequence} to another question")
         if answer.from_sequence > answer.covered and answer.epoch != wanted.from_epoch:
             raise CorruptObject(f"log {ask.log_id}: an answer of epoch {answer.epoch} builds on {wanted.from_epoch}")
+        if answer.files_known and answer.checkpoint_seq != wanted.known_checkpoint:
+            raise CorruptObject(f"log {ask.log_id}: an answer without the files of Checkpoint {answer.checkpoint_seq}")
         new = _by_table(answer)
+        files = {table: ask.kept[table].files for table in wanted.tables} if answer.files_known else _files(answer)
         tails: dict[int, Rows] = {}
         for table in wanted.tables:
-            before = ask.kept.get(table)
-            tails[table] = _joined({} if before is None else before.rows, new.get(table, {}), answer)
-            self._keep((ask.log_id, table), answer, tails[table])
+            before = ask.kept[table].rows if wanted.from_sequence else {}
+            tails[table] = _joined(before, new.get(table, {}), answer)
+            self._keep((ask.log_id, table), answer, tails[table], files.get(table, {}))
         self._trim()
-        return _snapshot(answer, tails)
+        return _snapshot(answer, tails, files)
 
     def forget(self, log_id: int) -> None:
         """Let go of everything of a Log: an operator gave one of its objects up, or rows do not fit."""
         for key in [key for key in self._kept if key[0] == log_id]:
             self._drop(key)
 
-    def _keep(self, key: tuple[int, int], answer: TailAnswer, rows: Rows) -> None:
+    def _keep(self, key: tuple[int, int], answer: TailAnswer, rows: Rows, files: Files) -> None:
         """Keep the newest: answers to questions that were asked earlier may come later."""
         known = self._kept.get(key)
         if known is not None and (known.epoch, known.sequence) > (answer.epoch, answer.position):
             return
         self._drop(key)
         size = sum(held_bytes(part.batch.rows) for parts in rows.values() for part in parts)
-        self._kept[key] = KeptTable(answer.epoch, answer.position, rows, size)
+        size += FILE_BYTES * sum(map(len, files.values()))
+        self._kept[key] = KeptTable(answer.epoch, answer.position, rows, answer.checkpoint_seq, files, size)
         self.bytes += size
 
     def _drop(self, key: tuple[int, int]) -> None:
@@ -110,7 +128,15 @@ def whole_snapshot(answer: TailAnswer, table_ids: Collection[int]) -> ShardSnaps
     if answer.from_sequence != answer.covered:
         raise CorruptObject(f"log {answer.log_id}: an answer from {answer.from_sequence} is no snapshot by itself")
     new = _by_table(answer)
-    return _snapshot(answer, {table: new.get(table, {}) for table in table_ids})
+    return _snapshot(answer, {table: new.get(table, {}) for table in table_ids}, _files(answer))
+
+
+def _files(answer: TailAnswer) -> dict[int, dict[int, tuple[DataFile, ...]]]:
+    """The file lists of an answer by table and partition."""
+    found: dict[int, dict[int, tuple[DataFile, ...]]] = {}
+    for part in answer.partitions:
+        found.setdefault(part.table_id, {})[part.partition] = part.files
+    return found
 
 
 def _by_table(answer: TailAnswer) -> dict[int, dict[int, tuple[TailRows, ...]]]:
@@ -135,12 +161,13 @@ def _joined(before: Rows, new: Rows, answer: TailAnswer) -> Rows:
     return joined
 
 
-def _snapshot(answer: TailAnswer, tails: Mapping[int, Rows]) -> ShardSnapshot:
+def _snapshot(answer: TailAnswer, tails: Mapping[int, Rows], files: Mapping[int, Files]) -> ShardSnapshot:
     tables: dict[int, list[PartitionSnapshot]] = {table: [] for table in tails}
     for part in answer.partitions:
         position = (answer.log_id, answer.epoch, part.changed_at)
         batches = tuple(rows.batch for rows in tails[part.table_id].get(part.partition, ()))
-        tables[part.table_id].append(PartitionSnapshot(part.partition, position, part.files, batches))
+        listed = files.get(part.table_id, {}).get(part.partition, ())  # none: it has come since the Checkpoint
+        tables[part.table_id].append(PartitionSnapshot(part.partition, position, listed, batches))
     return ShardSnapshot(
         answer.log_id, answer.epoch, answer.position, answer.revision,
         {table: tuple(parts) for table, parts in tables.items()}, answer.cutoffs, answer.dropped,

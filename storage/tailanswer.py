@@ -30,6 +30,7 @@ class TailWanted:
 
     What the asker kept belongs to ``from_epoch`` and reaches to ``from_sequence``: only what is newer is needed. The
     filters leave out rows that cannot fit, not all of them: the asker filters again. Times are in ns, inclusive.
+    The asker has the tables' file lists as of the Checkpoint ``known_checkpoint`` (0: of none).
     """
 
     tables: Mapping[int, Collection[str] | None]
@@ -38,6 +39,7 @@ class TailWanted:
     time_low: int | None = None
     time_high: int | None = None
     tag_equals: Mapping[str, str] = field(default_factory=dict)
+    known_checkpoint: int = 0
 
     @property
     def whole(self) -> bool:
@@ -72,7 +74,8 @@ class TailAnswer:
 
     Files stand for what is at or below k (``covered``), ``rows`` for what is above ``from_sequence``: that is what was
     asked for if the epoch is the asker's and k is not above it, else k. ``revision`` is at least the highest that
-    any of the rows rests on: a plan that is older is made again.
+    any of the rows rests on: a plan that is older is made again. ``files_known``: the Checkpoint is the one whose
+    lists the asker has, so there are none in ``partitions``; a Checkpoint's lists never change.
     """
 
     log_id: int
@@ -86,6 +89,7 @@ class TailAnswer:
     rows: tuple[TailRows, ...]
     cutoffs: Mapping[int, Cutoff]
     dropped: frozenset[int]
+    files_known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +116,13 @@ def tail_answer(
     """The answer of a state as it is now. ``tables`` are those wanted, at the newest schema known here."""
     newer = wanted.from_epoch == state.epoch and state.k <= wanted.from_sequence <= position
     floor = wanted.from_sequence if newer else state.k  # L14: what was kept from before counts only above k
+    files_known = 0 < wanted.known_checkpoint == state.checkpoint_seq
     partitions: list[TailPartition] = []
     rows: list[TailRows] = []
     for table in tables:
         for number, part in _partitions(state, table):
-            partitions.append(TailPartition(table.id, number, part.changed_at, part.files))
+            files = () if files_known else part.files
+            partitions.append(TailPartition(table.id, number, part.changed_at, files))
             for entry in _above(part, floor):
                 batch = _narrowed(table, entry, wanted)
                 if batch is not None:
@@ -124,7 +130,7 @@ def tail_answer(
     dropped = frozenset(table.id for table in tables if table.id in state.drops)
     return TailAnswer(
         state.log_id, state.epoch, position, state.checkpoint_seq, state.k, revision, floor,
-        tuple(partitions), tuple(rows), dict(state.cutoffs), dropped,
+        tuple(partitions), tuple(rows), dict(state.cutoffs), dropped, files_known,
     )  # fmt: skip
 
 

@@ -35,6 +35,8 @@ cluster_app = typer.Typer(
     help="Run a cluster on this machine; look at one, and steer it, through any of its nodes.", no_args_is_help=True
 )
 app.add_typer(cluster_app, name="cluster", rich_help_panel=CLUSTER)
+queries_app = typer.Typer(invoke_without_command=True)
+app.add_typer(queries_app, name="queries", rich_help_panel=CLIENT)
 LOCAL = "Processes on this machine"
 MEMBERS = "Any cluster, through one of its nodes"
 
@@ -325,6 +327,29 @@ def files(
     from nodes.cli.files import files as run
 
     raise typer.Exit(run(table, database, host, is_json=json))
+
+
+@queries_app.callback()
+def queries(context: typer.Context, json: Json = False, host: Host = None) -> None:
+    """List the queries that wait or run, of the whole cluster if the server is a node of one.
+
+    Exit 0, or 1 if a query node did not say what runs there. `runnel queries kill ID` ends one.
+    """
+    if context.invoked_subcommand is None:
+        from nodes.cli.queries import queries as run
+
+        raise typer.Exit(run(host, is_json=json))
+
+
+@queries_app.command("kill")
+def queries_kill(
+    query_id: Annotated[str, typer.Argument(metavar="ID", help="The query, as `runnel queries` calls it.")],
+    host: Host = None,
+) -> None:
+    """End a query that waits or runs; who asked for it gets the error query_killed."""
+    from nodes.cli.queries import kill
+
+    raise typer.Exit(kill(query_id, host))
 
 
 @app.command(rich_help_panel=CLIENT)

@@ -57,6 +57,7 @@ def _print(node: NodeStatus) -> None:
         "store": f"{node.store_url} ({node.store_id})",
         "memory": f"{show_size_rounded(memory.resident_bytes)} resident; rows not yet in files "
         f"{show_size_rounded(memory.memtable_bytes)} of {show_size_rounded(memory.memtable_bytes_max)}",
+        "queries": f"{node.queries_running} running, {node.queries_waiting} waiting",
     }
     for name, value in facts.items():
         console.print(f"  {name:<8} {value}", markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import structlog
 
+from engine.errors import QueryKilled
 from nodes.gateway.compress import Gzip, takes_gzip
 from nodes.gateway.faults import ClientGone, GatewayError, MethodNotAllowed, NotFound
 from nodes.gateway.http import CLOSE, Limits, Request, Response
@@ -159,6 +160,9 @@ class Gateway:
         except SendStalled:
             log.info("a client stopped taking its result", path=request.path, request_id=request.request_id)
             request.exchange.abort()
+        except QueryKilled as error:
+            log.info("a result was ended by an operator", request_id=request.request_id, reason=str(error))
+            request.exchange.break_off()
         except Exception as error:  # noqa: BLE001 - the status is out: all that is left is to break the body
             log.warning("a result broke off", path=request.path, request_id=request.request_id, error=str(error)[:500])
             request.exchange.break_off()

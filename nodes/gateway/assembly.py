@@ -30,14 +30,24 @@ from nodes.gateway.middleware.request_id import request_id
 from nodes.gateway.nodemetrics import NodeMetrics
 from nodes.gateway.server import HttpServer
 from nodes.metrics import Metrics
+from nodes.resulttext import result_text
 from nodes.settings_kinds import Address
-from nodes.status import CHECKPOINT_PATH, CLUSTER_PATH, COMPACT_PATH, DRAIN_PATH, REBALANCE_PATH, STATUS_PATH
+from nodes.status import (
+    CHECKPOINT_PATH,
+    CLUSTER_PATH,
+    COMPACT_PATH,
+    DRAIN_PATH,
+    KILL_PATH,
+    QUERIES_PATH,
+    REBALANCE_PATH,
+    STATUS_PATH,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from nodes.backend import Backend, QueryResult
-    from nodes.gateway.doors.influx.query import Encoder
+    from nodes.backend import Backend
+    from nodes.gateway.doors.influx.configure import Encoder
     from nodes.grpcserver import GrpcServer
     from nodes.health import Health
     from nodes.node import NodeContext
@@ -213,7 +223,7 @@ async def _open(context: NodeContext, backend: Backend, *, has_doors: bool) -> A
         health=context.health,
         metrics=Metrics(),
         make_parser=_make_parser,
-        encode=_encode,
+        encode=result_text,
         control=context.control,
         cluster=context.cluster,
         has_doors=has_doors,
@@ -250,8 +260,8 @@ def _grpc_listen(context: NodeContext) -> GrpcListen | None:
 def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -> list[Route]:
     """Every endpoint of the InfluxDB door."""
     write = WriteDoor(coalescer, answers)
-    queries = QueryDoor(parts.backend, answers, parts.encode)
-    configure = ConfigureDoor(parts.backend, answers, queries)
+    queries = QueryDoor(parts.backend, answers)
+    configure = ConfigureDoor(parts.backend, answers, parts.encode)
     v1 = V1Door(parts.backend, answers)
 
     def route(methods: str, pattern: str, handler: Handler, on_error: ErrorWriter = answers.on_error_v3) -> list[Route]:
@@ -297,12 +307,14 @@ def status_routes(parts: GatewayParts, answers: Answers) -> list[Route]:
 
 
 def operator_routes(parts: GatewayParts, answers: Answers) -> list[Route]:
-    """Every endpoint of the operator's door. Looking works while the node starts."""
-    door = OperatorDoor(parts.cluster)
+    """Every endpoint of the operator's door. Looking at the cluster works while the node starts."""
+    door = OperatorDoor(parts.cluster, parts.backend)
     return [
         Route("GET", CLUSTER_PATH, door.cluster, answers.on_error_v3, needs_backend=False),
         Route("POST", DRAIN_PATH, door.drain, answers.on_error_v3, is_traced=True),
         Route("POST", REBALANCE_PATH, door.rebalance, answers.on_error_v3, is_traced=True),
+        Route("GET", QUERIES_PATH, door.queries, answers.on_error_v3, is_traced=True),
+        Route("POST", KILL_PATH, door.kill, answers.on_error_v3, is_traced=True),
     ]
 
 
@@ -310,12 +322,6 @@ def _make_parser() -> LineParser:
     from wire.lineprotocol import create_parser
 
     return create_parser()
-
-
-def _encode(format: str, result: QueryResult) -> AsyncIterator[bytes]:
-    from engine.formats import ResultFormat, encode
-
-    return encode(ResultFormat(format), result)
 
 
 def _revision() -> str:

@@ -35,7 +35,6 @@ CLUSTER_METRICS: Final[Mapping[str, tuple[str, str]]] = {
     "runnel_proposals_total": ("counter", "Gateway: changes to the Catalog."),
     "runnel_proposal_retries_total": ("counter", "Gateway: proposals that had to be repeated."),
     "runnel_query_retries_total": ("counter", "Gateway: statements that another query node had to take."),
-    "runnel_queries_running": ("gauge", "Query node: statements under way."),
     "runnel_tails_total": ("counter", "Query node: snapshots of shards that owners answered."),
     "runnel_store_reads_total": ("counter", "Query node: snapshots read from the store, as an owner was silent."),
 }

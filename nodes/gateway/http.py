@@ -22,6 +22,7 @@ from nodes.gateway.faults import (
 )
 from nodes.gateway.inflate import inflate
 from nodes.gateway.router import NO_PARAMETERS
+from nodes.settings_kinds import Address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -142,6 +143,7 @@ class Request:
         "_receive",
         "_request_id",
         "_watcher",
+        "client",
         "exchange",
         "headers",
         "is_answered",
@@ -165,6 +167,7 @@ class Request:
         self.path: str = scope["path"]
         self.query_string: bytes = scope["query_string"]
         self.headers: list[Header] = scope["headers"]
+        self.client: tuple[str, int] | None = scope.get("client")
         self.exchange: Exchange = scope.get("runnel", NO_EXCHANGE)
         self.parameters: Mapping[str, str] = NO_PARAMETERS
         self.pattern = UNMATCHED
@@ -192,6 +195,11 @@ class Request:
             fits = 0 < len(given) <= REQUEST_ID_CHARACTERS_MAX and given.isascii() and given.isprintable()
             self._request_id = given if fits else str(uuid.uuid4())
         return self._request_id
+
+    @property
+    def client_address(self) -> str:
+        """HOST:PORT of who is connected: the client, or what stands before it. Empty if it is not known."""
+        return str(Address(*self.client)) if self.client is not None else ""
 
     def query(self) -> list[tuple[str, str]]:
         """The URL's query parameters, decoded, in order. BadRequest if there are too many."""

@@ -39,6 +39,8 @@ class NodeMetrics(Collector):
             ("runnel_memory_budget_bytes", "Memory for rows and queries.", status.memory.budget_bytes),
             ("runnel_memtable_bytes", "Rows that are not yet in DataFiles.", status.memory.memtable_bytes),
             ("runnel_memtable_bytes_max", "Over it writes wait, then get 503.", status.memory.memtable_bytes_max),
+            ("runnel_queries_running", "Queries that run here.", status.queries_running),
+            ("runnel_queries_waiting", "Queries that wait for a place here.", status.queries_waiting),
         ):
             yield GaugeMetricFamily(name, doc, value=float(value))
         yield from _log_families(status)
@@ -58,6 +60,7 @@ def _compaction_families(compaction: CompactionStatus) -> Iterator[Metric]:
         ("bytes_out", "Bytes of the files that merges made.", compaction.bytes_out),
         ("rows", "Rows of the files that merges made.", compaction.rows),
         ("cpu_seconds", "CPU that merging took, in its own process.", compaction.cpu_seconds),
+        ("files_gone", "Files of expired or dropped rows that were let go.", compaction.files_gone),
     ):
         yield CounterMetricFamily(f"runnel_compaction_{name}", doc, value=float(value))
 

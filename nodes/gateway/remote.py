@@ -17,11 +17,15 @@ import grpc
 import structlog
 
 from cluster.errors import ClusterError, PeerUnavailable
+from nodes.clusterqueries import ClusterQueries
 from nodes.gateway.movedcalls import MovedCalls
-from nodes.gateway.remotequery import RemoteQueries
+from nodes.gateway.remotequery import RemoteQueries, RemoteResult
 from nodes.idempotency import KeyedIds
+from nodes.insert import insert
+from nodes.localqueries import kill_if_asked
 from nodes.messages import changes_to, write_id_to
 from nodes.outcomes import all_or_worst
+from nodes.resulttext import result_text
 from nodes.rpcerrors import write_error
 from nodes.status import BackendStatus, DatabaseStatus, TableStatus
 from protos import internal_pb2, internal_pb2_grpc
@@ -41,10 +45,11 @@ from storage.keys import route
 from storage.shard import Append
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import AsyncGenerator, Collection, Sequence
 
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.member import ClusterMember
+    from nodes.status import QueryStatus
     from storage.appends import EncodedAppend
     from storage.catalogstate import CatalogSnapshot
 
@@ -97,7 +102,8 @@ class RemoteBackend:
 
     def __init__(self, member: ClusterMember) -> None:
         self.counters = RemoteCounters()
-        self.queries = RemoteQueries(member)
+        self.statements = RemoteQueries(member)
+        self.cluster_queries = ClusterQueries(member)
         self._member = member
         self._calls = MovedCalls(member.placement)
         self._writer = uuid.uuid4().bytes
@@ -127,8 +133,33 @@ class RemoteBackend:
         await all_or_worst([self._append(part, deadline) for part in parts])
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
-        """Run one statement on a query node; on another if that one fails before the first byte."""
-        return await self.queries.run(request, self.catalog.revision)
+        """Run one statement on a query node, on another if that one fails before the first byte; or KILL QUERY."""
+        killed = await kill_if_asked(request, self.cluster_queries)
+        if killed is not None:
+            return killed
+        result = await self.statements.run(request, self.catalog.revision)
+        return await self._inserted(request, result, principal) if result.target else result
+
+    async def queries(self) -> Sequence[QueryStatus]:
+        """Of every query node."""
+        return await self.cluster_queries.queries()
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        """Wherever it runs."""
+        return await self.cluster_queries.kill(query_id)
+
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
+        """The same, written down by the query node: a gateway loads nothing that writes results."""
+        killed = await kill_if_asked(request, self.cluster_queries)
+        if killed is not None:
+            return result_text(format, killed)
+        answer = await self.statements.text(request, format, self.catalog.revision)
+        if not isinstance(answer, RemoteResult):
+            return answer
+        return result_text(format, await self._inserted(request, answer, principal))
+
+    async def _inserted(self, request: QueryRequest, rows: RemoteResult, principal: Principal) -> QueryResult:
+        return await insert(self, request.database, rows.target, rows, principal)
 
     async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogSnapshot:
         """Have the controller apply the changes; return the Catalog after them, as this node follows it."""
@@ -297,7 +328,7 @@ class RemoteBackend:
             "runnel_append_retries_total": self.counters.append_retries,
             "runnel_proposals_total": self.counters.proposals,
             "runnel_proposal_retries_total": self.counters.proposal_retries,
-            "runnel_query_retries_total": self.queries.retries,
+            "runnel_query_retries_total": self.statements.retries,
         }
 
     # -- for the node ------------------------------------------------------------------------------------

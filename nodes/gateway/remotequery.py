@@ -1,6 +1,7 @@
 """Statements from a gateway to query nodes: the least loaded first, another one if it fails before the first byte.
 
-Driven by `nodes.gateway.remote`. Batches arrive as messages of one Arrow IPC stream; a `RemoteResult` decodes them.
+Driven by `nodes.gateway.remote`. A result arrives as messages: as Arrow IPC, which a `RemoteResult` decodes, or as the
+text that was asked for, which goes to the client as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from protos import internal_pb2, internal_pb2_grpc
 from storage.errors import OutcomeUnknown, ShardClosed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from cluster.members import Member
     from nodes.backend import QueryRequest
@@ -49,6 +50,19 @@ class RemoteQueries:
 
     async def run(self, request: QueryRequest, revision: int) -> RemoteResult:
         """Start a statement on a query node. Raises what the node raised, or PeerUnavailable when none is here."""
+        return RemoteResult(await self._begin(request, "", revision))
+
+    async def text(
+        self, request: QueryRequest, format: str, revision: int
+    ) -> AsyncGenerator[bytes, None] | RemoteResult:
+        """As `run`; the result in one of `engine.formats.ResultFormat`, as the query node writes it.
+
+        Of an INSERT what is to be written, as `run` has it.
+        """
+        answering = await self._begin(request, format, revision)
+        return RemoteResult(answering) if answering.first.target else _text(answering)
+
+    async def _begin(self, request: QueryRequest, format: str, revision: int) -> Answering:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + NO_NODE_SECONDS_MAX
         tried: set[str] = set()
@@ -61,7 +75,7 @@ class RemoteQueries:
                 await asyncio.sleep(PAUSE_SECONDS)
                 continue
             try:
-                return await self._start(member, request, revision)
+                return await self._start(member, request, format, revision)
             except (PeerUnavailable, OutcomeUnknown, ShardClosed):  # a statement only reads: another node may run it
                 tried.add(member.name)
                 self.retries += 1
@@ -76,7 +90,7 @@ class RemoteQueries:
         """What gossip says, which is a second old, or what this gateway alone has running there."""
         return max(member.meta.load, float(self.running.get(member.name, 0)))
 
-    async def _start(self, member: Member, request: QueryRequest, revision: int) -> RemoteResult:
+    async def _start(self, member: Member, request: QueryRequest, format: str, revision: int) -> Answering:
         limit = request.timeout_seconds or self._member.settings.query.timeout
         stub = self._member.channel(member.name).stub(internal_pb2_grpc.QueryStub)
         call = stub.Execute(
@@ -87,21 +101,25 @@ class RemoteQueries:
                 timeout_seconds=request.timeout_seconds or 0.0,
                 request_id=request.request_id,
                 revision=revision,
+                format=format,
+                door=request.door,
+                client=request.client,
+                may_insert=request.may_insert,
             ),
             timeout=limit + DEADLINE_SPARE_SECONDS,
         )
         self.running[member.name] = self.running.get(member.name, 0) + 1
-        result = RemoteResult(member.name, call, lambda: self._ended(member.name))
+        answering = Answering(member.name, call, lambda: self._ended(member.name))
         try:
-            await self._open(member.name, result)
+            await self._open(member.name, answering)
         except BaseException:
-            await result.aclose()
+            answering.close()
             raise
-        return result
+        return answering
 
-    async def _open(self, name: str, result: RemoteResult) -> None:
-        """Wait for the schema, as long as gossip has no doubt of the node: a paused one says nothing."""
-        opening = asyncio.ensure_future(result.open())
+    async def _open(self, name: str, answering: Answering) -> None:
+        """Wait for the first message, as long as gossip has no doubt of the node: a paused one says nothing."""
+        opening = asyncio.ensure_future(answering.open())
         try:
             while not (await asyncio.wait({opening}, timeout=LOOK_SECONDS))[0]:
                 member = self._member.members().get(name)
@@ -117,8 +135,8 @@ class RemoteQueries:
             del self.running[name]
 
 
-class RemoteResult:
-    """A statement that runs on a query node. Iterate it once; close it early to cancel it."""
+class Answering:
+    """The messages of a statement that runs on a query node. Read them once; close it early to cancel it."""
 
     def __init__(
         self,
@@ -128,35 +146,27 @@ class RemoteResult:
     ) -> None:
         self._peer = peer
         self._call = call
-        self._ended = ended
-        self._schema: pa.Schema | None = None
-        self._closed = False
-
-    @property
-    def schema(self) -> pa.Schema:
-        assert self._schema is not None, "open it first"
-        return self._schema
+        self._ended: Callable[[], None] | None = ended
+        self.first = internal_pb2.ExecuteReply()
 
     async def open(self) -> None:
-        """Wait for the schema: from then on the statement runs there."""
-        data = await self._read()
-        if data is None:
+        """Wait for the first message: from then on the statement runs there, and nowhere else."""
+        first = await self._read()
+        if first is None:
             raise PeerUnavailable("a query node ended a statement before it began: try again")
-        try:
-            self._schema = pa.ipc.read_schema(pa.py_buffer(data))
-        except (pa.ArrowException, OSError) as error:
-            raise MalformedMessage(f"a query node sent no schema: {error}") from error
+        self.first = first
 
-    async def __aiter__(self) -> AsyncIterator[pa.RecordBatch]:
+    async def rest(self) -> AsyncIterator[internal_pb2.ExecuteReply]:
+        """The messages after the first. QueryFailed if the node, or the way to it, fails."""
         try:
-            while (data := await self._read()) is not None:
-                yield pa.ipc.open_stream(pa.py_buffer(data)).read_next_batch()
+            while (reply := await self._read()) is not None:
+                yield reply
         except (PeerUnavailable, OutcomeUnknown) as error:
             raise QueryFailed(f"the query node failed while it answered ({error}); try again") from error
         finally:
-            await self.aclose()
+            self.close()
 
-    async def _read(self) -> bytes | None:
+    async def _read(self) -> internal_pb2.ExecuteReply | None:
         try:
             reply = await self._call.read()
         except grpc.aio.AioRpcError as failure:
@@ -167,11 +177,44 @@ class RemoteResult:
             if task is None or not task.cancelling():  # nobody wants this task to end: the channel was closed
                 raise PeerUnavailable(f"the connection to {self._peer} was closed") from None
             raise
-        return reply.ipc if isinstance(reply, internal_pb2.ExecuteReply) else None  # None: EOF
+        return reply if isinstance(reply, internal_pb2.ExecuteReply) else None  # None: EOF
+
+    def close(self) -> None:
+        """Cancel what still runs. Idempotent."""
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            self._call.cancel()
+            ended()
+
+
+class RemoteResult:
+    """The batches of a statement that runs on a query node. Iterate it once; close it early to cancel it.
+
+    ``target``: the table that they are for, if the statement is an INSERT.
+    """
+
+    def __init__(self, answering: Answering) -> None:
+        self._answering = answering
+        self.target = answering.first.target
+        try:
+            self.schema: pa.Schema = pa.ipc.read_schema(pa.py_buffer(answering.first.ipc))
+        except (pa.ArrowException, OSError) as error:
+            answering.close()
+            raise MalformedMessage(f"a query node sent no schema: {error}") from error
+
+    async def __aiter__(self) -> AsyncIterator[pa.RecordBatch]:
+        async for reply in self._answering.rest():
+            yield pa.ipc.open_stream(pa.py_buffer(reply.ipc)).read_next_batch()
 
     async def aclose(self) -> None:
         """Cancel what still runs. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._call.cancel()
-            self._ended()
+        self._answering.close()
+
+
+async def _text(answering: Answering) -> AsyncGenerator[bytes, None]:
+    try:
+        yield answering.first.text
+        async for reply in answering.rest():
+            yield reply.text
+    finally:
+        answering.close()

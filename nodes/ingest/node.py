@@ -11,6 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final, Self
 
 import grpc
+import msgspec
 import structlog
 
 from cluster.errors import ClusterError
@@ -22,6 +23,7 @@ from nodes.compaction import new_compactor
 from nodes.doorless import DoorlessBackend
 from nodes.gateway.assembly import open_operator
 from nodes.grpcserver import GrpcServer, GrpcService
+from nodes.housekeeping import Housekeeper
 from nodes.ingest.controller import Controller
 from nodes.ingest.keeper import Keeper
 from nodes.ingest.service import CatalogService, IngestService, PlacementService
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
 HANDOVER_SECONDS_MAX: Final = 15.0
 """How long a stopping node waits until others own its shards; rows are safe in the Logs without that."""
 HANDOVER_PAUSE_SECONDS: Final = 0.1
-SWEEP_SECONDS: Final = 300.0
 """How often files that nothing names are looked for (LOG L20)."""
 
 log = structlog.get_logger(__name__)
@@ -93,7 +94,8 @@ class IngestNode(DoorlessBackend):
             store, shards = self.member.store, self.keeper.open_shards
             self.compactor = new_compactor(self._settings, self._budgets, store, self.budget, shards)
             stack.push_async_callback(self.compactor.aclose)
-            for work in (self.controller.run(), self._sweep_now_and_then(), self.compactor.run()):
+            self.housekeeper = Housekeeper(shards, self.member.catalog.refresh)
+            for work in (self.controller.run(), self.housekeeper.run(), self.compactor.run()):
                 stack.push_async_callback(_cancel, asyncio.create_task(work))
             self._stack = stack.pop_all()
         return self
@@ -147,15 +149,6 @@ class IngestNode(DoorlessBackend):
 
     def _load(self) -> float:
         return float(len(self.keeper.open_shards()))
-
-    async def _sweep_now_and_then(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            for shard in self.keeper.open_shards():
-                try:
-                    await shard.sweep()
-                except StorageError as error:
-                    log.info("sweep put off", shard=shard.log_id, reason=str(error))
 
     # -- the end -----------------------------------------------------------------------------------------
 
@@ -227,7 +220,7 @@ class IngestNode(DoorlessBackend):
             catalog_revision=self.catalog.revision,
             memtable_bytes=self.budget.used,
             logs=[log_status(shard) for shard in self.keeper.open_shards()],
-            compaction=self.compactor.counters,
+            compaction=msgspec.structs.replace(self.compactor.counters, files_gone=self.housekeeper.files_gone),
         )
 
 

@@ -13,7 +13,7 @@ import msgspec
 from cluster.placement import encode_placement
 from nodes.messages import changes_from, write_id_from
 from nodes.placementview import REPEAT_SECONDS
-from nodes.tailmessages import chunks, head_to, rows_to, wanted_from
+from nodes.tailmessages import chunks, head_to, rows_to, small, wanted_from
 from protos import internal_pb2, internal_pb2_grpc
 from storage.appends import EncodedAppend
 from storage.errors import WriteRefused
@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     import grpc
 
     from nodes.ingest.node import IngestNode
+    from storage.tailanswer import TailAnswer
 
 REVISION_SECONDS_MAX: Final = 5.0
 """How long a request waits until this node's Catalog is as new as the asker's (L30)."""
+SMALL_BYTES_MAX: Final = 1 << 18
+"""Of all answers that `Tails` puts into one message; they are encoded on the event loop."""
+SMALL_SECONDS_MAX: Final = 0.3
+"""How long `Tails` waits for its slowest shard: less than the askers' patience (`nodes.query.source`)."""
 
 
 class IngestService(internal_pb2_grpc.IngestServicer):
@@ -58,14 +63,35 @@ class IngestService(internal_pb2_grpc.IngestServicer):
         context: grpc.aio.ServicerContext[internal_pb2.TailRequest, internal_pb2.TailReply],
     ) -> AsyncIterator[internal_pb2.TailReply]:
         """One snapshot, proved after the request arrived (L13, L14)."""
+        answer = await self._answer(request)
+        yield internal_pb2.TailReply(head=head_to(answer))
+        for rows in chunks(answer.rows):
+            yield internal_pb2.TailReply(rows=await asyncio.to_thread(rows_to, rows))
+
+    async def Tails(
+        self,
+        request: internal_pb2.TailsRequest,
+        context: grpc.aio.ServicerContext[internal_pb2.TailsRequest, internal_pb2.TailsReply],
+    ) -> internal_pb2.TailsReply:
+        """Small answers of several shards, in one message of at most about `SMALL_BYTES_MAX`."""
+        asking = {asyncio.create_task(self._answer(one)): one.shard for one in request.shards}
+        if not asking:
+            return internal_pb2.TailsReply()
+        try:
+            done, _ = await asyncio.wait(asking, timeout=SMALL_SECONDS_MAX)
+        finally:
+            for task in asking:
+                task.cancel()
+        answers = [task.result() for task in done if task.exception() is None]
+        return internal_pb2.TailsReply(shards=small(answers, SMALL_BYTES_MAX))
+
+    async def _answer(self, request: internal_pb2.TailRequest) -> TailAnswer:
+        """One snapshot, proved after the request arrived (L13, L14)."""
         shard = self._node.keeper.shard(request.shard)
         await self._node.member.catalog.wait_revision(request.revision, REVISION_SECONDS_MAX)
         await self._node.record_cutoffs(shard, request.retention_ns)
         await shard.prove()
-        answer = shard.tail(wanted_from(request))
-        yield internal_pb2.TailReply(head=head_to(answer))
-        for rows in chunks(answer.rows):
-            yield internal_pb2.TailReply(rows=await asyncio.to_thread(rows_to, rows))
+        return shard.tail(wanted_from(request))
 
     async def Checkpoint(
         self,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import msgspec
 
 from cluster.members import Kind
 from engine.scan import SystemTable
@@ -17,25 +19,30 @@ from nodes.doorless import DoorlessBackend
 from nodes.engineparts import new_engine
 from nodes.gateway.assembly import open_operator
 from nodes.grpcserver import GrpcServer, GrpcService
+from nodes.localqueries import LocalQueries
 from nodes.member import ClusterMember
 from nodes.node import NodeParts
 from nodes.query.service import QueryService
 from nodes.query.source import ShardSource
-from nodes.systemtables import parquet_files
+from nodes.systemtables import PARQUET_FILES_SCHEMA, QUERIES_SCHEMA, parquet_files, queries
 from protos import internal_pb2_grpc
 from storage.errors import NoSuchDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
 
     from engine.engine import Engine
+    from engine.running import Origin
     from engine.stream import QueryStream
     from nodes.node import NodeContext
+    from nodes.status import BackendStatus
     from storage.catalogstate import CatalogSnapshot
     from storage.schema import PartitionSnapshot, Table
 
+T = TypeVar("T")
+
 SYSTEM_SECONDS_MAX = 30.0
-"""How long the file list of a database may take."""
+"""How long the rows of a system table may take."""
 
 
 class QueryNode(DoorlessBackend):
@@ -48,6 +55,7 @@ class QueryNode(DoorlessBackend):
         self.member = ClusterMember(context.settings, Kind.QUERY, context.fail, lambda: float(self.service.running))
         super().__init__(self.member)
         self._budgets = context.budgets
+        self.local_queries: LocalQueries
         self._engine: Engine
         self._source: ShardSource
         self._server: GrpcServer
@@ -59,6 +67,8 @@ class QueryNode(DoorlessBackend):
             self._source = ShardSource(self.member, self._budgets.memtable_bytes // 2)
             self._engine = new_engine(self._settings, self._budgets, self.member.store.url)
             stack.push_async_callback(self._engine.close)
+            self.local_queries = LocalQueries(self._engine.running, self.member.name)
+            self.cluster_queries.own = self.local_queries
             service = GrpcService("runnel.v1.Query", self.service, internal_pb2_grpc.add_QueryServicer_to_server)
             self._server = await stack.enter_async_context(self.new_server([service]))
             await self.member.join(self.listening(self._server))
@@ -72,10 +82,14 @@ class QueryNode(DoorlessBackend):
     def numbers(self) -> dict[str, float]:
         """For metrics, by the names of `nodes.gateway.clustermetrics`."""
         return {
-            "runnel_queries_running": self.service.running,
             "runnel_tails_total": self._source.tails,
             "runnel_store_reads_total": self._source.store_reads,
         }
+
+    def status(self) -> BackendStatus:
+        """What it holds, without I/O."""
+        running, waiting = self.local_queries.counts()
+        return msgspec.structs.replace(super().status(), queries_running=running, queries_waiting=waiting)
 
     async def drain(self) -> None:
         """Take no new statement; end those under way."""
@@ -83,7 +97,13 @@ class QueryNode(DoorlessBackend):
         await self._server.drain(self._settings.node.drain_seconds)
 
     async def execute(
-        self, database: str, statement: str, params: Mapping[str, object], timeout_seconds: float | None
+        self,
+        database: str,
+        statement: str,
+        params: Mapping[str, object],
+        timeout_seconds: float | None,
+        origin: Origin,
+        may_insert: bool,
     ) -> QueryStream:
         """Plan and start one statement, with the Catalog proved current (L29)."""
         catalog = await self.refresh()
@@ -98,6 +118,8 @@ class QueryNode(DoorlessBackend):
             params=params,
             timeout_seconds=timeout_seconds,
             system=self._system_tables(catalog, database),
+            origin=origin,
+            may_insert=may_insert,
         )
 
     def _system_tables(self, catalog: CatalogSnapshot, database: str) -> list[SystemTable]:
@@ -107,11 +129,14 @@ class QueryNode(DoorlessBackend):
             found = await self._source.snapshot(catalog.tables(database))
             return [(snapshot.table, part) for snapshot in found for part in snapshot.partitions]
 
-        def build() -> list[tuple[Table, PartitionSnapshot]]:
-            """In the planner's thread: the owners are asked from the event loop."""
-            return asyncio.run_coroutine_threadsafe(files(), loop).result(SYSTEM_SECONDS_MAX)
+        def wait(asking: Coroutine[Any, Any, T]) -> T:
+            """In the planner's thread: other nodes are asked from the event loop."""
+            return asyncio.run_coroutine_threadsafe(asking, loop).result(SYSTEM_SECONDS_MAX)
 
-        return [SystemTable("parquet_files", lambda: parquet_files(build()))]
+        return [
+            SystemTable("parquet_files", PARQUET_FILES_SCHEMA, lambda: parquet_files(wait(files()))),
+            SystemTable("queries", QUERIES_SCHEMA, lambda: queries(wait(self.cluster_queries.queries()))),
+        ]
 
 
 def parts() -> NodeParts:

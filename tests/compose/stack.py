@@ -162,7 +162,9 @@ class Stack:
 
     def ask(self, service: str, method: str, path: str, body: bytes | None = None, seconds: float = 30.0) -> Reply:
         host, port = self.place(service)
-        return ask(host, port, method, path, body, seconds=seconds)
+        is_json = body is not None and body.startswith(b"{")
+        headers = {"Content-Type": "application/json"} if is_json else {}
+        return ask(host, port, method, path, body, headers, seconds=seconds)
 
     def write(self, gateway: str, lines: str, database: str = "db", seconds: float = 60.0) -> Reply:
         """Line protocol, with times in nanoseconds."""

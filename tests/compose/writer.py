@@ -76,8 +76,9 @@ def check(stack: Stack, writer: Writer, gateways: Sequence[str] = GATEWAYS) -> N
     """Every acknowledged row is there once, through each gateway; nothing is there that was never sent."""
     assert writer.acknowledged, writer.refusals[-3:]
     for gateway in gateways:
+        before = set(writer.acknowledged)  # it goes on writing
         found = [int(row["n"]) for row in stack.query(gateway, f"SELECT n FROM {writer.table}")]
         assert len(found) == len(set(found)), f"{len(found) - len(set(found))} rows twice"
-        lost = writer.acknowledged - set(found)
+        lost = before - set(found)
         assert not lost, f"{len(lost)} acknowledged rows are lost, e.g. {sorted(lost)[:10]}"
         assert set(found) <= set(range(writer.sent + 1)), "rows that were never sent"

@@ -14,28 +14,15 @@ import uvloop
 from nodes.gateway.assembly import GatewayLimits, GatewayParts, open_server
 from nodes.health import Health, Phase
 from nodes.metrics import Metrics
-from tests.harness.memory_backend import MemoryBackend
+from tests.harness.memory_backend import MemoryBackend, encode
 from wire.lineprotocol.model import LineParser, ParserLimits
 from wire.lineprotocol.reference import ReferenceParser
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from nodes.backend import QueryResult
     from nodes.gateway.assembly import GatewayServer, GrpcListen
     from nodes.gateway.connection import ConnectionLimits
-
-
-async def encode(format: str, result: QueryResult) -> AsyncIterator[bytes]:
-    """Enough of the formats for the doors' tests: rows as JSON, one array or one object a line."""
-    first = True
-    async for batch in result:
-        for row in batch.to_pylist():
-            text = json.dumps({k: v for k, v in row.items() if v is not None}, default=str, separators=(",", ":"))
-            yield (text + "\n" if format == "jsonl" else ("[" if first else ",") + text).encode()
-            first = False
-    if format != "jsonl":
-        yield b"[]" if first else b"]"
 
 
 @dataclass

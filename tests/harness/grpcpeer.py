@@ -58,7 +58,7 @@ class ScriptedIngest(IngestServicer):
                 yield pb.TailReply(head=pb.TailHead(position=number))
             if self.gate is not None:
                 await self.gate.wait()
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # while it waits; while a message is on its way
             self.cancelled += 1
             raise
         if self.errors:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from datafusion import SessionContext
 
+from engine.errors import NoSuchQuery
 from nodes.backend import (
     Batch,
     Change,
@@ -23,6 +25,7 @@ from nodes.backend import (
     EnsureTable,
     Principal,
     QueryRequest,
+    QueryResult,
     SetRetention,
 )
 from storage.errors import (
@@ -35,6 +38,9 @@ from storage.errors import (
     StorageError,
 )
 from storage.schema import Column, Database, Partition, Role, Table, TypeKind
+
+if TYPE_CHECKING:
+    from nodes.status import QueryStatus
 
 STORE_ID = "0190c0de-0000-7000-8000-000000000001"
 TIME = Column(0, "time", "time", Role.TIME, TypeKind.TIMESTAMP)
@@ -102,6 +108,7 @@ class MemoryBackend:
         self.fail_alters: list[Exception] = []
         self.write_seconds = 0.0
         self.write_gate: asyncio.Event | None = None
+        self.running: list[QueryStatus] = []
         self.special_queries: dict[str, Query] = {}
         self.columns_max: int | None = None
         self._ids = itertools.count(1)
@@ -144,6 +151,16 @@ class MemoryBackend:
         self.catalog = draft
         return draft
 
+    async def queries(self) -> Sequence[QueryStatus]:
+        return list(self.running)
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        for query in self.running:
+            if query.id == query_id:
+                self.running.remove(query)
+                return query
+        raise NoSuchQuery(f"no query with the id {query_id!r}")
+
     async def query(self, request: QueryRequest, principal: Principal) -> Result:
         if request.text in self.special_queries:
             result = await self.special_queries[request.text](request)
@@ -151,6 +168,9 @@ class MemoryBackend:
             result = await asyncio.to_thread(self._run, request)
         self.results.append(result)
         return result
+
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
+        return encode(format, await self.query(request, principal))
 
     def table(self, database: str, name: str) -> pa.Table:
         """Everything written to a table, under the names that users see, sorted by time."""
@@ -261,3 +281,18 @@ def rows_of(table: pa.Table) -> list[dict[str, Any]]:
     if at >= 0:
         table = table.set_column(at, "time", table.column("time").cast(pa.int64()))
     return [{name: value for name, value in row.items() if value is not None} for row in table.to_pylist()]
+
+
+async def encode(format: str, result: QueryResult) -> AsyncGenerator[bytes, None]:
+    """Enough of the formats for the doors' tests: rows as JSON, one array or one object a line."""
+    first = True
+    try:
+        async for batch in result:
+            for row in batch.to_pylist():
+                text = json.dumps({k: v for k, v in row.items() if v is not None}, default=str, separators=(",", ":"))
+                yield (text + "\n" if format == "jsonl" else ("[" if first else ",") + text).encode()
+                first = False
+        if format != "jsonl":
+            yield b"[]" if first else b"]"
+    finally:
+        await result.aclose()

@@ -100,6 +100,11 @@ class RunningNode:
         return self.process.wait(STOP_SECONDS_MAX)
 
     @property
+    def grpc_address(self) -> str:
+        """Where it serves gRPC, from its own log."""
+        return str(next(line["grpc"] for line in self.lines() if line.get("event") == "ready"))
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 

@@ -7,6 +7,7 @@ answers that come late and out of order, and tails that were let go. Each rule o
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -15,10 +16,10 @@ import pytest
 
 import storage.kepttail
 import storage.tailanswer
-from storage.errors import StorageError
+from storage.errors import CorruptObject, StorageError
 from storage.kepttail import KeptTails, whole_snapshot
 from storage.storereader import StoreReader
-from storage.tailanswer import TailWanted
+from storage.tailanswer import TailAnswer, TailPartition, TailWanted
 from tests.harness.storagenode import Ledger, SimExecutor, StorageNode
 from tests.harness.stores import MemoryStore
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from storage.kepttail import TailAsk
     from storage.schema import PartitionSnapshot
-    from storage.tailanswer import ShardSnapshot, TailAnswer
+    from storage.tailanswer import ShardSnapshot
 
     Plain = dict[int, list[tuple[Any, ...]]]
 
@@ -138,6 +139,8 @@ class History:
             self.judge(self.kept.merge(ask, answer), expected)
 
     def note(self, ask: TailAsk, answer: TailAnswer) -> None:
+        if answer.files_known and any(ask.kept[table].files for table in ask.wanted.tables):
+            self.reached.add("files that are known")
         if ask.kept and answer.epoch != ask.wanted.from_epoch:
             self.reached.add("another owner")
         elif ask.kept and answer.covered > ask.wanted.from_sequence:
@@ -180,7 +183,10 @@ def run(seeds: range = SEEDS) -> set[str]:
 
 
 def test_l14_kept_tails_and_deltas_are_a_full_read() -> None:
-    assert run() == {"another owner", "k above all that was kept", "k above some", "only what is new"}
+    found = run()
+    assert found == {
+        "another owner", "k above all that was kept", "k above some", "only what is new", "files that are known",
+    }  # fmt: skip
 
 
 def keep_what_files_have(before: Any, new: Any, answer: Any) -> Any:
@@ -215,3 +221,26 @@ def test_l14_an_owner_that_trusts_another_epoch_is_found() -> None:
 
     with mock.patch("storage.shard.tail_answer", trusting), pytest.raises((Wrong, StorageError)):
         run()
+
+
+def test_l14_an_owner_that_leaves_out_the_files_of_another_checkpoint_is_found() -> None:
+    real = storage.tailanswer.tail_answer
+
+    def lazy(state: Any, tables: Any, wanted: Any, revision: int, position: int) -> Any:
+        answer = real(state, tables, wanted, revision, position)
+        if not wanted.known_checkpoint:
+            return answer
+        bare = tuple(dataclasses.replace(part, files=()) for part in answer.partitions)
+        return dataclasses.replace(answer, partitions=bare, files_known=True, checkpoint_seq=wanted.known_checkpoint)
+
+    with mock.patch("storage.shard.tail_answer", lazy), pytest.raises(Wrong):
+        run()
+
+
+def test_l14_an_answer_without_the_files_of_a_checkpoint_that_nobody_knows_is_refused() -> None:
+    kept = KeptTails(2**30)
+    ask = kept.ask(1, [7])
+    part = TailPartition(7, 1, 3, ())
+    answer = TailAnswer(1, 1, 9, 5, 4, 0, 4, (part,), (), {}, frozenset(), files_known=True)
+    with pytest.raises(CorruptObject, match="Checkpoint 5"):
+        kept.merge(ask, answer)

@@ -1,7 +1,7 @@
-"""The operator's door: who is in the cluster and who owns what, drain a node, rebalance.
+"""The operator's door: who is in the cluster and who owns what, drain a node, rebalance; what runs, and kill it.
 
-The routes are put together in `nodes.gateway.assembly`; `runnel cluster` is their client. Works over
-`nodes.status.ClusterControl`, so every kind of node can serve it.
+The routes are put together in `nodes.gateway.assembly`; `runnel cluster` and `runnel queries` are their clients.
+Works over `nodes.status.ClusterControl` and `QueryControl`, so every kind of node can serve it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nodes.gateway.http import JSON_TYPE, Request, Response
 from nodes.status import ShardsMoved
 
 if TYPE_CHECKING:
-    from nodes.status import ClusterControl
+    from nodes.status import ClusterControl, QueryControl
 
 ALONE: Final = (
     "this server is one process by itself (`runnel start`): it has no other nodes to show, drain or rebalance; "
@@ -27,8 +27,9 @@ ALONE: Final = (
 class OperatorDoor:
     """Handlers over the cluster's control; ``control`` None is a process that is all of its cluster."""
 
-    def __init__(self, control: ClusterControl | None) -> None:
+    def __init__(self, control: ClusterControl | None, queries: QueryControl) -> None:
         self._control = control
+        self._queries = queries
 
     async def cluster(self, _request: Request) -> Response:
         """GET /api/runnel/cluster."""
@@ -55,6 +56,17 @@ class OperatorDoor:
         if self._control is None:
             return _refuse(404, ALONE)
         return _answer(ShardsMoved(moved=await self._control.rebalance()))
+
+    async def queries(self, _request: Request) -> Response:
+        """GET /api/runnel/queries: a list of `nodes.status.QueryStatus`."""
+        return _answer(await self._queries.queries())
+
+    async def kill(self, request: Request) -> Response:
+        """POST /api/runnel/queries/kill?id=ID: answers what the query was."""
+        wanted = dict(request.query()).get("id", "")
+        if not wanted:
+            raise BadRequest("say which query: /api/runnel/queries/kill?id=ID")
+        return _answer(await self._queries.kill(wanted))
 
 
 def _answer(value: Any) -> Response:

@@ -74,7 +74,6 @@ def test_quoted_names_match_exactly_only(world: World) -> None:
         "CREATE TABLE x AS SELECT 1",
         "CREATE VIEW v AS SELECT 1",
         "DROP TABLE cpu",
-        "INSERT INTO cpu (usage) VALUES (1)",
         "UPDATE cpu SET usage = 1",
         "DELETE FROM cpu",
         "TRUNCATE TABLE cpu",
@@ -94,6 +93,19 @@ def test_quoted_names_match_exactly_only(world: World) -> None:
 def test_only_reading_statements_are_served(world: World, statement: str) -> None:
     with pytest.raises(NotReadOnly, match="only reading statements"):
         world.ask(statement)
+
+
+def test_an_insert_needs_leave_and_says_what_it_is_for(world: World) -> None:
+    statement = "INSERT INTO cpu (usage) VALUES (7)"
+    with pytest.raises(NotReadOnly, match="INSERT changes rows"):
+        world.ask(statement)
+
+    async def ask(engine: Engine) -> None:
+        stream = await world.start(engine, statement, may_insert=True)
+        assert stream.target == "cpu"
+        assert [row["usage"] async for batch in stream for row in batch.to_pylist()] == [7]
+
+    world.run(ask)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +225,11 @@ def test_system_tables_are_built_when_they_are_mentioned(world: World) -> None:
         built.append("files")
         return pa.table({"table_name": ["cpu"], "row_count": pa.array([1], pa.uint64())})
 
-    system = [SystemTable("parquet_files", build), SystemTable("queries", lambda: pa.table({"id": pa.array([], "i8")}))]
+    ids = pa.schema([("id", pa.int8())])
+    system = [
+        SystemTable("parquet_files", pa.schema([("table_name", pa.string()), ("row_count", pa.uint64())]), build),
+        SystemTable("queries", ids, ids.empty_table),
+    ]
     world.ask("SELECT 1", system=system)
     assert built == []
     statement = "SELECT row_count FROM system.parquet_files WHERE table_name = 'cpu'"
@@ -222,6 +238,23 @@ def test_system_tables_are_built_when_they_are_mentioned(world: World) -> None:
     assert world.ask("SELECT count(*) AS n FROM system.queries", system=system) == [{"n": 0}]
     shown = world.ask("SELECT table_name FROM information_schema.tables WHERE table_schema = 'system'", system=system)
     assert {t["table_name"] for t in shown} == {"parquet_files", "queries"}
+    assert len(world.ask("DESCRIBE system.queries", system=system)) == 1
+    assert built == ["files"]
+
+
+def test_a_user_s_table_that_is_called_like_a_system_table_builds_none(tmp_path: Path) -> None:
+    world = World(tmp_path, make_table("queries"))
+    world.add_tail([{"time": 1, "host": "a", "usage": 7}])
+    built: list[str] = []
+
+    def build() -> pa.Table:
+        built.append("queries")
+        return pa.table({"id": ["x"]})
+
+    system = [SystemTable("queries", pa.schema([("id", pa.string())]), build)]
+    assert world.ask("SELECT usage FROM queries", system=system) == [{"usage": 7}]
+    assert built == []
+    assert world.ask("SELECT id FROM system.queries", system=system) == [{"id": "x"}]
 
 
 def test_explain_and_explain_analyze(world: World) -> None:

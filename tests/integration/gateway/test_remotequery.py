@@ -13,7 +13,7 @@ import pytest
 from cluster import channels
 from cluster.channels import Channels
 from engine.errors import QueryFailed
-from nodes.gateway.remotequery import RemoteResult
+from nodes.gateway.remotequery import Answering, RemoteResult
 from nodes.grpcserver import GrpcServer
 from protos import internal_pb2 as pb
 from protos.internal_pb2_grpc import QueryServicer, QueryStub, add_QueryServicer_to_server
@@ -51,9 +51,9 @@ async def opened() -> AsyncIterator[Opened]:
         address = f"127.0.0.1:{server.address[1]}"
         call = made.channel(address).stub(QueryStub).Execute(pb.ExecuteRequest(), timeout=30)
         ended: list[bool] = []
-        result = RemoteResult("q1", call, lambda: ended.append(True))
-        await result.open()
-        yield Opened(call, result, lambda: made.forget(address), ended)
+        answering = Answering("q1", call, lambda: ended.append(True))
+        await answering.open()
+        yield Opened(call, RemoteResult(answering), lambda: made.forget(address), ended)
         await made.aclose()
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from engine.errors import NoSuchQuery
 from nodes import logs
 from nodes.gateway.assembly import open_gateway
 from nodes.node import NodeParts, Ready, run_node
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from nodes.backend import Batch, CatalogView, Change, Principal, QueryRequest, QueryResult
     from nodes.node import NodeContext
+    from nodes.status import QueryStatus
 
 
 class EmptyCatalog:
@@ -81,6 +83,15 @@ class PlaceholderBackend:
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         raise errors.NoSuchDatabase("placeholder")
+
+    async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> NoReturn:
+        raise errors.NoSuchDatabase("placeholder")
+
+    async def queries(self) -> Sequence[QueryStatus]:
+        return []
+
+    async def kill(self, query_id: str) -> QueryStatus:
+        raise NoSuchQuery("placeholder")
 
     @property
     def listen(self) -> Mapping[str, str]:

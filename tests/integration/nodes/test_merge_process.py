@@ -129,6 +129,19 @@ def test_the_end_in_mid_merge(store: ObjectStore, tmp_path: Path, how: str) -> N
     asyncio.run(main())
 
 
+def test_the_end_while_its_process_starts(store: ObjectStore, tmp_path: Path) -> None:
+    async def main() -> None:
+        process = process_at(tmp_path)
+        merging = asyncio.ensure_future(process.merge(job(store, 20_000), 1e-6))
+        await asyncio.sleep(0)  # it waits for its process now
+        await process.aclose()
+        with pytest.raises(MergeFailed, match="stopping"):
+            await merging
+        assert psutil.Process().children() == []
+
+    asyncio.run(main())
+
+
 def test_it_ends_when_its_input_does(tmp_path: Path) -> None:
     """As it does when the node is killed, whatever it is at."""
     worker: Any = subprocess.Popen(

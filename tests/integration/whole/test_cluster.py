@@ -6,13 +6,16 @@ One cluster for all tests of this module (DESIGN promises 1 to 3; LOG L12, L15, 
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.chaos.clients import pulse_body
@@ -189,6 +192,38 @@ def test_every_node_shows_itself_and_only_gateways_take_writes(cluster: Cluster)
         assert len(view.owners) == 8
         if node.kind != "gateway":
             assert node.ask("POST", write_path("db"), b"t n=1i 1\n").status == 404, name
+
+
+def test_results_in_every_format_are_written_by_query_nodes(cluster: Cluster, table: str) -> None:
+    """Small and large ones; and so a gateway carries no query engine, and a query node no line-protocol kernel."""
+    rows: list[dict[str, Any]] = [{"t": f"s{n % 9}", "n": n} for n in range(30_000)]
+    assert cluster.write("g1", "".join(f"{table},t={r['t']} n={r['n']}i {r['n'] + 1}\n" for r in rows)).status == 204
+
+    def result(format: str, limit: int) -> bytes:
+        statement = f"SELECT t, n FROM {table} WHERE n < {limit} ORDER BY n"
+        path = query_path(statement, "db").replace("format=json", f"format={format}")
+        return cluster.nodes["g2"].ask("GET", path, seconds=60).ok().body
+
+    for limit in (3, 30_000):
+        wanted = rows[:limit]
+        assert json.loads(result("json", limit)) == wanted
+        assert [json.loads(line) for line in result("jsonl", limit).splitlines()] == wanted
+        lines = result("csv", limit).decode().splitlines()
+        assert lines == ["t,n", *(f"{row['t']},{row['n']}" for row in wanted)]
+        assert pq.read_table(io.BytesIO(result("parquet", limit))).to_pylist() == wanted
+        assert result("pretty", limit).count(b"\n") == limit + 3
+    assert result("json", 0) == b"[]"
+    assert result("jsonl", 0) == b""
+    for name in cluster.names("gateway"):
+        assert "datafusion" not in mapped(cluster, name)
+    for name in cluster.names("query"):
+        assert "datafusion" in mapped(cluster, name)
+        assert "llvmlite" not in mapped(cluster, name)
+
+
+def mapped(cluster: Cluster, name: str) -> str:
+    """The files that a node has mapped."""
+    return Path(f"/proc/{cluster.nodes[name].pid}/maps").read_text()
 
 
 def test_kill_9_of_an_owner(cluster: Cluster, table: str) -> None:

@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def address(node: RunningNode) -> str:
-    """Where it serves gRPC, from its own log."""
-    return str(next(line["grpc"] for line in node.lines() if line.get("event") == "ready"))
-
-
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[RunningNode]:
     with RunningNode(tmp_path / "data", "--grpc", "127.0.0.1:0") as running:
@@ -39,7 +34,7 @@ def node(tmp_path: Path) -> Iterator[RunningNode]:
 
 
 def test_every_call_of_the_example_client(node: RunningNode) -> None:
-    with RunnelClient(address(node)) as client:
+    with RunnelClient(node.grpc_address) as client:
         written = client.write("home", "room,name=kitchen celsius=21.5 1\nbroken\nroom,name=hall celsius=19 2")
         assert (written.rejected, written.faults[0][0]) == (1, 2)
         rows = pa.table({"time": pa.array([3], pa.timestamp("ns")), "name": ["attic"], "celsius": [30.0]})
@@ -59,7 +54,7 @@ def test_every_call_of_the_example_client(node: RunningNode) -> None:
 
 
 def test_the_example_runs(node: RunningNode, capsys: pytest.CaptureFixture[str]) -> None:
-    main(address(node))
+    main(node.grpc_address)
     assert "kitchen" in capsys.readouterr().out
 
 
@@ -68,12 +63,12 @@ def test_a_key_is_known_after_a_crash(tmp_path: Path) -> None:
     node = RunningNode(tmp_path / "data", "--grpc", "127.0.0.1:0")
     lines = "\n".join(f"m,t={n % 7} v={n} {n}" for n in range(100))
     with node:
-        with RunnelClient(address(node)) as client:
+        with RunnelClient(node.grpc_address) as client:
             client.write("db", lines, key="batch-1")
         files = offsets(node)
         node.kill()
         node.start()
-        with RunnelClient(address(node)) as client:
+        with RunnelClient(node.grpc_address) as client:
             client.write("db", lines, key="batch-1")
             client.write("db", lines.replace("v=", "v=9"), key="batch-1")
             assert offsets(node) == files
@@ -124,13 +119,13 @@ def test_with_tls_the_server_shows_its_certificate_and_plaintext_is_refused(tmp_
         "RUNNEL_CLUSTER__SECRET_FILE": str(tmp_path / "secret"),
     }  # fmt: skip
     with RunningNode(tmp_path / "data", "--grpc", "127.0.0.1:0", environment=environment) as node:
-        with RunnelClient(address(node), credentials=channel_credentials(load(files))) as client:
+        with RunnelClient(node.grpc_address, credentials=channel_credentials(load(files))) as client:
             client.write("db", "m v=1 1")
             assert client.query("db", "SELECT v FROM m").to_pylist() == [{"v": 1.0}]
         authority = grpc.ssl_channel_credentials(files.ca.read_bytes())  # a client is no node: it needs none itself
-        with RunnelClient(address(node), credentials=authority) as client:
+        with RunnelClient(node.grpc_address, credentials=authority) as client:
             assert list(client.tables("db")) == ["m"]
-        with RunnelClient(address(node), seconds=3) as plain, pytest.raises(RunnelError) as caught:
+        with RunnelClient(node.grpc_address, seconds=3) as plain, pytest.raises(RunnelError) as caught:
             plain.tables("db")
         assert caught.value.code == "unavailable"
         assert node.stop() == 0
@@ -147,7 +142,7 @@ def test_without_the_flag_nothing_of_grpc_is_loaded(tmp_path: Path) -> None:
 
 def test_a_taken_port_ends_the_node(tmp_path: Path) -> None:
     with RunningNode(tmp_path / "one", "--grpc", "127.0.0.1:0") as node:
-        other = RunningNode(tmp_path / "two", "--grpc", address(node), name="other")
+        other = RunningNode(tmp_path / "two", "--grpc", node.grpc_address, name="other")
         with pytest.raises(Exception, match="exit 69"):
             other.start()
         assert "Address already in use" in other.text()
@@ -155,7 +150,7 @@ def test_a_taken_port_ends_the_node(tmp_path: Path) -> None:
 
 def test_a_deadline_ends_a_query(node: RunningNode) -> None:
     node.write("\n".join(f"m v={n} {n}" for n in range(3000)))
-    stub: Any = RunnelStub(grpc.insecure_channel(address(node)))
+    stub: Any = RunnelStub(grpc.insecure_channel(node.grpc_address))
     slow = "SELECT count(*) FROM m a, m b, m c WHERE a.v + b.v + c.v < 0"
     began = time.monotonic()
     with pytest.raises(grpc.RpcError) as caught:

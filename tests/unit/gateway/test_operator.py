@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -11,10 +11,23 @@ import pytest
 from nodes.gateway.assembly import GatewayParts, open_application
 from nodes.health import Health, Phase
 from nodes.metrics import Metrics
-from nodes.status import CLUSTER_PATH, DRAIN_PATH, REBALANCE_PATH, ClusterStatus, MemberStatus, ShardOwner
+from nodes.status import (
+    CLUSTER_PATH,
+    DRAIN_PATH,
+    KILL_PATH,
+    QUERIES_PATH,
+    REBALANCE_PATH,
+    ClusterStatus,
+    MemberStatus,
+    QueryStatus,
+    ShardOwner,
+)
 from storage.errors import ShardClosed
-from tests.harness.gateway import encode, reference_parser
-from tests.harness.memory_backend import MemoryBackend
+from tests.harness.gateway import reference_parser
+from tests.harness.memory_backend import MemoryBackend, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 STATUS = ClusterStatus(
     name="c", controller="i1", placement_epoch=7, placement_number=3,
@@ -57,10 +70,14 @@ def call(control: Control | None, method: str, target: str, phase: Phase = Phase
     return asyncio.run(_call(control, method, target, phase))
 
 
-async def _call(control: Control | None, method: str, target: str, phase: Phase) -> tuple[int, Any]:
+async def _call(
+    control: Control | None, method: str, target: str, phase: Phase, running: Sequence[QueryStatus] = ()
+) -> tuple[int, Any]:
     health = Health()
     health.move(phase)
-    parts = GatewayParts(MemoryBackend(), health, Metrics(process=False), reference_parser, encode, cluster=control)
+    backend = MemoryBackend()
+    backend.running = list(running)
+    parts = GatewayParts(backend, health, Metrics(process=False), reference_parser, encode, cluster=control)
     path, _, query = target.partition("?")
     scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": []}
     sent: list[dict[str, Any]] = []
@@ -74,7 +91,7 @@ async def _call(control: Control | None, method: str, target: str, phase: Phase)
     async with open_application(parts) as app:
         await app(scope, receive, send)
     body: bytes = sent[1]["body"]
-    return sent[0]["status"], msgspec.json.decode(body) if body[:1] == b"{" else body.decode()
+    return sent[0]["status"], msgspec.json.decode(body) if body[:1] in (b"{", b"[") else body.decode()
 
 
 def test_the_cluster_is_shown_even_while_the_node_starts() -> None:
@@ -119,3 +136,26 @@ def test_errors_and_methods() -> None:
     assert (status, document) == (503, {"error": "no controller; try again"})
     assert call(Control(), "POST", REBALANCE_PATH, Phase.REPLAYING)[0] == 503
     assert call(Control(), "GET", DRAIN_PATH)[0] == 405
+
+
+QUERY = QueryStatus(node="n", id="a b", phase="running", query_text="SELECT 1", rows=7)
+
+
+def call_queries(method: str, target: str, phase: Phase = Phase.READY) -> tuple[int, Any]:
+    """With one query that runs; a process by itself."""
+    return asyncio.run(_call(None, method, target, phase, [QUERY]))
+
+
+def test_queries_are_listed_and_killed() -> None:
+    status, listed = call_queries("GET", QUERIES_PATH)
+    assert (status, msgspec.convert(listed, list[QueryStatus])) == (200, [QUERY])
+    status, killed = call_queries("POST", f"{KILL_PATH}?id=a+b")
+    assert (status, msgspec.convert(killed, QueryStatus)) == (200, QUERY)
+
+
+def test_which_queries_cannot_be_killed() -> None:
+    assert call_queries("POST", KILL_PATH)[0] == 400
+    status, text = call_queries("POST", f"{KILL_PATH}?id=other")
+    assert (status, "'other'" in text) == (404, True)
+    assert call_queries("GET", KILL_PATH)[0] == 405
+    assert call_queries("GET", QUERIES_PATH, Phase.REPLAYING)[0] == 503

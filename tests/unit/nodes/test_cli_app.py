@@ -24,6 +24,7 @@ COMMANDS = (
     "write",
     "status",
     "files",
+    "queries",
     "health",
     "config",
     "gateway",
@@ -63,6 +64,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (("sql",), ("--db", "--format", "prompt", "semicolon", "\\?")),
         (("status",), ("--json", "--host", "RUNNEL_HOST")),
         (("files",), ("--db", "Parquet")),
+        (("queries",), ("kill", "--json", "--host", "the whole cluster", "Exit 0")),
+        (("queries", "kill"), ("ID", "query_killed")),
         (("health",), ("Exit 0", "--timeout", "--ready", "--live", "Every kind of node")),
         (("cluster",), ("init", "up", "down", "ps", "logs", "restart", "status", "drain", "rebalance")),
         (("cluster", "init"), ("--hosts", "certificate authority", "What is there already stays")),
@@ -271,6 +274,7 @@ def test_bad_settings_stop_a_start_with_78(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_banner_says_what_to_paste(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/nowhere/.venv/bin/runnel", "start"])
+    monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.chdir("/")
     from nodes.cli.start import banner
     from nodes.settings import load

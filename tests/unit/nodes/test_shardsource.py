@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 ANSWER = ShardSnapshot(1, 1, 5, 0, {1: ()}, {}, frozenset())
 
 
+NOWHERE = SimpleNamespace(owners={})
+
+
 class Source(ShardSource):
     """An owner that takes its time, and a store that cannot be read."""
 
@@ -35,13 +38,22 @@ class Source(ShardSource):
         )
         identity = SimpleNamespace(id=SimpleNamespace(bytes=bytes(16)))
         super().__init__(
-            cast("ClusterMember", SimpleNamespace(catalog=catalog, store=None, identity=identity, executor=None)),
+            cast(
+                "ClusterMember",
+                SimpleNamespace(
+                    catalog=catalog,
+                    store=None,
+                    identity=identity,
+                    executor=None,
+                    placement=SimpleNamespace(current=NOWHERE),
+                ),
+            ),
             1 << 20,
         )
         self.store_failed = asyncio.Event()
         self._owner, self._store = owner, store
 
-    async def _ask(self, log_id: int, table_ids: Collection[int], catalog: CatalogSnapshot) -> ShardSnapshot:
+    async def _ask_alone(self, log_id: int, table_ids: Collection[int], catalog: CatalogSnapshot) -> ShardSnapshot:
         await self.store_failed.wait()
         for _ in range(5):
             await asyncio.sleep(0)
@@ -81,7 +93,7 @@ def test_l15_when_neither_answers_the_store_has_the_last_word(monkeypatch: pytes
 
 def test_a_query_that_fails_leaves_no_read_of_another_shard_behind() -> None:
     class Halves(Source):
-        async def _ask(self, log_id: int, table_ids: Collection[int], catalog: CatalogSnapshot) -> ShardSnapshot:
+        async def _ask_alone(self, log_id: int, table_ids: Collection[int], catalog: CatalogSnapshot) -> ShardSnapshot:
             if log_id == 1:
                 raise LogDamaged("object 3 is torn")
             await asyncio.Event().wait()

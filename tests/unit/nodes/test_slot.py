@@ -35,6 +35,15 @@ class Echo:
     async def query(self, *arguments: Any) -> Any:
         return arguments
 
+    async def query_text(self, *arguments: Any) -> Any:
+        return arguments
+
+    async def queries(self) -> str:
+        return "queries"
+
+    async def kill(self, query_id: str) -> str:
+        return f"killed {query_id}"
+
 
 REQUEST = QueryRequest("d", "SELECT 1")
 
@@ -45,6 +54,9 @@ async def call_all(slot: BackendSlot) -> list[Any]:
         slot.write([], Principal(), idempotency_key="k"),
         slot.alter([], Principal()),
         slot.query(REQUEST, Principal()),
+        slot.query_text(REQUEST, "csv", Principal()),
+        slot.queries(),
+        slot.kill("q"),
         return_exceptions=True,
     )
     return list(results)
@@ -55,7 +67,7 @@ def test_empty() -> None:
     health.move(Phase.REPLAYING, "3 of 8 shards")
     slot = BackendSlot(health)
     results = asyncio.run(call_all(slot))
-    assert [type(result) for result in results] == [ShardClosed] * 4
+    assert [type(result) for result in results] == [ShardClosed] * len(results)
     assert "3 of 8 shards" in str(results[0])
     assert slot.store_id == ""
     with pytest.raises(ShardClosed):
@@ -67,6 +79,8 @@ def test_filled_then_empty_again() -> None:
     slot.fill(cast("Backend", Echo()))
     assert slot.catalog == cast("Any", "catalog")
     assert slot.store_id == "id"
-    assert asyncio.run(call_all(slot)) == ["fresh", None, ([], Principal()), (REQUEST, Principal())]
+    asked = (REQUEST, Principal())
+    answers: list[Any] = ["fresh", None, ([], Principal()), asked, (REQUEST, "csv", Principal()), "queries", "killed q"]
+    assert asyncio.run(call_all(slot)) == answers
     slot.empty()
-    assert [type(result) for result in asyncio.run(call_all(slot))] == [ShardClosed] * 4
+    assert [type(result) for result in asyncio.run(call_all(slot))] == [ShardClosed] * len(answers)

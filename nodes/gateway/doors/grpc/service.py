@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 from engine.errors import QueryTimeout
 from nodes.backend import Principal, QueryRequest
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from storage.schema import Table
 
 ANONYMOUS: Final = Principal()
+DOOR: Final = "grpc"
 WRITTEN_KEY: Final = "runnel-messages-written"
 STATEMENT_BYTES_MAX: Final = 1 << 20
 PARAMETERS_MAX: Final = 256
@@ -113,8 +115,9 @@ class RunnelDoor(RunnelServicer):
             raise BadRequest(f"a statement of {len(request.sql)} characters; at most {STATEMENT_BYTES_MAX}")
         seconds = context.time_remaining()
         query = QueryRequest(
-            _database(request.database), request.sql, _parameters(request.parameters), seconds, request_id()
-        )
+            _database(request.database), request.sql, _parameters(request.parameters), seconds, request_id(),
+            DOOR, client_address(context.peer()), may_insert=True,
+        )  # fmt: skip
         result = await self._parts.backend.query(query, ANONYMOUS)
         try:
             async with asyncio.timeout(seconds):  # gRPC notices late while the client takes nothing
@@ -222,6 +225,11 @@ class RunnelDoor(RunnelServicer):
                 await context.write(reply)
         except TimeoutError:
             raise ClientGone("the client takes nothing of its result") from None
+
+
+def client_address(peer: str) -> str:
+    """HOST:PORT of what gRPC calls a peer: ``ipv4:127.0.0.1:1``, ``ipv6:%5B::1%5D:1``."""
+    return unquote(peer.removeprefix("ipv4:").removeprefix("ipv6:"))
 
 
 def _database(name: str) -> str:

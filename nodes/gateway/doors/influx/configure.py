@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -20,18 +20,18 @@ from nodes.backend import (
 from nodes.gateway.doors.influx.durations import parse_human
 from nodes.gateway.doors.influx.names import check_database_name
 from nodes.gateway.doors.influx.params import SerdeError, boolean, required, take
-from nodes.gateway.doors.influx.query import decode_json, read_format
+from nodes.gateway.doors.influx.query import CONTENT_TYPES, decode_json, read_format
 from nodes.gateway.faults import BadContentType, BadRequest
+from nodes.gateway.http import Response
 from storage.errors import NoSuchDatabase
 from storage.schema import TIME_COLUMN, Role, TypeKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from nodes.backend import Backend, Change
+    from nodes.backend import Backend, Change, QueryResult
     from nodes.gateway.doors.influx.answers import Answers
-    from nodes.gateway.doors.influx.query import QueryDoor
-    from nodes.gateway.http import Request, Response
+    from nodes.gateway.http import Request
 
 _T = TypeVar("_T")
 ANONYMOUS: Final = Principal()
@@ -65,13 +65,19 @@ class _Table(msgspec.Struct, frozen=True):
     fields: list[_Field]
 
 
+class Encoder(Protocol):
+    """Writes a result in one of `engine.formats.ResultFormat`, with InfluxDB's bytes."""
+
+    def __call__(self, format: str, result: QueryResult) -> AsyncIterator[bytes]: ...
+
+
 class ConfigureDoor:
     """Handlers for databases and tables."""
 
-    def __init__(self, backend: Backend, answers: Answers, queries: QueryDoor) -> None:
+    def __init__(self, backend: Backend, answers: Answers, encode: Encoder) -> None:
         self._backend = backend
         self._answers = answers
-        self._queries = queries
+        self._encode = encode
 
     async def list_databases(self, request: Request) -> Response:
         """GET /api/v3/configure/database: ``format`` is required, as InfluxDB has it."""
@@ -90,7 +96,9 @@ class ConfigureDoor:
             ],
             schema=DATABASES_SCHEMA,
         )
-        return self._queries.stream(format, Rows(rows))
+        # Most ask for JSON, and for that a gateway of a cluster need not load a query engine.
+        body = msgspec.json.encode(rows.to_pylist()) if format == "json" else self._encode(format, Rows(rows))
+        return Response(200, self._answers.success(CONTENT_TYPES[format]), body)
 
     async def create_database(self, request: Request) -> Response:
         """POST: 200, 409 if it is there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -13,14 +13,13 @@ from nodes.gateway.http import Response, parse_form
 from storage.errors import NoSuchDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from nodes.backend import Backend, QueryResult
+    from nodes.backend import Backend
     from nodes.gateway.doors.influx.answers import Answers
     from nodes.gateway.http import Header, Request
 
 _T = TypeVar("_T")
 ANONYMOUS: Final = Principal()
+DOOR: Final = "http"
 PARAMETERS: Final = frozenset({"db", "q", "format", "params"})
 FORMATS: Final = ("parquet", "csv", "pretty", "json", "json_lines", "jsonl")
 ACCEPTED: Final[dict[bytes, str]] = {
@@ -39,12 +38,6 @@ CONTENT_TYPES: Final[dict[str, Header]] = {
 }
 
 
-class Encoder(Protocol):
-    """Writes a result in one of `FORMATS` (``json_lines`` said as ``jsonl``), with InfluxDB's bytes."""
-
-    def __call__(self, format: str, result: QueryResult) -> AsyncIterator[bytes]: ...
-
-
 class _Posted(msgspec.Struct, frozen=True):
     db: str
     q: str
@@ -55,10 +48,9 @@ class _Posted(msgspec.Struct, frozen=True):
 class QueryDoor:
     """Handlers for SQL, and the clear refusal of InfluxQL."""
 
-    def __init__(self, backend: Backend, answers: Answers, encode: Encoder) -> None:
+    def __init__(self, backend: Backend, answers: Answers) -> None:
         self._backend = backend
         self._answers = answers
-        self._encode = encode
 
     async def sql(self, request: Request) -> Response:
         """Plan, start, and stream. The client's hang-up cancels the query."""
@@ -66,21 +58,19 @@ class QueryDoor:
         format = read_format(posted.format, request.header(b"accept"))
         await self._require_database(posted.db)
         request.watch()
-        query = QueryRequest(posted.db, posted.q, posted.params or {}, None, request.request_id)
+        query = QueryRequest(
+            posted.db, posted.q, posted.params or {}, None, request.request_id, DOOR, request.client_address,
+            may_insert=request.method == "POST",
+        )  # fmt: skip
         try:
-            result = await self._backend.query(query, ANONYMOUS)
+            text = await self._backend.query_text(query, format, ANONYMOUS)
         except NoSuchDatabase as error:
             raise MissingDatabase(posted.db) from error
-        return self.stream(format, result)
+        return Response(200, self._answers.success(CONTENT_TYPES[format]), text)
 
     async def influxql(self, _request: Request) -> Response:
         """GET and POST /api/v3/query_influxql."""
         raise NotBuilt("InfluxQL is not there yet; use /api/v3/query_sql")
-
-    def stream(self, format: str, result: QueryResult) -> Response:
-        """200 with the result in a format."""
-        chunks = _closing(self._encode(format, result), result)
-        return Response(200, self._answers.success(CONTENT_TYPES[format]), chunks)
 
     async def _read(self, request: Request) -> _Posted:
         if request.method == "POST":
@@ -136,15 +126,3 @@ def _read_params(text: str) -> dict[str, Any]:
 def _in_serde_words(message: str) -> str:
     """msgspec's "Object missing required field `db`" is serde's "missing field `db`"."""
     return message.replace("Object missing required field", "missing field")
-
-
-async def _closing(chunks: AsyncIterator[bytes], result: QueryResult) -> AsyncIterator[bytes]:
-    """The chunks; the query ends with them, however they end."""
-    try:
-        async for chunk in chunks:
-            yield chunk
-    finally:
-        close = getattr(chunks, "aclose", None)
-        if close is not None:
-            await close()
-        await result.aclose()

@@ -1,0 +1,65 @@
+"""What the owner of shards does now and then: it lets files go that nobody can see, and sweeps orphans (LOG L20).
+
+Driven by `nodes.embedded` and `nodes.ingest.node`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from storage.errors import StorageError
+from storage.expiry import gone_files
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from storage.catalogstate import CatalogSnapshot
+    from storage.shard import Shard
+
+TIDY_SECONDS: Final = 300.0
+
+log = structlog.get_logger(__name__)
+
+
+class Housekeeper:
+    """`run` it in the background. ``refresh`` gives the Catalog, proved current (LOG L29)."""
+
+    def __init__(
+        self, shards: Callable[[], Iterable[Shard]], refresh: Callable[[], Awaitable[CatalogSnapshot]]
+    ) -> None:
+        self.files_gone = 0
+        """Files of dropped tables and of expired rows that were taken off the lists since the start."""
+        self._shards = shards
+        self._refresh = refresh
+
+    async def run(self) -> None:
+        """For ever. What cannot be done now is done the next time."""
+        while True:
+            await asyncio.sleep(TIDY_SECONDS)
+            for shard in list(self._shards()):
+                try:
+                    await self.let_go(shard)
+                    await shard.sweep()
+                except StorageError as error:
+                    log.info("housekeeping put off", shard=shard.log_id, reason=str(error))
+
+    async def let_go(self, shard: Shard) -> int:
+        """Take files off the shard's list whose rows nobody can see; how many.
+
+        The Catalog is proved current before: rows of a retention period that has just been cleared are to be kept.
+        """
+        catalog = await self._refresh()
+        for database in catalog.databases_by_id.values():
+            if database.retention_ns is not None:
+                ids = frozenset(t.id for t in catalog.tables_by_id.values() if t.database_id == database.id)
+                await shard.record_cutoff(database.id, ids, database.retention_ns)
+        changes = gone_files(shard.state, catalog)
+        stands = await shard.replace_files(changes) if changes else []
+        gone = sum(len(change.removed) for change, stand in zip(changes, stands, strict=True) if stand)
+        if gone:
+            self.files_gone += gone
+            log.info("files of expired or dropped rows let go", shard=shard.log_id, files=gone)
+        return gone

@@ -1,0 +1,162 @@
+"""INSERT: the rows of a statement into a table, with the durability of any write.
+
+The engine says which rows (`engine.stream.QueryStream.target`); here they become Batches and are written in pieces,
+each under an idempotency key of its own, so that it can be sent again. A piece is atomic per shard (LOG L17), the
+statement is not: what was written before an error stands, and the error says how much. Driven by every Backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.errors import ClusterError
+from engine.errors import EngineError, InvalidStatement
+from nodes.backend import Batch
+from storage.errors import NoSuchTable, StorageError
+from storage.schema import Role
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from nodes.backend import Backend, Principal, QueryResult
+    from storage.schema import Column, Table
+
+PIECE_ROWS: Final = 65_536
+PIECE_BYTES: Final = 8 * 2**20
+"""A piece has at most so many rows, and is cut when it has more bytes."""
+RETRY_SECONDS_MAX: Final = 30.0
+"""How long a piece is sent again while the shards say to try later."""
+RETRY_FIRST_SECONDS: Final = 0.05
+RETRY_PAUSE_SECONDS_MAX: Final = 1.0
+COUNT_SCHEMA: Final = pa.schema([pa.field("count", pa.int64(), nullable=False)])
+
+
+class Inserted:
+    """What an INSERT answers: one row, how many rows it wrote (`nodes.backend.QueryResult`)."""
+
+    schema: Final = COUNT_SCHEMA
+
+    def __init__(self, count: int) -> None:
+        self._rows = pa.RecordBatch.from_arrays([pa.array([count], pa.int64())], schema=COUNT_SCHEMA)
+
+    async def __aiter__(self) -> AsyncIterator[pa.RecordBatch]:
+        yield self._rows
+
+    async def aclose(self) -> None:
+        """Nothing runs."""
+
+
+async def insert(backend: Backend, database: str, target: str, rows: QueryResult, principal: Principal) -> Inserted:
+    """Write ``rows``, which have the columns of ``target`` as users see them; closes them.
+
+    Raises what the statement or a write raises, with how many rows had been written.
+    """
+    written = 0
+    now = time.time_ns()
+    try:
+        async for piece in _pieces(rows):
+            table = await _table(backend, database, target)
+            batch = await asyncio.to_thread(to_batch, table, piece, now)
+            await _write(backend, batch, principal)
+            written += piece.num_rows
+    except (EngineError, StorageError, ClusterError) as error:
+        if written:
+            error.args = (f"{error} ({written} rows of the INSERT were written before)",)
+        raise
+    finally:
+        await rows.aclose()
+    return Inserted(written)
+
+
+async def _pieces(rows: QueryResult) -> AsyncIterator[pa.RecordBatch]:
+    """The batches gathered, or cut, to pieces."""
+    held: list[pa.RecordBatch] = []
+    count = size = 0
+    async for batch in rows:
+        for part in _cut(_plain(batch)):
+            if held and (count + part.num_rows > PIECE_ROWS or size + part.nbytes > PIECE_BYTES):
+                yield _joined(held)
+                held, count, size = [], 0, 0
+            held.append(part)
+            count, size = count + part.num_rows, size + part.nbytes
+    if held:
+        yield _joined(held)
+
+
+def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Strings by themselves: what views of them share has no size that could be counted."""
+    fields = [pa.field(f.name, pa.string()) if pa.types.is_string_view(f.type) else f for f in batch.schema]
+    return batch.cast(pa.schema(fields))
+
+
+def _cut(batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    if not batch.num_rows:
+        return []
+    step = min(PIECE_ROWS, max(1, batch.num_rows // (1 + batch.nbytes // PIECE_BYTES)))
+    return [batch.slice(at, step) for at in range(0, batch.num_rows, step)]
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.concat_batches(batches) if len(batches) > 1 else batches[0]
+
+
+async def _table(backend: Backend, database: str, name: str) -> Table:
+    table = backend.catalog.table(database, name) or (await backend.refresh()).table(database, name)
+    if table is None:
+        raise NoSuchTable(f"table {name!r} was dropped")
+    return table
+
+
+def to_batch(table: Table, rows: pa.RecordBatch, now_ns: int) -> Batch:
+    """Rows under users' names as a Batch. A time that is NULL is ``now_ns``; columns without a value are left out.
+
+    InvalidStatement for a row that has no field: there would be nothing to write of it.
+    """
+    fields: list[pa.Field] = []
+    arrays: list[Any] = []
+    has_value = None
+    for name in rows.schema.names:
+        column = table.by_name.get(name)
+        if column is None:
+            raise NoSuchTable(f"column {name!r} of table {table.name!r} is gone: it was dropped and made again")
+        array = _array(column, rows.column(name), now_ns)
+        if column.role is Role.FIELD:
+            valid = array.is_valid()
+            has_value = valid if has_value is None else pc.or_(has_value, valid)
+        if array.null_count < len(array):
+            arrays.append(array)
+            fields.append(pa.field(column.storage_name, column.arrow_type, nullable=column.role is not Role.TIME))
+    if has_value is None or not pc.all(has_value).as_py():
+        raise InvalidStatement(f"INSERT INTO {table.name!r}: each row needs a value in one field at least")
+    return Batch(table, pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)))
+
+
+def _array(column: Column, array: Any, now_ns: int) -> Any:
+    if column.role is Role.TIME:
+        return pc.fill_null(array.cast(column.arrow_type), pa.scalar(now_ns, column.arrow_type))
+    if column.role is not Role.TAG:
+        return array.cast(column.arrow_type)
+    text = array.cast(pa.string())
+    absent = pc.equal(text, "")  # as line protocol has it: a tag without text is a tag that is not there
+    return pc.if_else(absent, pa.scalar(None, pa.string()), text).dictionary_encode()
+
+
+async def _write(backend: Backend, batch: Batch, principal: Principal) -> None:
+    """Write a piece, again while that may help: under one key it is written once."""
+    key = uuid.uuid4().hex
+    deadline = time.monotonic() + RETRY_SECONDS_MAX
+    pause = RETRY_FIRST_SECONDS
+    while True:
+        try:
+            return await backend.write([batch], principal, idempotency_key=key)
+        except (StorageError, ClusterError) as error:
+            if not error.retriable or time.monotonic() + pause > deadline:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, RETRY_PAUSE_SECONDS_MAX)

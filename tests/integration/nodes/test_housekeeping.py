@@ -1,0 +1,145 @@
+"""Files of expired and of dropped rows leave the list, then the disk; what can be seen stays (LOG L16, L31, L36)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import pytest
+
+import nodes.housekeeping
+from nodes.backend import DropTable, Principal, QueryRequest, SetRetention
+from nodes.embedded import EmbeddedBackend
+from nodes.gateway.coalesce import Coalescer
+from nodes.metrics import Metrics
+from nodes.settings_model import DataSettings, LogSettings, Settings
+from tests.harness.gateway import on_loop
+from tests.harness.waiting import until
+from wire.lineprotocol.model import ParserLimits, Precision
+from wire.lineprotocol.reference import ReferenceParser
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+ANYONE = Principal()
+HOUR = 3600 * 10**9
+
+
+class Node:
+    """A backend in this process, with one shard, whose files may go at once."""
+
+    def __init__(self, backend: EmbeddedBackend, coalescer: Coalescer, folder: Path) -> None:
+        self.backend = backend
+        self._coalescer = coalescer
+        self._folder = folder
+
+    async def write(self, table: str, *ages_hours: float) -> None:
+        """One row of each age, in one file of their own."""
+        now = time.time_ns()
+        body = "".join(f"{table},k=a v=1i {now - int(age * HOUR)}\n" for age in ages_hours)
+        await self._coalescer.write(
+            "db", Precision.NANOSECOND, body.encode(), is_all_or_nothing=False, principal=ANYONE
+        )
+        await self.backend.checkpoint()
+
+    async def count(self, table: str) -> int:
+        result = await self.backend.query(QueryRequest("db", f"SELECT count(*) AS n FROM {table}"), ANYONE)
+        return sum([batch.column(0)[0].as_py() async for batch in result])
+
+    async def let_go(self) -> int:
+        return await self.backend._housekeeper.let_go(self.backend._shard(1))
+
+    def on_disk(self) -> int:
+        return len(list(self._folder.glob("**/*.parquet")))
+
+
+@contextlib.asynccontextmanager
+async def node_at(folder: Path) -> AsyncIterator[Node]:
+    settings = Settings(data=DataSettings(dir=str(folder)), log=LogSettings(shards=1))
+    failures: list[BaseException] = []
+    async with EmbeddedBackend(settings, settings.budgets(), failures.append) as backend:
+        shard = backend._shard(1)
+        shard.limits = dataclasses.replace(shard.limits, grace_seconds=0.0)
+        coalescer = Coalescer(backend, lambda: ReferenceParser(ParserLimits()), Metrics())
+        try:
+            yield Node(backend, coalescer, folder)
+        finally:
+            await coalescer.aclose()
+    assert not failures
+
+
+def test_expired_rows(tmp_path: Path) -> None:
+    @on_loop
+    async def run() -> None:
+        async with node_at(tmp_path) as node:
+            await node.write("m", 30, 29)
+            await node.write("m", 30, 0.5)
+            await node.write("m", 0.25)
+            assert await node.let_go() == 0, "rows are kept for ever"
+            await node.backend.alter([SetRetention("db", HOUR)], ANYONE)
+            assert await node.let_go() == 1, "a file goes only when all of its rows have expired"
+            assert await node.count("m") == 2
+            assert await node.let_go() == 0
+            await node.backend.alter([SetRetention("db", None)], ANYONE)
+            assert await node.count("m") == 3, "what was let go does not come back, the other old row does"
+
+    run()
+
+
+def test_dropped_rows_and_what_is_on_the_disk(tmp_path: Path) -> None:
+    @on_loop
+    async def run() -> None:
+        async with node_at(tmp_path) as node:
+            await node.write("gone", 1, 2)
+            await node.write("kept", 1, 2)
+            await node.backend.alter([DropTable("db", "gone")], ANYONE)
+            assert (await node.let_go(), node.on_disk()) == (1, 2)
+            shard = node.backend._shard(1)
+            await shard.sweep()
+            await shard.sweep()  # a grace after it was first seen: here none
+            assert node.on_disk() == 1
+            assert await node.count("kept") == 2
+            assert node.backend.status().compaction.files_gone == 1
+        async with node_at(tmp_path) as node:
+            assert await node.count("kept") == 2, "and after a restart"
+
+    run()
+
+
+def test_it_is_done_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes.housekeeping, "TIDY_SECONDS", 0.02)
+
+    @on_loop
+    async def run() -> None:
+        async with node_at(tmp_path) as node:
+            await node.write("gone", 1, 2)
+            await node.backend.alter([DropTable("db", "gone")], ANYONE)
+            await until(lambda: node.on_disk() == 0)
+
+    run()
+
+
+def test_a_catalog_that_cannot_be_proved_lets_nothing_go(tmp_path: Path) -> None:
+    """The period may have been cleared: then the rows are to be kept."""
+
+    @on_loop
+    async def run() -> None:
+        async with node_at(tmp_path) as node:
+            await node.write("m", 30)
+            await node.backend.alter([SetRetention("db", HOUR)], ANYONE)
+            with (
+                mock.patch.object(
+                    node.backend._housekeeper, "_refresh", side_effect=asyncio.CancelledError("no store")
+                ),
+                pytest.raises(asyncio.CancelledError),
+            ):
+                await node.let_go()
+            assert node.on_disk() == 1
+            assert node.backend._shard(1).state.partitions
+
+    run()
