@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.chaos import checkers, clients
 from tests.chaos.clients import Client, Pulser, Reader, SchemaClient, Watcher, Writer, seconds_until_pulse
+from tests.chaos.eager_node import merges
 from tests.chaos.history import Found, History, KeyState, Outcome, Row, Sent
 from tests.chaos.logobjects import LogArchive
 from tests.chaos.nemesis import Nemesis, chosen_faults
@@ -42,6 +43,7 @@ ROUNDS_PER_DATABASE: Final = 10
 CLIENT_SECONDS_MAX: Final = 60.0
 SERVES_SECONDS_MAX: Final = 60.0
 FAULTY_MODULE: Final = "tests.chaos.faulty_cluster_node"
+EAGER_MODULE: Final = "tests.chaos.eager_node"
 ENVIRONMENT: Final = {
     "RUNNEL_LOG__CHECKPOINT_OBJECTS": "60",
     "RUNNEL_LOG__CHECKPOINT_AGE": "5s",
@@ -94,6 +96,7 @@ class Findings:
     objects: int = 0
     rounds: int = 0
     alarms: list[str] = field(default_factory=list)
+    merges: int = 0
 
     def table(self) -> str:
         """The summary."""
@@ -104,6 +107,7 @@ class Findings:
             ("writes read back", str(self.read_backs)),
             ("schema calls", str(self.schema_calls)),
             ("Log objects read", str(self.objects)),
+            ("merges of files", str(self.merges)),
             ("faults", ", ".join(f"{kind} {count}" for kind, count in sorted(self.fired.items())) or "none"),
         ]
         for kind, seconds in sorted(self.fail_overs.items()):
@@ -283,6 +287,7 @@ class Run:
         findings.violations += checkers.enough_was_done(acknowledged, findings.read_backs, findings.rounds)
         if plan.module is None and not findings.objects:
             findings.violations.append("no object of a Log was read: the checks of the Logs have shown nothing")
+        findings.merges = merges(self.cluster.lines())
         alarms = self.cluster.alarms(UNDER_FAULTS)
         findings.alarms = summary(alarms)
         errors = [alarm for alarm in alarms if alarm.get("level") in ("error", "critical")]
@@ -298,7 +303,7 @@ def run(plan: Plan, folder: Path) -> Findings:
             "FAULT_REPORTS": str(folder / "reports"),
             "FAULT_SEED": str(plan.seed),
         }
-    module = plan.module or (FAULTY_MODULE if plan.hurts_store else "nodes")
+    module = plan.module or (FAULTY_MODULE if plan.hurts_store else EAGER_MODULE)
     with ExitStack() as stack:
         network: Network = stack.enter_context(NetnsNetwork()) if plan.namespaces else Loopback()
         cluster = Cluster(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import storage.objects
+from tests.chaos.eager_node import compact_eagerly
 from tests.harness.stores import Fault, FaultStore
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def main() -> None:
 
     vars(storage.objects)["open_store"] = open_faulty
     vars(storage.objects)["prove_store"] = lambda _: None  # the proof rightly refuses a store that loses answers
+    compact_eagerly()
     from nodes.__main__ import main as run
 
     sys.exit(run())

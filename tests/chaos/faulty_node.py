@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import nodes.embedded
 from storage.objects import open_store
+from tests.chaos.eager_node import compact_eagerly
 from tests.harness.stores import Fault, FaultStore
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def main() -> None:
 
     vars(nodes.embedded)["open_store"] = open_faulty
     vars(nodes.embedded)["prove_store"] = lambda _: None  # the proof rightly refuses a store that loses answers
+    compact_eagerly()
     from nodes.__main__ import main as run
 
     sys.exit(run())

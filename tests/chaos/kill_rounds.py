@@ -26,6 +26,7 @@ from typing import Final
 
 import pyarrow.parquet as pq
 
+from tests.chaos.eager_node import merges
 from tests.harness.node import RunningNode
 
 CLIENTS: Final = 4
@@ -165,13 +166,14 @@ def run(rounds: int, seed: int, folder: Path, *, faulty: bool) -> str:
     at = [0] * CLIENTS
     report = folder / "faults.json"
     environment = {**ENVIRONMENT, "FAULT_REPORT": str(report), "FAULT_SEED": str(seed)}
-    module = "tests.chaos.faulty_node" if faulty else "nodes"
+    module = "tests.chaos.faulty_node" if faulty else "tests.chaos.eager_node"
     fired = Counter[str]()
-    rows = 0
+    rows = merged = 0
     for number in range(rounds):
         environment["FAULT_SEED"] = str(seed + number)
         node = RunningNode(folder / "data", environment=environment, module=module)
         one_round(node, ledger, chooser, seed + number, at)
+        merged += merges(node.lines())
         if faulty and report.exists():
             fired.update(json.loads(report.read_text() or "{}"))
         with RunningNode(folder / "data", environment=environment) as check:
@@ -181,9 +183,13 @@ def run(rounds: int, seed: int, folder: Path, *, faulty: bool) -> str:
         print(f"round {number + 1}: {rows} rows stand, answers {dict(ledger.answers)}", file=sys.stderr)
     assert ledger.answers[204] > rounds, "too few writes were acknowledged for the kills to mean anything"
     assert ledger.refused or rounds < 10, "no write was cut off: the kills did not fall into writes"
+    assert merged > rounds // 4, f"{merged} merges: the kills did not fall among merges"
     if faulty:
         assert sum(fired.values()) > rounds, "no fault fired: the run has shown nothing"
-    return f"{rounds} rounds, {rows} rows, 0 lost, 0 doubled; answers {dict(ledger.answers)}; faults {dict(fired)}"
+    return (
+        f"{rounds} rounds, {rows} rows, 0 lost, 0 doubled; answers {dict(ledger.answers)}; {merged} merges;"
+        f" faults {dict(fired)}"
+    )
 
 
 def main() -> None:
