@@ -47,6 +47,8 @@ class Server:
 
     name: ClassVar[str]
     ready_path: ClassVar[str]
+    settings: ClassVar[Mapping[str, str]] = {}
+    """Of its environment."""
     write_path: ClassVar[str]
     """Path and query of the line protocol write endpoint, nanosecond times, database ``{database}``."""
 
@@ -124,7 +126,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self._environment},
+                env={**os.environ, **self.settings, **self._environment},
                 start_new_session=True,
             )
         try:
@@ -204,6 +206,8 @@ class Runnel(Server):
     name = "runnel"
     ready_path = "/health"
     write_path = "/api/v3/write_lp?db={database}&precision=nanosecond"
+    # A merge that happens to fall into a load would be counted with it.
+    settings: ClassVar[Mapping[str, str]] = {"RUNNEL_COMPACTION__CPU_SHARE": "none"}
 
     def command(self) -> Sequence[str]:
         program = str(Path(sys.executable).parent / "runnel")
