@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from benchmarks import client, lines
 from benchmarks.accounting import cpu_seconds, median, per_million, percentile, status_bytes
 from benchmarks.clusterload import Ask, Stream, wait_served
+from benchmarks.servers import Runnel
 from tests.chaos.clients import pulse_body
 from tests.harness.cluster import Cluster
 from tests.harness.exchange import Connection, query_path, write_path
@@ -82,7 +83,7 @@ def ingest(report: ClusterReport, folder: Path, line_count: int) -> None:
     bodies = lines.bodies("cpu", line_count, BODY_LINES)
     dear = []
     for owners in OWNERS:
-        with Cluster(folder / str(owners), owners, 1, 1) as cluster:
+        with Cluster(folder / str(owners), owners, 1, 1, environment=Runnel.settings) as cluster:
             acknowledged, at_rest, wall = _ingest_once(cluster, bodies, line_count)
         dear.append(at_rest)
         report.put(f"ingest, {owners} owners: CPU per million lines", at_rest)
