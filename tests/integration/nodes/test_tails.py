@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +15,7 @@ from nodes.tailmessages import FILE_BYTES, ROW_BYTES_LEAST, head_to, rows_to, sm
 from protos import internal_pb2 as pb
 from storage.catalogstate import CatalogSnapshot
 from storage.errors import LogDamaged, ShardClosed
-from storage.schema import TailBatch
+from storage.schema import DataFile, TailBatch
 from storage.tailanswer import ShardSnapshot, TailAnswer, TailPartition, TailRows
 from tests.harness.gateway import on_loop
 from tests.harness.grpcpeer import Peer, ScriptedIngest, running
@@ -156,3 +157,10 @@ def test_the_smallest_answers_go_together() -> None:
     assert [one.shard for one in small(answers, least)] == [2]
     assert [one.shard for one in small(answers, 1 << 20)] == [2, 3, 1]
     assert small(answers, 100) == []
+
+
+def test_a_shard_with_many_files_leaves_room_for_the_others() -> None:
+    """L14: its few rows do not make it the smallest, or no answer at all would go together."""
+    files = (DataFile("data/1/a.parquet", 1, 0, 0, 9, 0, 9, -5, 5, 10, 1000, 1),) * 1_000
+    many = replace(answer(1, 1), partitions=(TailPartition(1, 1, 7, files),), rows=())
+    assert [one.shard for one in small([many, answer(2, 1)], 100 * FILE_BYTES)] == [2]
