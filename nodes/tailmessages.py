@@ -116,7 +116,7 @@ def small(answers: Iterable[TailAnswer], bytes_max: int) -> list[pb.ShardTail]:
 
 def _bytes(answer: TailAnswer) -> int:
     """About what it takes: its files count, or one shard with many would leave no room for others' rows."""
-    rows = sum(max(ROW_BYTES_LEAST, entry.batch.rows.nbytes) for entry in answer.rows)
+    rows: int = sum(max(ROW_BYTES_LEAST, entry.batch.rows.nbytes) for entry in answer.rows)
     return rows + FILE_BYTES * sum(len(part.files) for part in answer.partitions)
 
 
