@@ -54,7 +54,7 @@ class RemoteQueries:
 
     async def text(self, request: QueryRequest, format: str, revision: int) -> AsyncGenerator[bytes, None]:
         """As `run`; the result in one of `engine.formats.ResultFormat`, as the query node writes it."""
-        return _text(await self._begin(request, format, revision))
+        return await _text(await self._begin(request, format, revision))
 
     async def _begin(self, request: QueryRequest, format: str, revision: int) -> Answering:
         loop = asyncio.get_running_loop()
@@ -201,7 +201,15 @@ class RemoteResult:
 
 
 async def _text(answering: Answering) -> AsyncGenerator[bytes, None]:
+    """Begun already: closing a generator that has not begun would leave the statement running."""
+    pieces = _pieces(answering)
+    await anext(pieces)
+    return pieces
+
+
+async def _pieces(answering: Answering) -> AsyncGenerator[bytes, None]:
     try:
+        yield b""
         yield answering.first.text
         async for reply in answering.rest():
             yield reply.text
