@@ -107,19 +107,20 @@ def rows_to(rows: Sequence[TailRows]) -> list[pb.TailRows]:
 
 def small(answers: Iterable[TailAnswer], bytes_max: int) -> list[pb.ShardTail]:
     """Those answers that fit into ``bytes_max`` together, each whole; the smallest first, so that most do."""
-    sizes = sorted((_row_bytes(answer), answer.log_id, answer) for answer in answers)
     found: list[pb.ShardTail] = []
-    for size, log_id, answer in sizes:
-        bytes_max -= size + FILE_BYTES * sum(len(part.files) for part in answer.partitions)
-        if bytes_max >= 0:
-            found.append(
-                pb.ShardTail(shard=log_id, whole=pb.TailReply(head=head_to(answer), rows=rows_to(answer.rows)))
-            )
+    for answer in sorted(answers, key=_bytes):
+        bytes_max -= _bytes(answer)
+        if bytes_max < 0:
+            break
+        whole = pb.TailReply(head=head_to(answer), rows=rows_to(answer.rows))
+        found.append(pb.ShardTail(shard=answer.log_id, whole=whole))
     return found
 
 
-def _row_bytes(answer: TailAnswer) -> int:
-    return sum(max(ROW_BYTES_LEAST, entry.batch.rows.nbytes) for entry in answer.rows)
+def _bytes(answer: TailAnswer) -> int:
+    """About what it takes: its files count, or one shard with many would leave no room for others' rows."""
+    rows: int = sum(max(ROW_BYTES_LEAST, entry.batch.rows.nbytes) for entry in answer.rows)
+    return rows + FILE_BYTES * sum(len(part.files) for part in answer.partitions)
 
 
 def answer_from(shard: int, head: pb.TailHead, rows: Sequence[pb.TailRows]) -> TailAnswer:

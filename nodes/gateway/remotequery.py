@@ -60,7 +60,7 @@ class RemoteQueries:
         Of an INSERT what is to be written, as `run` has it.
         """
         answering = await self._begin(request, format, revision)
-        return RemoteResult(answering) if answering.first.target else _text(answering)
+        return RemoteResult(answering) if answering.first.target else await _text(answering)
 
     async def _begin(self, request: QueryRequest, format: str, revision: int) -> Answering:
         loop = asyncio.get_running_loop()
@@ -212,7 +212,15 @@ class RemoteResult:
 
 
 async def _text(answering: Answering) -> AsyncGenerator[bytes, None]:
+    """Begun already: closing a generator that has not begun would leave the statement running."""
+    pieces = _pieces(answering)
+    await anext(pieces)
+    return pieces
+
+
+async def _pieces(answering: Answering) -> AsyncGenerator[bytes, None]:
     try:
+        yield b""
         yield answering.first.text
         async for reply in answering.rest():
             yield reply.text

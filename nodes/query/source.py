@@ -191,7 +191,7 @@ class ShardSource:
         if head is None:
             raise MalformedMessage(f"{owner} answered nothing about shard {log_id}")
         self.tails += 1
-        if sum(len(one.rows) for one in rows) <= SMALL_BYTES:
+        if head.ByteSize() + sum(len(one.rows) for one in rows) <= SMALL_BYTES:
             self._large.discard(log_id)
         return self._merged(ask, head, rows)
 

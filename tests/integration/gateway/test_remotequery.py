@@ -13,6 +13,7 @@ import pytest
 from cluster import channels
 from cluster.channels import Channels
 from engine.errors import QueryFailed
+from nodes.gateway import remotequery
 from nodes.gateway.remotequery import Answering, RemoteResult
 from nodes.grpcserver import GrpcServer
 from protos import internal_pb2 as pb
@@ -88,3 +89,14 @@ async def test_a_client_that_goes_cancels_its_statement() -> None:
         with pytest.raises(asyncio.CancelledError):
             await reading
         assert statement.call.cancelled()
+
+
+def test_text_that_is_closed_before_its_first_byte_is_read_ends_the_statement() -> None:
+    @on_loop
+    async def run() -> None:
+        async with opened() as statement:
+            text = await remotequery._text(statement.result._answering)
+            await text.aclose()
+            assert statement.ended == [True]
+
+    run()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from cluster.errors import MalformedMessage
+from nodes.messages import file_to
 from nodes.query.source import SMALL_BYTES, ShardSource
 from nodes.tailmessages import FILE_BYTES, ROW_BYTES_LEAST, head_to, rows_to, small
 from protos import internal_pb2 as pb
 from storage.catalogstate import CatalogSnapshot
 from storage.errors import LogDamaged, ShardClosed
-from storage.schema import TailBatch
+from storage.schema import DataFile, TailBatch
 from storage.tailanswer import ShardSnapshot, TailAnswer, TailPartition, TailRows
 from tests.harness.gateway import on_loop
 from tests.harness.grpcpeer import Peer, ScriptedIngest, running
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from nodes.member import ClusterMember
 
 SHARDS = (1, 2, 3)
+FILE = DataFile("data/1/a.parquet", 1, 0, 0, 9, 0, 9, -5, 5, 10, 1000, 1)
 
 
 def answer(shard: int, rows: int, table_id: int | None = None) -> TailAnswer:
@@ -46,6 +49,7 @@ class Owner(ScriptedIngest):
     def __init__(self, alone: Collection[int] = (), rows: int = 2) -> None:
         super().__init__()
         self.alone, self.tail_rows = alone, rows
+        self.files: list[pb.DataFile] = []
         self.extra: list[pb.ShardTail] = []
         self.together: list[list[int]] = []
         self.by_itself: list[int] = []
@@ -60,6 +64,7 @@ class Owner(ScriptedIngest):
     async def Tail(self, request: pb.TailRequest, context: Any) -> AsyncIterator[pb.TailReply]:
         self.by_itself.append(request.shard)
         whole = message(request.shard, self.tail_rows)
+        whole.head.partitions[0].files.extend(self.files)
         yield pb.TailReply(head=whole.head)
         yield pb.TailReply(rows=whole.rows)
 
@@ -124,6 +129,15 @@ async def test_what_is_left_out_is_asked_for_alone_until_it_is_small_again() -> 
 
 
 @on_loop
+async def test_a_shard_with_many_files_is_not_small() -> None:
+    async with owned(alone=(2,)) as (owner, source):
+        owner.files = [file_to(FILE)] * (SMALL_BYTES // 40)
+        await source.rows()
+        await source.rows()
+        assert (owner.together, owner.by_itself) == ([[1, 2, 3], [1, 3]], [2, 2])
+
+
+@on_loop
 async def test_an_owner_that_fails_leaves_its_shards_to_the_store() -> None:
     async with owned() as (owner, source):
         owner.errors.append(ShardClosed("it stops"))
@@ -156,3 +170,10 @@ def test_the_smallest_answers_go_together() -> None:
     assert [one.shard for one in small(answers, least)] == [2]
     assert [one.shard for one in small(answers, 1 << 20)] == [2, 3, 1]
     assert small(answers, 100) == []
+
+
+def test_a_shard_with_many_files_leaves_room_for_the_others() -> None:
+    """L14: its few rows do not make it the smallest, or no answer at all would go together."""
+    files = (FILE,) * 1_000
+    many = replace(answer(1, 1), partitions=(TailPartition(1, 1, 7, files),), rows=())
+    assert [one.shard for one in small([many, answer(2, 1)], 100 * FILE_BYTES)] == [2]
