@@ -12,6 +12,7 @@ not by its offset); the DataFiles that the node lists are there and readable by 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import random
@@ -58,7 +59,10 @@ class Client(threading.Thread):
         self.stopping = threading.Event()
 
     def run(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+            self._write(connection)
+
+    def _write(self, connection: http.client.HTTPConnection) -> None:
         while not self.stopping.is_set():
             rows = {
                 (self.number, self.next + i): self.random.randrange(1 << 30) for i in range(self.random.randint(1, 60))
