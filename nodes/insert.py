@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from cluster.errors import ClusterError
 from engine.errors import EngineError, InvalidStatement
 from nodes.backend import Batch
+from nodes.resulttext import ReadyResult
 from storage.errors import NoSuchTable, StorageError
 from storage.schema import Role
 
@@ -37,23 +38,8 @@ RETRY_PAUSE_SECONDS_MAX: Final = 1.0
 COUNT_SCHEMA: Final = pa.schema([pa.field("count", pa.int64(), nullable=False)])
 
 
-class Inserted:
-    """What an INSERT answers: one row, how many rows it wrote (`nodes.backend.QueryResult`)."""
-
-    schema: Final = COUNT_SCHEMA
-
-    def __init__(self, count: int) -> None:
-        self._rows = pa.RecordBatch.from_arrays([pa.array([count], pa.int64())], schema=COUNT_SCHEMA)
-
-    async def __aiter__(self) -> AsyncIterator[pa.RecordBatch]:
-        yield self._rows
-
-    async def aclose(self) -> None:
-        """Nothing runs."""
-
-
-async def insert(backend: Backend, database: str, target: str, rows: QueryResult, principal: Principal) -> Inserted:
-    """Write ``rows``, which have the columns of ``target`` as users see them; closes them.
+async def insert(backend: Backend, database: str, target: str, rows: QueryResult, principal: Principal) -> ReadyResult:
+    """Write ``rows``, which have the columns of ``target`` as users see them; closes them. Answers how many they were.
 
     Raises what the statement or a write raises, with how many rows had been written.
     """
@@ -71,7 +57,7 @@ async def insert(backend: Backend, database: str, target: str, rows: QueryResult
         raise
     finally:
         await rows.aclose()
-    return Inserted(written)
+    return ReadyResult(pa.RecordBatch.from_arrays([pa.array([written], pa.int64())], schema=COUNT_SCHEMA))
 
 
 async def _pieces(rows: QueryResult) -> AsyncIterator[pa.RecordBatch]:

@@ -12,13 +12,12 @@ import structlog
 
 from engine.killstatement import killed_id
 from engine.running import Origin, Phase
+from nodes.resulttext import ReadyResult
 from nodes.status import QueryStatus
 from nodes.systemtables import queries as queries_table
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
-    import pyarrow as pa
+    from collections.abc import Sequence
 
     from engine.running import QueryView, RunningQueries
     from nodes.backend import QueryRequest
@@ -53,28 +52,16 @@ class LocalQueries:
         return killed
 
 
-class KilledResult:
-    """What KILL QUERY answers: one row of ``system.queries``, as the query was."""
+async def kill_if_asked(request: QueryRequest, control: QueryControl) -> ReadyResult | None:
+    """Carry KILL QUERY out, and answer what the query was; None if the statement is another one.
 
-    def __init__(self, killed: QueryStatus) -> None:
-        self._table = queries_table([killed])
-
-    @property
-    def schema(self) -> pa.Schema:
-        return self._table.schema
-
-    async def __aiter__(self) -> AsyncIterator[pa.RecordBatch]:
-        for batch in self._table.to_batches():
-            yield batch
-
-    async def aclose(self) -> None:
-        """Nothing runs."""
-
-
-async def kill_if_asked(request: QueryRequest, control: QueryControl) -> KilledResult | None:
-    """Carry KILL QUERY out; None if the statement is another one. Raises InvalidStatement, and as ``control`` does."""
+    Raises InvalidStatement, and as ``control`` does.
+    """
     wanted = killed_id(request.text)
-    return None if wanted is None else KilledResult(await control.kill(wanted))
+    if wanted is None:
+        return None
+    (row,) = queries_table([await control.kill(wanted)]).to_batches()
+    return ReadyResult(row)
 
 
 def origin(request: QueryRequest) -> Origin:

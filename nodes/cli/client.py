@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
+import msgspec
 
 from nodes.exitcodes import ExitCode, NodeError, ServerDenied, ServerRefused, ServerUnreachable
 from nodes.settings import client_host
@@ -21,6 +22,8 @@ from nodes.settings import client_host
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
+
+T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 330.0
@@ -207,3 +210,16 @@ def _line_errors(body: str) -> list[LineError] | None:
         return [LineError(int(i["line_number"]), str(i["error_message"]), str(i["original_line"])) for i in items]
     except (ValueError, KeyError, TypeError):
         return None
+
+
+async def ask(
+    host: str | None, method: str, path: str, kind: type[T], parameters: Mapping[str, str] | None = None
+) -> tuple[bytes, T]:
+    """One request of an operator's: the answer as it came, and what it means. ServerRefused if it means nothing."""
+    async with Client(host) as client, client.request(method, path, params=parameters) as answer:
+        raw = await answer.read()
+        await raise_for_status(answer)
+        try:
+            return raw, msgspec.json.decode(raw, type=kind)
+        except msgspec.DecodeError as error:
+            raise ServerRefused(f"{client.url} is not a Runnel server that this command understands") from error

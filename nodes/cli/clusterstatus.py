@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from cluster.members import MemberState
-from nodes.cli.client import Client, raise_for_status, run
-from nodes.exitcodes import ExitCode, ServerRefused
+from nodes.cli.client import ask, run
+from nodes.exitcodes import ExitCode
 from nodes.status import CLUSTER_PATH, DRAIN_PATH, REBALANCE_PATH, ClusterStatus, ShardsMoved
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rich.table import Table
-
-T = TypeVar("T")
 
 COLOURS = {MemberState.ALIVE.value: "green", MemberState.SUSPECT.value: "yellow"}
 
 
 def status(host: str | None, *, is_json: bool) -> ExitCode:
     """0 if there is a controller and every shard has an owner that is there; 1 if not."""
-    raw, cluster = run(_ask(host, "GET", CLUSTER_PATH, ClusterStatus))
+    raw, cluster = run(ask(host, "GET", CLUSTER_PATH, ClusterStatus))
     if is_json:
         sys.stdout.write(msgspec.json.format(raw, indent=2).decode() + "\n")
     else:
@@ -35,14 +31,14 @@ def status(host: str | None, *, is_json: bool) -> ExitCode:
 
 def drain(node: str, host: str | None) -> ExitCode:
     """Move a node's shards to others, so that it can be stopped without a pause for anyone."""
-    _, answer = run(_ask(host, "POST", DRAIN_PATH, ShardsMoved, {"node": node}))
+    _, answer = run(ask(host, "POST", DRAIN_PATH, ShardsMoved, {"node": node}))
     sys.stdout.write(f"{node} is drained: {_shards(answer.moved)} moved to other nodes\n")
     return ExitCode.OK
 
 
 def rebalance(host: str | None) -> ExitCode:
     """Spread the shards evenly."""
-    _, answer = run(_ask(host, "POST", REBALANCE_PATH, ShardsMoved))
+    _, answer = run(ask(host, "POST", REBALANCE_PATH, ShardsMoved))
     sys.stdout.write(f"{_shards(answer.moved)} moved\n")
     return ExitCode.OK
 
@@ -55,18 +51,6 @@ def troubles(cluster: ClusterStatus) -> list[str]:
     if lost:
         found.append(f"without an owner that is there: shard {', '.join(lost)}")
     return found
-
-
-async def _ask(
-    host: str | None, method: str, path: str, kind: type[T], parameters: Mapping[str, str] | None = None
-) -> tuple[bytes, T]:
-    async with Client(host) as client, client.request(method, path, params=parameters) as answer:
-        raw = await answer.read()
-        await raise_for_status(answer)
-        try:
-            return raw, msgspec.json.decode(raw, type=kind)
-        except msgspec.DecodeError as error:
-            raise ServerRefused(f"{client.url} is not a Runnel server that this command understands") from error
 
 
 def _print(cluster: ClusterStatus) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nodes.cli.client import Client, raise_for_status, run
-from nodes.exitcodes import ExitCode, ServerRefused
+from nodes.cli.client import ask, run
+from nodes.exitcodes import ExitCode
 from nodes.status import KILL_PATH, PHASE_UNKNOWN, QUERIES_PATH, QueryStatus
 from nodes.units import show_size_rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-T = TypeVar("T")
+    from collections.abc import Sequence
 
 STATEMENT_CHARACTERS_MAX = 500
 """Of a statement in the table; --json has what the server keeps."""
@@ -23,7 +21,7 @@ STATEMENT_CHARACTERS_MAX = 500
 
 def queries(host: str | None, *, is_json: bool) -> ExitCode:
     """List them, the longest first; 1 if a query node did not answer."""
-    raw, found = run(_ask(host, "GET", QUERIES_PATH, list[QueryStatus]))
+    raw, found = run(ask(host, "GET", QUERIES_PATH, list[QueryStatus]))
     silent = [query.node for query in found if query.phase == PHASE_UNKNOWN]
     if is_json:
         sys.stdout.write(msgspec.json.format(raw, indent=2).decode() + "\n")
@@ -34,23 +32,11 @@ def queries(host: str | None, *, is_json: bool) -> ExitCode:
 
 def kill(query_id: str, host: str | None) -> ExitCode:
     """End one, wherever it runs."""
-    _, killed = run(_ask(host, "POST", KILL_PATH, QueryStatus, {"id": query_id}))
+    _, killed = run(ask(host, "POST", KILL_PATH, QueryStatus, {"id": query_id}))
     sys.stdout.write(
         f"query {killed.id} on {killed.node} is killed; it was {killed.phase} after {killed.total_seconds or 0:.1f} s\n"
     )
     return ExitCode.OK
-
-
-async def _ask(
-    host: str | None, method: str, path: str, kind: type[T], parameters: Mapping[str, str] | None = None
-) -> tuple[bytes, T]:
-    async with Client(host) as client, client.request(method, path, params=parameters) as answer:
-        raw = await answer.read()
-        await raise_for_status(answer)
-        try:
-            return raw, msgspec.json.decode(raw, type=kind)
-        except msgspec.DecodeError as error:
-            raise ServerRefused(f"{client.url} is not a Runnel server that this command understands") from error
 
 
 def _print(found: Sequence[QueryStatus], silent: Sequence[str]) -> None:

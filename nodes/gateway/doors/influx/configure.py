@@ -23,6 +23,7 @@ from nodes.gateway.doors.influx.params import SerdeError, boolean, required, tak
 from nodes.gateway.doors.influx.query import CONTENT_TYPES, decode_json, read_format
 from nodes.gateway.faults import BadContentType, BadRequest
 from nodes.gateway.http import Response
+from nodes.resulttext import ReadyResult
 from storage.errors import NoSuchDatabase
 from storage.schema import TIME_COLUMN, Role, TypeKind
 
@@ -97,7 +98,7 @@ class ConfigureDoor:
             schema=DATABASES_SCHEMA,
         )
         # Most ask for JSON, and for that a gateway of a cluster need not load a query engine.
-        body = msgspec.json.encode(rows.to_pylist()) if format == "json" else self._encode(format, Rows(rows))
+        body = msgspec.json.encode(rows.to_pylist()) if format == "json" else self._encode(format, ReadyResult(rows))
         return Response(200, self._answers.success(CONTENT_TYPES[format]), body)
 
     async def create_database(self, request: Request) -> Response:
@@ -165,23 +166,6 @@ class ConfigureDoor:
         if not is_json(request.header(b"content-type")):
             raise BadContentType
         return decode_json(await request.body(), kind)
-
-
-class Rows:
-    """A result that is here already (`nodes.backend.QueryResult`)."""
-
-    def __init__(self, rows: pa.RecordBatch) -> None:
-        self._rows = rows
-
-    @property
-    def schema(self) -> pa.Schema:
-        return self._rows.schema
-
-    async def __aiter__(self) -> AsyncIterator[pa.RecordBatch]:
-        yield self._rows
-
-    async def aclose(self) -> None:
-        """Nothing runs."""
 
 
 def is_json(content_type: bytes | None) -> bool:
