@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from cluster.errors import MalformedMessage
+from nodes.ingest.service import IngestService
 from nodes.messages import file_to
 from nodes.query.source import SMALL_BYTES, ShardSource
 from nodes.tailmessages import FILE_BYTES, ROW_BYTES_LEAST, head_to, rows_to, small
 from protos import internal_pb2 as pb
 from storage.catalogstate import CatalogSnapshot
-from storage.errors import LogDamaged, ShardClosed
+from storage.errors import Fenced, LogDamaged, ShardClosed
 from storage.schema import DataFile, TailBatch
-from storage.tailanswer import ShardSnapshot, TailAnswer, TailPartition, TailRows
+from storage.tailanswer import ShardSnapshot, TailAnswer, TailPartition, TailRows, TailWanted
 from tests.harness.gateway import on_loop
 from tests.harness.grpcpeer import Peer, ScriptedIngest, running
 from tests.harness.tables import make_rows, make_table
@@ -25,6 +26,7 @@ from tests.harness.tables import make_rows, make_table
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
+    from nodes.ingest.node import IngestNode
     from nodes.member import ClusterMember
 
 SHARDS = (1, 2, 3)
@@ -177,3 +179,39 @@ def test_a_shard_with_many_files_leaves_room_for_the_others() -> None:
     files = (FILE,) * 1_000
     many = replace(answer(1, 1), partitions=(TailPartition(1, 1, 7, files),), rows=())
     assert [one.shard for one in small([many, answer(2, 1)], 100 * FILE_BYTES)] == [2]
+
+
+class Zombie:
+    """A shard that another node has taken over: it proves nothing, and would answer."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+
+    async def prove(self) -> None:
+        raise Fenced("another owner")
+
+    def tail(self, _wanted: TailWanted) -> TailAnswer:
+        self.answered += 1
+        return answer(1, 2)
+
+
+@on_loop
+async def test_l13_an_owner_that_proves_nothing_answers_nothing() -> None:
+    """Neither alone nor together with the shards that it does own (DESIGN promise 2)."""
+    zombie = Zombie()
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    node = SimpleNamespace(
+        keeper=SimpleNamespace(shard=lambda _number: zombie),
+        member=SimpleNamespace(catalog=SimpleNamespace(wait_revision=nothing)),
+        record_cutoffs=nothing,
+    )
+    service = IngestService(cast("IngestNode", node))
+    context: Any = None
+    together = await service.Tails(pb.TailsRequest(shards=[pb.TailRequest(shard=1)]), context)
+    assert list(together.shards) == []
+    with pytest.raises(Fenced):
+        await anext(service.Tail(pb.TailRequest(shard=1), context))
+    assert zombie.answered == 0
