@@ -15,7 +15,7 @@ from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, Dr
 from storage.errors import InvalidName
 from storage.frames import NO_WRITE_ID, ZERO16, WriteId
 from storage.objects import check_path
-from storage.schema import DataFile, Role, TypeKind
+from storage.schema import FILE_KINDS, DataFile, Role, TypeKind
 from storage.shardstate import Cutoff
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def file_to(file: DataFile) -> pb.DataFile:
 
 def file_from(message: pb.DataFile) -> DataFile:
     """The reverse. The path must be one of a store; reserved kinds and fields are refused, as in a Checkpoint."""
-    if message.kind != "parquet" or message.key_id or message.borrowed:
+    if message.kind not in FILE_KINDS or message.key_id or message.borrowed:
         raise MalformedMessage(f"a file of kind {message.kind[:40]!r} with reserved fields")
     try:
         check_path(message.path)

@@ -32,7 +32,14 @@ from storage.errors import (
     StoreUnavailable,
     WriteRefused,
 )
-from storage.filechange import FileLists, bytes_after, changed_lists, repeated_sections, standing
+from storage.filechange import (
+    FileLists,
+    bytes_after,
+    changed_lists,
+    changes_from_after,
+    repeated_sections,
+    standing,
+)
 from storage.frames import ENTRIES_MAX, NO_WRITE_ID, OBJECT_BYTES_MAX, EntryKind, encoded_size
 from storage.logdriver import LogDriver
 from storage.logeffects import CheckpointDraft
@@ -536,7 +543,8 @@ class Shard:
         data = await self._in_thread(self._store.get, path)
         in_force = decode_own(self.identity.store_id, self.log_id, sequence, data)
         sizes = bytes_after(state.partitions, changes)
-        fixed = await self._in_thread(repeated_sections, in_force, self.revision, sizes, path)
+        seen_from = changes_from_after(changes)
+        fixed = await self._in_thread(repeated_sections, in_force, self.revision, sizes, seen_from, path)
         lists = changed_lists(FileLists(state.loose, state.parts), changes)
         if len(lists.loose) > FILES_INLINE_MAX:
             lists = FileLists((), (*lists.parts, await self._write_part(lists.loose)))

@@ -26,6 +26,7 @@ from storage.checkpoint import (
 )
 from storage.entries import decode_record, decode_rows
 from storage.errors import CatalogBehind, CorruptObject, UnsupportedFormat
+from storage.filechange import changes_from_after
 from storage.frames import NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind
 from storage.schema import PartitionSnapshot, TailBatch
 from storage.writeids import WRITE_IDS_MAX, Remembered, forget, read_write_ids, write_id_table
@@ -33,7 +34,7 @@ from storage.writeids import WRITE_IDS_MAX, Remembered, forget, read_write_ids, 
 __all__ = ["WRITE_IDS_MAX", "Cutoff", "Frozen", "Remembered", "ShardState", "encode_frozen", "held_bytes"]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from storage.filechange import FileChange, FileLists
     from storage.frames import Header, LogObject, WriteId
@@ -138,6 +139,7 @@ class PreparedCheckpoint:
     loose: tuple[DataFile, ...]
     parts: tuple[Part, ...]
     removed: tuple[DataFile, ...] = ()
+    changes_from: Mapping[PartitionKey, int] = field(default_factory=dict)
 
 
 class ShardState:
@@ -334,6 +336,8 @@ class ShardState:
                 state.changed_at = sequence
                 state.tail = [e for e in state.tail if e.sequence > covered]
         self._remove_files(prepared.removed, sequence)
+        for key, offset in prepared.changes_from.items():
+            self.partitions[key].changes_from = max(self.partitions[key].changes_from, offset)
         self._add_files(prepared.new_files)
         self._forget_covered()
 
@@ -376,7 +380,9 @@ class ShardState:
         """The file sections of a Checkpoint at the k in force: the current files with ``changes`` (L21)."""
         added = tuple(file for change in changes for file in change.added)
         removed = tuple(file for change in changes for file in change.removed)
-        self.prepared = PreparedCheckpoint(self.k, added, lists.loose, lists.parts, removed)
+        self.prepared = PreparedCheckpoint(
+            self.k, added, lists.loose, lists.parts, removed, changes_from_after(changes)
+        )
         return _file_sections(lists.loose, lists.parts)
 
     def part_is_due(self, new_files: int) -> bool:
