@@ -14,13 +14,15 @@ import pyarrow as pa
 
 from engine import names, stoppable
 from engine.batches import BatchSource
+from engine.changes import ChangeKind, RowChange
 from engine.errors import InvalidParameter, InvalidStatement, NotSupported, UnknownTable
 from engine.files import FileRoot, FileTables
 from engine.session import (
     CATALOG,
     SCHEMA,
     SYSTEM_SCHEMA,
-    insert_statement,
+    assigned,
+    change_statement,
     is_panic,
     new_context,
     planning_error,
@@ -30,7 +32,7 @@ from engine.session import (
 )
 from engine.tails import TailCache
 from engine.views import TIMES, Views, probe_name, usable
-from engine.viewsql import shown
+from engine.viewsql import keys, quote, shown
 from storage.errors import SnapshotTooOld
 from storage.schema import Role
 
@@ -73,11 +75,11 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Started:
-    """A query that runs as its source is read. ``target``: the table that its rows are for, of an INSERT."""
+    """A query that runs as its source is read. ``change``: what its rows are for, of a statement that writes."""
 
     schema: pa.Schema
     source: BatchSource
-    target: str = ""
+    change: RowChange | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Planner:
                 self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
                 naming = _Naming(context, views, request, tails, system, params)
                 frame = naming.frame()
-        started = _execute(context, frame, _bytes(tails), naming.target)
+        started = _execute(context, frame, _bytes(tails), naming.change)
         self._check_files(naming.paths)
         return started
 
@@ -208,8 +210,8 @@ class _Naming:
         self._system = system
         self._params = params
         self._describes = describes
-        self.target = ""
-        """Of an INSERT, once it is planned: the name of its table."""
+        self.change: RowChange | None = None
+        """Of a statement that writes, once it is planned."""
         self.paths: frozenset[str] = frozenset()
         """The files that the plan reads."""
 
@@ -251,17 +253,21 @@ class _Naming:
         return self._read(rewritten), rewritten
 
     def _read(self, statement: str) -> DataFrame:
-        if not names.is_insert(statement):
+        if not names.is_change(statement):
             return read_statement(self._context, statement, self._params)
-        frame, spelt = insert_statement(self._context, statement, self._params)
-        self.target = self._own_table(spelt)
-        return frame
+        frame, kind, spelt = change_statement(self._context, statement, self._params)
+        table = self._own_table(spelt)
+        snapshot = next((s for s in self._request.snapshots if s.table.id == table.id), None)
+        positions = {} if snapshot is None else {p.partition: p.position[2] for p in snapshot.partitions}
+        self.change = RowChange(kind, table.name, table.id, positions)
+        return _changed_rows(frame, kind, table)
 
-    def _own_table(self, spelt: str) -> str:
-        """The name of the database's table that is spelt so, with or without its schema."""
-        for table in self._request.tables:
+    def _own_table(self, spelt: str) -> Table:
+        """The database's table that is spelt so, with or without its schema, as its snapshot has it."""
+        tables = {t.name: t for t in self._request.tables} | {s.table.name: s.table for s in self._request.snapshots}
+        for table in tables.values():
             if spelt in (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}"):
-                return table.name
+                return table
         raise NotSupported(f"{spelt} is not a table that can be written")
 
     def _known_names(self) -> list[str]:
@@ -330,6 +336,20 @@ class _Naming:
         return narrowed
 
 
+def _changed_rows(frame: DataFrame, kind: ChangeKind, table: Table) -> DataFrame:
+    """The planned rows as far as they are needed: of a DELETE the keys."""
+    from datafusion import col
+
+    key = [column.name for column in keys(table)]
+    if kind is ChangeKind.DELETE:
+        return frame.select(*[col(quote(name)) for name in key])
+    if kind is ChangeKind.UPDATE and (found := assigned(frame, key)):
+        raise NotSupported(
+            f"UPDATE cannot change {found[0]!r}, a part of the rows' key: insert new rows, delete the old"
+        )
+    return frame
+
+
 def _scan_counts(frame: DataFrame) -> dict[str, int]:
     """How often each table is scanned in the plan as written, subqueries included."""
     counts: dict[str, int] = {}
@@ -364,10 +384,10 @@ def _bytes(tails: Mapping[int, Tails]) -> int:
     return sum(layer.get_total_buffer_size() for parts in tails.values() for part in parts.values() for layer in part)
 
 
-def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int, target: str) -> Started:
+def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int, change: RowChange | None) -> Started:
     """Plan physically and start."""
     try:
-        return Started(frame.schema(), BatchSource(stoppable.execute(context, frame, tails_bytes)), target)
+        return Started(frame.schema(), BatchSource(stoppable.execute(context, frame, tails_bytes)), change)
     except Exception as error:
         raise planning_error(error) from error
     except BaseException as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from cluster.errors import MalformedMessage
+from engine.changes import ChangeKind, RowChange
 from protos import internal_pb2 as pb
 from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
 from storage.errors import InvalidName
@@ -94,6 +95,23 @@ def cutoffs_from(messages: Iterable[pb.Cutoff]) -> dict[int, Cutoff]:
             raise MalformedMessage(f"two cut-offs for database {message.database_id}")
         found[message.database_id] = Cutoff(message.time_ns, message.recorded_ms)
     return found
+
+
+# ---- what the rows of a statement are for -----------------------------------------------------------------------
+
+
+def change_to(change: RowChange) -> pb.Change:
+    """As a message."""
+    return pb.Change(
+        table=change.table, table_id=change.table_id, kind=int(change.kind), positions=dict(change.positions)
+    )
+
+
+def change_from(message: pb.Change) -> RowChange:
+    """The reverse."""
+    if message.kind not in ChangeKind._value2member_map_ or not message.table:
+        raise MalformedMessage(f"a change of kind {message.kind} of table {message.table[:40]!r}")
+    return RowChange(ChangeKind(message.kind), message.table, message.table_id, dict(message.positions))
 
 
 # ---- changes of the Catalog (FORMAT F10) -----------------------------------------------------------------------

@@ -39,6 +39,8 @@ class Append:
     rows: pa.RecordBatch
     write_id: WriteId = NO_WRITE_ID
     born: int = 0
+    unchanged_since: int | None = None
+    """Take it only if none of its keys was written by an object above this one (LOG L26)."""
 
     @property
     def table_id(self) -> int:
@@ -63,6 +65,7 @@ class EncodedAppend:
     row_count: int
     time_low: int
     time_high: int
+    unchanged_since: int | None = None
 
 
 def encode_append(append: Append) -> EncodedAppend:
@@ -71,7 +74,7 @@ def encode_append(append: Append) -> EncodedAppend:
     (frame,) = entry.frames
     return EncodedAppend(
         entry.table_id, entry.partition, entry.schema_version, append.write_id, append.born, int(frame.type),
-        b"".join(frame.parts()), entry.row_count, entry.time_low, entry.time_high,
+        b"".join(frame.parts()), entry.row_count, entry.time_low, entry.time_high, append.unchanged_since,
     )  # fmt: skip
 
 

@@ -68,6 +68,8 @@ class PartitionState:
     bytes: int = 0
     time_high: int = -(2**63)
     changed_at: int = 0
+    filed_at: int = 0
+    """Rows of objects up to this one may be in files; at what object a file's rows were written nobody knows."""
     files: tuple[DataFile, ...] = ()
     tail: list[TailEntry] = field(default_factory=list)
 
@@ -199,7 +201,13 @@ class ShardState:
         self.checkpoint_seq = checkpoint.header.sequence
         for row in sections[Section.PARTITIONS]:
             self.partitions[row["table_id"], row["partition"]] = PartitionState(
-                row["start"], row["next"], row["changes_from"], row["bytes"], row["time_high"], self.checkpoint_seq
+                row["start"],
+                row["next"],
+                row["changes_from"],
+                row["bytes"],
+                row["time_high"],
+                self.checkpoint_seq,
+                filed_at=self.k,
             )
         self.drops = {row["table_id"]: row["revision"] for row in sections[Section.DROPS]}
         self.cutoffs = {r["database_id"]: Cutoff(r["cutoff"], r["recorded_ms"]) for r in sections[Section.CUTOFFS]}
@@ -334,6 +342,7 @@ class ShardState:
         for state in self.partitions.values():
             if state.tail and state.tail[0].sequence <= covered:
                 state.changed_at = sequence
+                state.filed_at = covered
                 state.tail = [e for e in state.tail if e.sequence > covered]
         self._remove_files(prepared.removed, sequence)
         for key, offset in prepared.changes_from.items():

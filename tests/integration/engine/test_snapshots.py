@@ -304,7 +304,7 @@ def test_any_history_reads_as_its_fold(
     assert sorted_rows(some) == sorted_rows(wanted)
 
 
-STEP = [
+STEP: list[Row] = [
     {}, {"n": 1}, {"s": "v"}, {"n": 2, OP_COLUMN: Op.PUT.code}, {"s": "w", OP_COLUMN: Op.PUT.code},
     {OP_COLUMN: Op.DELETE.code},
 ]  # fmt: skip
