@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import msgspec
 import structlog
 
 from nodes import machine
@@ -129,6 +130,11 @@ class Compactor:
                     await self._merger.rest()
             except Exception:  # a defect: no row is at risk, and files that are not merged are only slow
                 log.exception("compaction failed")
+
+    def status(self, files_gone: int) -> CompactionStatus:
+        """What was done, and what deletes still wait for; ``files_gone`` as `nodes.housekeeping` counts them."""
+        pending = sum(file.has_ops for shard in self._shards() for file in shard.state.all_files())
+        return msgspec.structs.replace(self.counters, files_gone=files_gone, files_with_deletes=pending)
 
     async def aclose(self) -> None:
         """Merge no more; what was not committed is left to the sweep. Idempotent."""

@@ -14,7 +14,6 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self
 
-import msgspec
 import structlog
 
 from engine.scan import SystemTable
@@ -378,7 +377,7 @@ class EmbeddedBackend:
                 for d in catalog.databases()
             ],
             logs=[self._catalog_status(), *(log_status(shard) for shard in self._shards.values())],
-            compaction=msgspec.structs.replace(self._compactor.counters, files_gone=self._housekeeper.files_gone),
+            compaction=self._compactor.status(self._housekeeper.files_gone),
         )
 
     def _table_status(self, table: Table) -> TableStatus:
