@@ -122,6 +122,8 @@ class Shard:
         self._in_flight: dict[WriteId, asyncio.Future[Position]] = {}
         self._checkpointing = asyncio.Lock()
         self._recording: dict[int, asyncio.Lock] = {}
+        self._recorded: dict[int, float] = {}
+        """When this owner recorded a database's cut-off, by its monotonic clock."""
         self._due = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -406,17 +408,20 @@ class Shard:
     async def _raise_cutoff(self, database_id: int, table_ids: frozenset[int], retention_ns: int) -> None:
         known = self.state.cutoffs.get(database_id)
         now_ms = time.time_ns() // 1_000_000
-        if known is not None and now_ms - known.recorded_ms < CUTOFF_EVERY_MS:
+        since = time.monotonic() - self._recorded.get(database_id, float("-inf"))
+        if known is not None and min(now_ms - known.recorded_ms, since * 1000) < CUTOFF_EVERY_MS:
             return
         hidden = None if known is None else known.time_ns
         if not self.state.hides_a_row(table_ids, now_ms * 1_000_000 - retention_ns, hidden):
             return
-        clock_ms = await self._in_thread(self._store.clock_ms)
-        cutoff = min(now_ms, clock_ms) * 1_000_000 - retention_ns
+        clock_ms = min(now_ms, await self._in_thread(self._store.clock_ms))
+        cutoff = clock_ms * 1_000_000 - retention_ns
         if (hidden is not None and cutoff <= hidden) or not self.state.hides_a_row(table_ids, cutoff, hidden):
             return
-        record = {"database": database_id, "cutoff": cutoff, "recorded_ms": now_ms}
+        # By the same clock: what it would have been for a longer period is told from it (`Cutoff.for_period`).
+        record = {"database": database_id, "cutoff": cutoff, "recorded_ms": clock_ms}
         (future,) = self.driver.append([record_entry(EntryKind.RETENTION, record)], [None])
+        self._recorded[database_id] = time.monotonic()
         await asyncio.shield(future)
 
     def cutoff_ns(self, database_id: int, retention_ns: int = 0) -> int | None:

@@ -486,7 +486,12 @@ async def test_l36_the_smaller_clock_counts(tmp_path: Path) -> None:
             await node.shards[1].record_cutoff(1, ids, 2 * HOUR)
             assert node.shards[1].cutoff_ns(1) is None, "by the store's clock nothing is that old"
             await node.shards[1].record_cutoff(1, ids, HOUR // 2)
-        assert node.shards[1].cutoff_ns(1) == behind * 10**6 - HOUR // 2
+            assert node.shards[1].cutoff_ns(1) == behind * 10**6 - HOUR // 2
+            longer = node.shards[1].cutoff_ns(1, 3 * HOUR)
+            assert longer == behind * 10**6 - 3 * HOUR, "also for a period that is made longer"
+            await aged(node, [4 * HOUR + HOUR // 4])
+            await node.shards[1].record_cutoff(1, ids, HOUR // 5)
+            assert node.shards[1].cutoff_ns(1) == behind * 10**6 - HOUR // 2, "at most once a minute, by any clock"
 
 
 @looped
