@@ -244,3 +244,12 @@ def test_l14_an_answer_without_the_files_of_a_checkpoint_that_nobody_knows_is_re
     answer = TailAnswer(1, 1, 9, 5, 4, 0, 4, (part,), (), {}, frozenset(), files_known=True)
     with pytest.raises(CorruptObject, match="Checkpoint 5"):
         kept.merge(ask, answer)
+
+
+def test_tables_that_come_and_go_leave_nothing_behind() -> None:
+    """Also without a row: ids are never used again, so what is kept of one that was dropped is never asked for."""
+    kept = KeptTails(100_000)
+    for table in range(1_000):
+        ask = kept.ask(1, [table])
+        kept.merge(ask, TailAnswer(1, 1, 9 + table, 5, 4, 0, 4, (), (), {}, frozenset({table})))
+    assert len(kept._kept) < 200
