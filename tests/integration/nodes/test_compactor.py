@@ -15,6 +15,7 @@ from nodes.mergeworker import Answer
 from nodes.settings_model import DataSettings, Settings
 from storage.budget import MemoryBudget
 from storage.errors import Fenced
+from storage.filechange import FileChange
 from storage.merge import merge_files
 from tests.harness.storagenode import Ledger, StorageNode, check_node, read_all
 from tests.harness.stores import MemoryStore
@@ -143,6 +144,39 @@ async def test_an_operator_gets_everything_merged_and_the_background_only_what_p
     assert len(world.files) == 1
     await world.more(2)
     assert await world.compactor._round() == 0, "the operator has gone"
+
+
+@looped
+async def test_an_operator_waits_for_what_was_there_and_not_for_what_comes_meanwhile(tmp_path: Path) -> None:
+    """Where there is a new file after every merge it would never end."""
+    world = World(tmp_path)
+    await world.open(share=0.25, files=3)
+    merge, merges = world.merger.merge, 0
+
+    async def merge_beside_writes(job: MergeJob, share: float) -> Answer:
+        nonlocal merges
+        merges += 1
+        assert merges < 5, "no end"
+        await world.more(1)
+        return await merge(job, share)
+
+    world.merger.merge = merge_beside_writes  # type: ignore[method-assign]
+    assert await world.compactor.compact() == 1
+    assert len(world.files) == 2
+    assert await world.compactor.compact() == 1, "the next one has that too"
+    await check_node(world.node, world.ledger)
+
+
+@looped
+async def test_what_is_remembered_of_a_table_goes_with_its_files(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.open()
+    await world.compactor.compact()
+    assert len(world.compactor._looks) > 0
+    shard = world.node.shards[1]
+    await shard.replace_files([FileChange((file,), ()) for file in world.files])
+    world.compactor._forgive()
+    assert world.compactor._looks == {}
 
 
 @looped
