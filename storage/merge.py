@@ -21,11 +21,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.compaction import RUN_FILES_MAX, TARGET_BYTES
-from storage.datafile import CREATE_TRIES_MAX, ROW_GROUP_ROWS, create_datafile, file_schema, kind_of, parquet_writer
+from storage.datafile import (
+    CREATE_TRIES_MAX,
+    ROW_GROUP_ROWS,
+    batch_rows,
+    create_datafile,
+    file_schema,
+    kind_of,
+    parquet_writer,
+)
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.fold import fold_layers
 from storage.rangereader import RangeReader
-from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, DataFile, Op, Table
+from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, DataFile, Op, Table, TypeKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +53,10 @@ WRITE_FACTOR: Final = 2
 BATCH_ROWS_MAX: Final = 16_384
 """Rows that are decoded at once."""
 BATCH_ROWS_MIN: Final = 64
+TEXT_ROWS_MAX: Final = 1_024
+"""The same where there are string fields: a row may be long that comes after many short ones."""
+TEXT_BYTES: Final = 2**20
+"""Of string fields, about, in so few rows as are decoded at once where they are very long."""
 WHOLE_BYTES_MAX: Final = 4 * 2**20
 """A file of an object store up to this size is fetched with one request."""
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -161,15 +173,26 @@ class _Input:
         self.names = frozenset(columns) - {OFFSET_COLUMN}
         self._tags = [(tag if tag in self.names else None) for tag in tags]
         self._share = share_bytes
-        rows = min(BATCH_ROWS_MAX, max(BATCH_ROWS_MIN, share_bytes // (8 * len(columns))))
-        self._batches = self._read(rows, columns)
+        texts = {field.storage_name for field in table.fields if field.kind is TypeKind.STRING}
+        self._texts = sorted(texts & self.names)
+        self._batches = self._read(columns)
         self._ready: deque[tuple[Key, pa.RecordBatch]] = deque()
         self._held = 0
         self._ended = False
 
-    def _read(self, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def _read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for group in range(self._file.metadata.num_row_groups):  # one at a time: else all are buffered before
+            rows = min(BATCH_ROWS_MAX, max(BATCH_ROWS_MIN, self._share // (8 * len(columns))))
+            if self._texts:
+                rows = min(rows, self._text_rows(group))
             yield from self._file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
+
+    def _text_rows(self, group: int) -> int:
+        """How many rows of a row group to decode at once: only the rows themselves say how long their strings are."""
+        first = self._file.iter_batches(BATCH_ROWS_MIN, row_groups=[group], columns=self._texts, use_threads=False)
+        probe = next(first)
+        each: int = max(1, probe.nbytes // probe.num_rows)
+        return min(TEXT_ROWS_MAX, max(self._share // each, TEXT_BYTES // each, 1))
 
     def times(self) -> Iterator[npt.NDArray[np.int64]]:
         """Some of the times, evenly spread over the rows."""
@@ -301,7 +324,7 @@ class _Output:
         self._schema = schema
         self._scratch = scratch
         self._waiting: list[pa.Table] = []
-        self._waiting_rows = 0
+        self._waiting_rows = self._rows_at_once = 0
         self._times = (2**63 - 1, -(2**63))
         self._seen: set[str] = set()
         self._spool: IO[bytes] | None = None
@@ -338,13 +361,14 @@ class _Output:
 
     def _write(self, group: pa.Table) -> None:
         if self._writer is None:
+            self._rows_at_once = batch_rows(group)
             self._open(self._schema)
         assert self._writer is not None
         self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
 
     def _open(self, schema: pa.Schema) -> None:
         self._spool = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  has no name: ends with this process
-        self._writer = parquet_writer(self._table, schema, self._spool)
+        self._writer = parquet_writer(self._table, schema, self._spool, self._rows_at_once)
 
     def create(self, store: ObjectStore, job: MergeJob, names: Iterator[str]) -> DataFile:
         """Create the object; its order is that of the whole run, for which it stands within its times (L25)."""

@@ -175,6 +175,26 @@ def test_l25_merges_of_the_same_times_are_cut_at_the_same_places(tmp_path: Path)
         assert not any(f.time_low <= hull[1] and f.time_high >= hull[0] for f in others)
 
 
+def test_long_strings_take_no_more_memory_than_others(tmp_path: Path) -> None:
+    """Rows are decoded by what they hold: 64 MB here, four times of which were in memory at once."""
+    store, files, count, length = MemoryStore(), [], 256, 2**15
+    for number in range(8):
+        rows = make_rows(range(number, 8 * count, 8), ["a"] * count, count * number)
+        texts = pa.array([f"{n}".ljust(length, "x") for n in range(count)])
+        rows = rows.set_column(rows.schema.names.index("s"), "s", texts)
+        files.append(write_datafile(store, TABLE, 3, 5, 1, [TailBatch(count * number, rows)]))
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        job = MergeJob(TABLE, tuple(files), names(TABLE, 9))
+        (file,) = merge_files(store, job, tmp_path, read_bytes=4 * 2**20)
+    finally:
+        pa.set_memory_pool(before)
+    assert file.rows == 8 * count
+    assert pool.max_memory() < 2 * 8 * count * length
+
+
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     store = MemoryStore()
     files, _ = write_layers(store, [[(1, "a")], [(1, "a")]])
