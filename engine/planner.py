@@ -256,18 +256,20 @@ class _Naming:
         if not names.is_change(statement):
             return read_statement(self._context, statement, self._params)
         frame, kind, spelt = change_statement(self._context, statement, self._params)
-        table = self._own_table(spelt)
+        table = self._own_table(names.change_target(statement), spelt)
         snapshot = next((s for s in self._request.snapshots if s.table.id == table.id), None)
         positions = {} if snapshot is None else {p.partition: p.position[2] for p in snapshot.partitions}
         self.change = RowChange(kind, table.name, table.id, positions)
         return _changed_rows(frame, kind, table)
 
-    def _own_table(self, spelt: str) -> Table:
-        """The database's table that is spelt so, with or without its schema, as its snapshot has it."""
+    def _own_table(self, parts: tuple[str, ...], spelt: str) -> Table:
+        """The database's table that is called so, with or without its schema, as its snapshot has it.
+
+        By the parts of its name: ``spelt``, which is what DataFusion says, joins them, and a name may have dots.
+        """
         tables = {t.name: t for t in self._request.tables} | {s.table.name: s.table for s in self._request.snapshots}
-        for table in tables.values():
-            if spelt in (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}"):
-                return table
+        if ".".join(parts) == spelt and parts[:-1] in ((), (SCHEMA,), (CATALOG, SCHEMA)) and parts[-1] in tables:
+            return tables[parts[-1]]
         raise NotSupported(f"{spelt} is not a table that can be written")
 
     def _known_names(self) -> list[str]:
