@@ -100,15 +100,17 @@ def test_a_row_without_a_field_is_refused(columns: dict[str, list[int]]) -> None
 
 
 class Recreated(Written):
-    """A table that is made again, under the same name, when ``writes`` pieces have been written; at first this node
-    knows only ``known``. A dropped one refuses its rows."""
+    """The first of ``tables`` is dropped, and made again as the last, when ``writes`` pieces have been written.
 
-    def __init__(self, *tables: Table, writes: int = 0) -> None:
+    This node ``follows`` the Catalog, or hears of that when it asks. A dropped table refuses its rows.
+    """
+
+    def __init__(self, *tables: Table, writes: int = 0, follows: bool = False) -> None:
         super().__init__()
-        self.tables, self.known, self.writes = list(tables), tables[0], writes
+        self.tables, self.known, self.writes, self.follows = tables, tables[0], writes, follows
 
     def table(self, database: str, name: str) -> Table:
-        return self.known
+        return self.tables[-1] if self.follows and len(self.keys) >= self.writes else self.known
 
     async def refresh(self) -> Recreated:
         self.known = self.tables[0] if len(self.keys) < self.writes else self.tables[-1]
@@ -125,7 +127,8 @@ PIECES = [rows(PIECE_ROWS, time=range(PIECE_ROWS), i=range(PIECE_ROWS))] * 2
 
 @on_loop
 async def test_l28_no_row_goes_to_the_next_table_of_that_name() -> None:
-    for backend in (Recreated(TABLE, make_table(2), writes=1), Recreated(TABLE, make_table(2), writes=2)):
+    for follows in (True, False):
+        backend = Recreated(TABLE, make_table(2), writes=1, follows=follows)
         with pytest.raises(NoSuchTable, match="were written before"):
             await inserted(backend, Rows(*PIECES, *PIECES))
         assert {batch.table.id for batch in backend.batches} == {TABLE.id}
