@@ -155,10 +155,14 @@ def _aliases(all_tokens: Sequence[Token]) -> list[str]:
 
 
 def _may_be_name(all_tokens: Sequence[Token], i: int) -> bool:
-    """Whether word `i` can be a column or table: not reserved, and not a function's name."""
+    """Whether word `i` can be a column or table: not reserved, and not a function's name.
+
+    After the table of an INSERT a parenthesis begins its list of columns.
+    """
     if all_tokens[i].text.lower() in RESERVED:
         return False
-    return i + 1 == len(all_tokens) or all_tokens[i + 1].text != "("
+    is_called = i + 1 < len(all_tokens) and all_tokens[i + 1].text == "("
+    return not is_called or (i > 0 and all_tokens[i - 1].text.lower() == "into")
 
 
 def first_word(statement: str) -> str:
