@@ -20,6 +20,7 @@ from storage.errors import CorruptObject, StorageError
 from storage.kepttail import KeptTails, whole_snapshot
 from storage.storereader import StoreReader
 from storage.tailanswer import TailAnswer, TailPartition, TailWanted
+from tests.harness.merging import merge_all
 from tests.harness.storagenode import Ledger, SimExecutor, StorageNode
 from tests.harness.stores import MemoryStore
 
@@ -82,6 +83,7 @@ class History:
             self.query: 8,
             self.answer_late: 4,
             self.checkpoint: 2,
+            self.compact: 1,
             self.take_over: 1,
             self.zombie: 1,
         }
@@ -107,6 +109,12 @@ class History:
 
     async def checkpoint(self) -> None:
         await self.owner.shards[self.random.choice((1, 2))].checkpoint()
+
+    async def compact(self) -> None:
+        """Another list of files at the same k."""
+        shard = self.owner.shards[self.random.choice((1, 2))]
+        if True in await merge_all(self.owner, shard):
+            self.reached.add("merged files")
 
     async def zombie(self) -> None:
         """An owner that was replaced proves nothing, so it answers nothing (L13)."""
@@ -186,6 +194,7 @@ def test_l14_kept_tails_and_deltas_are_a_full_read() -> None:
     found = run()
     assert found == {
         "another owner", "k above all that was kept", "k above some", "only what is new", "files that are known",
+        "merged files",
     }  # fmt: skip
 
 
