@@ -154,14 +154,16 @@ def assigned(frame: DataFrame, names: Iterable[str]) -> list[str]:
 
 def _kept(item: Expr) -> str | None:
     """The column that an item of a SELECT list hands on under its own name."""
-    from datafusion.expr import Alias, Column
+    from datafusion.expr import Alias, Expr
 
     variant = item.to_variant()
     name = variant.alias() if isinstance(variant, Alias) else None
-    column = variant.expr().to_variant() if isinstance(variant, Alias) else variant
-    if not isinstance(column, Column) or name not in (None, column.name()):
+    value = variant.expr() if isinstance(variant, Alias) else item
+    inner = value if isinstance(value, Expr) else Expr(value)
+    if inner.variant_name() != "Column":  # first: most others have no variant in Python
         return None
-    return str(column.name())
+    column = str(inner.to_variant().name())
+    return column if name in (None, column) else None
 
 
 def _planned(
