@@ -8,6 +8,7 @@ least key that any of them has reached can be folded and written. What comes out
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 import mmap
 import tempfile
@@ -106,7 +107,7 @@ def merge_files(
     assert 0 < len(files) <= RUN_FILES_MAX, "the planner bounds a run"
     share = read_bytes // len(files)
     try:
-        inputs = [_Input(store, file, table, share) for file in files]
+        inputs = [_opened(store, file, table, share) for file in files]
         cuts = _cuts(inputs, new_files_max(files, target_bytes), pause)
         present = frozenset[str]().union(*(layer.names for layer in inputs))
         outputs = _Outputs(table, present, cuts, scratch, WRITE_FACTOR * read_bytes)
@@ -128,7 +129,8 @@ def _folded(table: Table, inputs: Sequence[_Input]) -> Iterator[pa.RecordBatch]:
     """The folded rows of all inputs in the order of their keys."""
     while True:
         for layer in inputs:
-            layer.fill()
+            with _naming_damage(layer.file):
+                layer.fill()
         bounds = [layer.reached for layer in inputs if layer.reached is not None]
         bound = min(bounds) if bounds else None
         taken = [rows for layer in inputs for rows in layer.take(bound)]
@@ -150,6 +152,24 @@ def without_deletes(rows: pa.RecordBatch) -> pa.RecordBatch:
         return rows
     kept = rows.filter(pc.not_equal(rows.column(OP_COLUMN), Op.DELETE.code))
     return kept.drop_columns([OP_COLUMN])
+
+
+@contextlib.contextmanager
+def _naming_damage(file: DataFile) -> Iterator[None]:
+    """Say which file is damaged: Arrow's errors, of which some look like those of a disk, name none."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise CorruptObject(f"{file.path}: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise CorruptObject(f"{file.path}: {error}") from error
+
+
+def _opened(store: ObjectStore, file: DataFile, table: Table, share_bytes: int) -> _Input:
+    with _naming_damage(file):
+        return _Input(store, file, table, share_bytes)
 
 
 class _Input:
@@ -253,7 +273,8 @@ def _cuts(inputs: Sequence[_Input], count: int, pause: Callable[[], None]) -> np
     samples: list[npt.NDArray[np.int64]] = []
     weights: list[npt.NDArray[np.float64]] = []
     for layer in inputs:
-        times = np.concatenate(list(layer.times()))
+        with _naming_damage(layer.file):
+            times = np.concatenate(list(layer.times()))
         samples.append(times)
         weights.append(np.full(len(times), layer.file.rows / len(times)))
         pause()

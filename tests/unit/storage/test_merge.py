@@ -198,9 +198,13 @@ def test_long_strings_take_no_more_memory_than_others(tmp_path: Path) -> None:
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     store = MemoryStore()
     files, _ = write_layers(store, [[(1, "a")], [(1, "a")]])
-    store.objects[files[1].path] = b"PAR1 this is no Parquet PAR1"
-    with pytest.raises(CorruptObject, match="cpu7"):
-        merged(store, files, tmp_path)
+    whole = store.get(files[1].path)
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    damages = [whole[:at] + bytes(40) + whole[at + 40 :] for at in (4, footer)]
+    for damaged in (b"PAR1 this is no Parquet PAR1", *damages):
+        store.objects[files[1].path] = damaged
+        with pytest.raises(CorruptObject, match=files[1].path):
+            merged(store, files, tmp_path)
     store.delete(files[1].path)
     with pytest.raises(ObjectMissing):
         merged(store, files, tmp_path)
