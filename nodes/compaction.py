@@ -114,6 +114,7 @@ class Compactor:
         self._lock = asyncio.Lock()
         self._closing = False
         self._waiting_operators = 0
+        self._said = ""
         self._looks: dict[Place, _Look] = {}
         self._failed: set[str] = set()
         self._forgive_at = time.monotonic() + FORGIVE_SECONDS
@@ -164,17 +165,19 @@ class Compactor:
         """
         async with self._lock:
             done = 0
+            self.counters.put_off = ""
             for shard in list(self._shards()):
                 try:
                     done += await self._compact(shard, upto)
                 except StorageError as error:
                     self._put_off(shard, str(error))
+            self._said = self.counters.put_off
             return done
 
     def _put_off(self, shard: Shard, reason: str) -> None:
-        if reason != self.counters.put_off:
+        if reason != self._said:
             log.info("compaction put off", shard=shard.log_id, reason=reason)
-        self.counters.put_off = reason
+        self._said = self.counters.put_off = reason
 
     async def _compact(self, shard: Shard, upto: Mapping[Place, int] | None) -> int:
         runs = await self._plan(shard, upto)
@@ -186,7 +189,6 @@ class Compactor:
                     if reason := self._room(files):
                         self._put_off(shard, reason)
                         break
-                    self.counters.put_off = ""
                     await self._merge(shard, table, files, batch)
                     self.counters.waiting -= 1
                     if batch.is_due:

@@ -295,6 +295,19 @@ async def test_what_there_is_no_room_for_is_put_off_and_not_forgotten(tmp_path: 
 
 
 @looped
+async def test_what_was_put_off_and_needs_no_merge_any_more_is_not_reported(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.open(room=lambda _: "no room")
+    with capture_logs() as lines:
+        assert await world.compactor._round() == await world.compactor._round() == 0
+    assert [line["reason"] for line in lines] == ["no room"], "said once"
+    assert world.compactor.counters.put_off == "no room"
+    await world.node.shards[1].replace_files([FileChange(tuple(world.files), ())])
+    assert await world.compactor.compact() == 0
+    assert world.compactor.counters.put_off == ""
+
+
+@looped
 async def test_closing_ends_it_at_once_and_for_ever(tmp_path: Path) -> None:
     world = World(tmp_path)
     await world.open()
