@@ -69,8 +69,8 @@ def batch_rows(rows: pa.RecordBatch | pa.Table) -> int:
     found = BATCH_ROWS
     for column in rows.columns:
         if pa.types.is_string(column.type):
-            longest = max((_text_bytes_max(array) for array in _chunks(column)), default=0)
-            found = min(found, STRING_BATCH_ROWS, max(1, PAGE_BYTES * STRING_BATCH_ROWS // max(1, longest)))
+            length = max((_text_length(array) for array in _chunks(column)), default=0)
+            found = min(found, STRING_BATCH_ROWS, max(1, PAGE_BYTES // max(1, length)))
     return found
 
 
@@ -78,11 +78,12 @@ def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.StringArray]:
     return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
 
 
-def _text_bytes_max(array: pa.StringArray) -> int:
-    """Of `STRING_BATCH_ROWS` strings that follow each other, where they are longest."""
+def _text_length(array: pa.StringArray) -> int:
+    """The mean length of `STRING_BATCH_ROWS` strings that follow each other, where they are longest."""
     offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
-    edges = np.append(offsets[:-1:STRING_BATCH_ROWS], offsets[-1])
-    return int(np.diff(edges).max(initial=0))
+    edges = np.append(np.arange(0, len(array), STRING_BATCH_ROWS), len(array))
+    sizes = np.diff(offsets[edges]) // np.maximum(1, np.diff(edges))
+    return int(sizes.max(initial=0))
 
 
 def parquet_writer(table: Table, schema: pa.Schema, sink: object, rows_at_once: int) -> pq.ParquetWriter:

@@ -60,6 +60,10 @@ TEXT_BYTES: Final = 2**20
 """Of string fields, about, in so few rows as are decoded at once where they are very long."""
 WHOLE_BYTES_MAX: Final = 4 * 2**20
 """A file of an object store up to this size is fetched with one request."""
+GROUP_BYTES_MAX: Final = 4 * 2**20
+"""Row groups of an object store up to this size are fetched whole, larger ones piece by piece."""
+STREAM_BYTES: Final = 2**20
+"""Such a piece, of one column."""
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 CUT_PLAY: Final = 0.15
 """By how much of a file's share of rows a cut may be moved to a rounder time."""
@@ -182,12 +186,17 @@ class _Input:
         metadata = pq.read_metadata(source)
         present = metadata.schema.to_arrow_schema().names
         tags = [tag.storage_name for tag in table.tags]
+        is_mapped = isinstance(source, pa.MemoryMappedFile)
+        piece = 0 if is_mapped else STREAM_BYTES
+        is_large = file.bytes > GROUP_BYTES_MAX * metadata.num_row_groups
         self._file = pq.ParquetFile(
             source,
             metadata=metadata,
             read_dictionary=sorted({*tags} & {*present}),
-            pre_buffer=not isinstance(source, pa.MemoryMappedFile),
+            pre_buffer=not is_mapped and not is_large,
+            buffer_size=piece if is_large else 0,
         )
+        self._probe = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, buffer_size=piece)
         known = table.by_storage_name
         columns = [name for name in present if name in known or name in (OFFSET_COLUMN, OP_COLUMN)]
         self.names = frozenset(columns) - {OFFSET_COLUMN}
@@ -209,7 +218,7 @@ class _Input:
 
     def _text_rows(self, group: int) -> int:
         """How many rows of a row group to decode at once: only the rows themselves say how long their strings are."""
-        first = self._file.iter_batches(BATCH_ROWS_MIN, row_groups=[group], columns=self._texts, use_threads=False)
+        first = self._probe.iter_batches(BATCH_ROWS_MIN, row_groups=[group], columns=self._texts, use_threads=False)
         probe = next(first)
         each: int = max(1, probe.nbytes // probe.num_rows)
         return min(TEXT_ROWS_MAX, max(self._share // each, TEXT_BYTES // each, 1))

@@ -195,6 +195,43 @@ def test_long_strings_take_no_more_memory_than_others(tmp_path: Path) -> None:
     assert pool.max_memory() < 2 * 8 * count * length
 
 
+class CountingStore(MemoryStore):
+    """Remembers how much was fetched at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[int] = []
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        self.fetched.append(length)
+        return super().get_range(path, start, length)
+
+
+def test_large_row_groups_of_an_object_store_are_fetched_once_and_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, those of all files together would be as large as the merge itself."""
+    monkeypatch.setattr("storage.merge.WHOLE_BYTES_MAX", 0)
+    monkeypatch.setattr("storage.merge.GROUP_BYTES_MAX", 2**20)
+    monkeypatch.setattr("storage.merge.STREAM_BYTES", 2**16)
+    monkeypatch.setattr("storage.datafile.PAGE_BYTES", 2**16)
+    store, chooser = CountingStore(), random.Random(7)
+    files = []
+    for number in range(2):
+        rows = make_rows(range(200), ["a"] * 200, 200 * number)
+        texts = pa.array([chooser.randbytes(10_000).hex() for _ in range(200)])
+        rows = rows.set_column(rows.schema.names.index("s"), "s", texts)
+        files.append(write_datafile(store, TABLE, 3, 5, 1, [TailBatch(200 * number, rows)]))
+    assert all(file.bytes > 3 * 2**19 for file in files)
+    merged(store, files, tmp_path)
+    assert sum(store.fetched) < 1.75 * sum(file.bytes for file in files)
+    assert max(store.fetched) < 2**20, "a dictionary is fetched whole"
+    monkeypatch.setattr("storage.merge.GROUP_BYTES_MAX", LARGE)
+    store.fetched = []
+    merged(store, files, tmp_path)
+    assert max(store.fetched) > 3 * 2**19, "small ones with few requests"
+
+
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     store = MemoryStore()
     files, _ = write_layers(store, [[(1, "a")], [(1, "a")]])
