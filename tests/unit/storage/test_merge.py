@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.datafile import write_datafile
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.fold import fold
 from storage.merge import MergeJob, deletes_done, merge_files, names_wanted, roundest, without_deletes
@@ -33,7 +32,7 @@ from storage.schema import (
 )
 from storage.store import data_path
 from tests.harness.stores import Fault, FaultStore, MemoryStore
-from tests.harness.tables import make_rows, make_table
+from tests.harness.tables import make_rows, make_table, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +76,7 @@ def write_layers(store: ObjectStore, layers: Sequence[Layer]) -> tuple[list[Data
     files, tail, following = [], [], 0
     for layer in layers:
         batch = TailBatch(following, make_rows([t for t, _ in layer], [h for _, h in layer], following))
-        files.append(write_datafile(store, TABLE, 3, 5, 1, [batch]))
+        files.append(write_file(store, TABLE, 3, 5, 1, [batch]))
         tail.append(batch)
         following += len(layer)
     return files, tail
@@ -132,7 +131,7 @@ def test_f19_a_table_that_has_grown(tmp_path: Path) -> None:
     grown = dataclasses.replace(TABLE, columns=tuple(columns), version=2)
     rows = make_rows([2, 2], ["a", "a"], 4).drop_columns(["b", "i"])
     tagged = rows.append_column("rack", pa.array(["r", None]).dictionary_encode())
-    files.append(write_datafile(store, grown, 3, 5, 1, [TailBatch(4, tagged)]))
+    files.append(write_file(store, grown, 3, 5, 1, [TailBatch(4, tagged)]))
     (file,) = merged(store, files, tmp_path, grown)
     found = content(store, file)
     assert file.schema_version == 2
@@ -227,7 +226,7 @@ def test_l25_deletes_and_puts_are_merged_in_any_grouping_and_end_with_the_oldest
         rows = make_rows([t for t, _, _ in layer], [h for _, h, _ in layer], following)
         tail.append(TailBatch(following, with_ops(rows, [op for _, _, op in layer])))
         following += len(layer)
-    files = [write_datafile(store, TABLE, 3, 5, 1, [batch]) for batch in tail]
+    files = [write_file(store, TABLE, 3, 5, 1, [batch]) for batch in tail]
     groups = [group for group in (files[:cut], files[cut:]) if group]
     files = [file for group in groups for file in merged(store, group, folder)]
     job = MergeJob(TABLE, tuple(files), names(TABLE, names_wanted(files)), is_oldest)
