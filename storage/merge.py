@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from storage.compaction import RUN_FILES_MAX, TARGET_BYTES
 from storage.datafile import CREATE_TRIES_MAX, ROW_GROUP_ROWS, create_datafile, file_schema, kind_of, parquet_writer
-from storage.deletes import of_file
+from storage.deletes import PendingDelete, of_file
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.fold import fold_layers
 from storage.rangereader import RangeReader
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from storage.deletes import PendingDelete, RangeDelete
+    from storage.deletes import RangeDelete
     from storage.objects import ObjectStore
 
     Key = tuple[tuple[bytes, ...] | int, ...]

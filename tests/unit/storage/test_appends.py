@@ -69,7 +69,7 @@ def bad_indices() -> pa.RecordBatch:
 BAD: dict[str, tuple[str, dict[str, Any] | pa.RecordBatch]] = {
     "another count": ("20 rows where the directory says 19", {"row_count": 19}),
     "another time": ("times from 100 to 119 where 100 to 120", {"time_high": 120}),
-    "records": ("does not hold rows", {"frame_type": int(FrameType.RECORD)}),
+    "rows as a delete": ("", {"frame_type": int(FrameType.RECORD)}),
     "client bytes": ("does not hold rows", {"frame_type": int(FrameType.CLIENT)}),
     "unknown frame": ("does not hold rows", {"frame_type": 200}),
     "not ipc": ("cannot be decoded", {"frame": b"x" * 100}),

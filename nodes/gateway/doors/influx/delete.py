@@ -113,9 +113,7 @@ def predicate(text: str) -> list[tuple[str, str]]:
             return found
         word = _AND.match(text, at)
         if word is None:
-            raise BadRequest(
-                f"the predicate cannot be understood at {text[at : at + 40]!r}: conditions are joined by AND"
-            )
+            raise BadRequest(f"the predicate cannot be understood at {text[at : at + 40]!r}: join conditions by AND")
         at = word.end()
 
 
