@@ -22,11 +22,9 @@ from nodes import machine
 from nodes.mergeprocess import MergeFailed, MergeProcess
 from nodes.status import CompactionStatus
 from nodes.storeoptions import s3_options
-from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, is_oldest, plan
+from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, plan
 from storage.errors import ShardClosed, StorageError
-from storage.filechange import FileChange
-from storage.merge import READ_BYTES_MAX, MergeJob, deletes_done, names_wanted
-from storage.pendingdeletes import known_deletes
+from storage.merge import READ_BYTES_MAX, MergeJob, change_of, merge_job, names_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from nodes.settings_model import Budgets, Settings
     from storage.budget import MemoryBudget
     from storage.deletes import PendingDelete
+    from storage.filechange import FileChange
     from storage.objects import ObjectStore
     from storage.schema import DataFile, Table
     from storage.shard import Shard
@@ -247,8 +246,7 @@ class Compactor:
         names = batch.names(table, names_wanted(files))
         share = FULL_SPEED if self._waiting_operators or self._share is None else self._share
         state = shard.state.partitions[table.id, files[0].partition]
-        known = known_deletes(state)
-        job = MergeJob(table, files, names, is_oldest(files, state.files), known)
+        job = merge_job(table, state, files, names)
         merging = asyncio.ensure_future(self._merger.merge(job, share))
         ended: set[asyncio.Future[Any]] = {merging, shard.closed}
         try:
@@ -268,8 +266,7 @@ class Compactor:
             merging.cancel()
             await asyncio.gather(merging, return_exceptions=True)
         self.counters.cpu_seconds += answer.cpu_seconds
-        orders = frozenset(one.order for one in known)
-        batch.add(FileChange(files, tuple(answer.files), deletes_done(job), orders))
+        batch.add(change_of(job, answer.files))
 
 
 def _files_with_deletes(shard: Shard) -> int:

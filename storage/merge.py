@@ -20,22 +20,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.compaction import RUN_FILES_MAX, TARGET_BYTES
+from storage.compaction import RUN_FILES_MAX, TARGET_BYTES, is_oldest
 from storage.datafile import CREATE_TRIES_MAX, ROW_GROUP_ROWS, create_datafile, file_schema, kind_of, parquet_writer
 from storage.deletes import PendingDelete, of_file
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
+from storage.filechange import FileChange
 from storage.fold import fold_layers
+from storage.pendingdeletes import known_deletes
 from storage.rangereader import RangeReader
 from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, DataFile, Op, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
 
     from storage.deletes import RangeDelete
     from storage.objects import ObjectStore
+    from storage.shardstate import PartitionState
 
     Key = tuple[tuple[bytes, ...] | int, ...]
     """A row's tags in the order of the table's, each () for NULL or (its UTF-8 bytes,); then its time in ns."""
@@ -130,8 +133,19 @@ def _folded(table: Table, inputs: Sequence[_Input]) -> Iterator[pa.RecordBatch]:
             return
 
 
-def deletes_done(job: MergeJob) -> int:
-    """The offset from which on all changes can still be seen once ``job`` is done: its deletes cannot (L25). 0: all."""
+def merge_job(table: Table, state: PartitionState, files: tuple[DataFile, ...], names: tuple[str, ...]) -> MergeJob:
+    """Merge a run of a partition's files, with everything that is known now of deletes (L21, L25)."""
+    return MergeJob(table, files, names, is_oldest(files, state.files), known_deletes(state))
+
+
+def change_of(job: MergeJob, added: Iterable[DataFile]) -> FileChange:
+    """What a merge that is done makes of the list of files."""
+    known = frozenset(one.order for one in job.deletes)
+    return FileChange(job.files, tuple(added), _changes_from(job), known)
+
+
+def _changes_from(job: MergeJob) -> int:
+    """The offset from which on all changes can still be seen: deletes as rows go with the oldest run (L25). 0: all."""
     has_ops = any(file.has_ops for file in job.files)
     return max(file.offset_high for file in job.files) + 1 if job.is_oldest and has_ops else 0
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.fold import fold
-from storage.merge import MergeJob, deletes_done, merge_files, names_wanted, roundest, without_deletes
+from storage.merge import MergeJob, change_of, merge_files, names_wanted, roundest, without_deletes
 from storage.schema import (
     OFFSET_COLUMN,
     OP_CODES,
@@ -236,7 +236,7 @@ def test_l25_deletes_and_puts_are_merged_in_any_grouping_and_end_with_the_oldest
     assert all(file.has_ops == (OP_COLUMN in expected.column_names) for file in made)
     found = [row for file in made for row in content(store, file).to_pylist()]
     assert present(found) == present(expected.to_pylist())
-    assert deletes_done(job) == (following if is_oldest and any(file.has_ops for file in files) else 0)
+    assert change_of(job, made).changes_from == (following if is_oldest and any(file.has_ops for file in files) else 0)
 
 
 def present(rows: list[dict[str, object]]) -> list[dict[str, object]]:
