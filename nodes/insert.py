@@ -130,8 +130,8 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return pa.concat_batches(batches) if len(batches) > 1 else batches[0]
 
 
-async def table_of(backend: Backend, database: str, change: RowChange, rows: pa.Schema) -> Table:
-    """The table that ``rows`` were planned for, with their columns.
+async def table_of(backend: Backend, database: str, change: RowChange, rows: pa.Schema | None = None) -> Table:
+    """The table that a statement was planned for, with the columns of its ``rows``.
 
     Raises NoSuchTable when it is gone, also when there is a new one of its name (L28). Before that is said the Catalog
     is proved current (L29): the node that planned the statement may know a newer one.
@@ -144,8 +144,8 @@ async def table_of(backend: Backend, database: str, change: RowChange, rows: pa.
     return table
 
 
-def _is_theirs(table: Table, change: RowChange, rows: pa.Schema) -> bool:
-    return table.id == change.table_id and all(field.name in table.by_name for field in rows)
+def _is_theirs(table: Table, change: RowChange, rows: pa.Schema | None) -> bool:
+    return table.id == change.table_id and all(field.name in table.by_name for field in rows or ())
 
 
 def to_batch(table: Table, rows: pa.RecordBatch, now_ns: int) -> Batch:

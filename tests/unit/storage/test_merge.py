@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.datafile import write_datafile
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.fold import fold
-from storage.merge import MergeJob, deletes_done, merge_files, names_wanted, roundest, without_deletes
+from storage.merge import MergeJob, change_of, merge_files, names_wanted, roundest, without_deletes
 from storage.schema import (
     OFFSET_COLUMN,
     OP_CODES,
@@ -33,7 +32,7 @@ from storage.schema import (
 )
 from storage.store import data_path
 from tests.harness.stores import Fault, FaultStore, MemoryStore
-from tests.harness.tables import make_rows, make_table
+from tests.harness.tables import make_rows, make_table, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +76,7 @@ def write_layers(store: ObjectStore, layers: Sequence[Layer]) -> tuple[list[Data
     files, tail, following = [], [], 0
     for layer in layers:
         batch = TailBatch(following, make_rows([t for t, _ in layer], [h for _, h in layer], following))
-        files.append(write_datafile(store, TABLE, 3, 5, 1, [batch]))
+        files.append(write_file(store, TABLE, 3, 5, 1, [batch]))
         tail.append(batch)
         following += len(layer)
     return files, tail
@@ -132,7 +131,7 @@ def test_f19_a_table_that_has_grown(tmp_path: Path) -> None:
     grown = dataclasses.replace(TABLE, columns=tuple(columns), version=2)
     rows = make_rows([2, 2], ["a", "a"], 4).drop_columns(["b", "i"])
     tagged = rows.append_column("rack", pa.array(["r", None]).dictionary_encode())
-    files.append(write_datafile(store, grown, 3, 5, 1, [TailBatch(4, tagged)]))
+    files.append(write_file(store, grown, 3, 5, 1, [TailBatch(4, tagged)]))
     (file,) = merged(store, files, tmp_path, grown)
     found = content(store, file)
     assert file.schema_version == 2
@@ -182,7 +181,7 @@ def test_long_strings_take_no_more_memory_than_others(tmp_path: Path) -> None:
         rows = make_rows(range(number, 8 * count, 8), ["a"] * count, count * number)
         texts = pa.array([f"{n}".ljust(length, "x") for n in range(count)])
         rows = rows.set_column(rows.schema.names.index("s"), "s", texts)
-        files.append(write_datafile(store, TABLE, 3, 5, 1, [TailBatch(count * number, rows)]))
+        files.append(write_file(store, TABLE, 3, 5, 1, [TailBatch(count * number, rows)]))
     pool = pa.proxy_memory_pool(pa.default_memory_pool())
     before = pa.default_memory_pool()
     pa.set_memory_pool(pool)
@@ -221,7 +220,7 @@ def test_large_row_groups_of_an_object_store_are_fetched_once_and_piece_by_piece
         rows = make_rows(range(200), ["a"] * 200, 200 * number)
         texts = pa.array([chooser.randbytes(10_000).hex() for _ in range(200)])
         rows = rows.set_column(rows.schema.names.index("s"), "s", texts)
-        files.append(write_datafile(store, TABLE, 3, 5, 1, [TailBatch(200 * number, rows)]))
+        files.append(write_file(store, TABLE, 3, 5, 1, [TailBatch(200 * number, rows)]))
     assert all(file.bytes > 3 * 2**19 for file in files)
     merged(store, files, tmp_path)
     assert sum(store.fetched) < 1.75 * sum(file.bytes for file in files)
@@ -288,7 +287,7 @@ def test_l25_deletes_and_puts_are_merged_in_any_grouping_and_end_with_the_oldest
         rows = make_rows([t for t, _, _ in layer], [h for _, h, _ in layer], following)
         tail.append(TailBatch(following, with_ops(rows, [op for _, _, op in layer])))
         following += len(layer)
-    files = [write_datafile(store, TABLE, 3, 5, 1, [batch]) for batch in tail]
+    files = [write_file(store, TABLE, 3, 5, 1, [batch]) for batch in tail]
     groups = [group for group in (files[:cut], files[cut:]) if group]
     files = [file for group in groups for file in merged(store, group, folder)]
     job = MergeJob(TABLE, tuple(files), names(TABLE, names_wanted(files)), is_oldest)
@@ -298,7 +297,7 @@ def test_l25_deletes_and_puts_are_merged_in_any_grouping_and_end_with_the_oldest
     assert all(file.has_ops == (OP_COLUMN in expected.column_names) for file in made)
     found = [row for file in made for row in content(store, file).to_pylist()]
     assert present(found) == present(expected.to_pylist())
-    assert deletes_done(job) == (following if is_oldest and any(file.has_ops for file in files) else 0)
+    assert change_of(job, made).changes_from == (following if is_oldest and any(file.has_ops for file in files) else 0)
 
 
 def present(rows: list[dict[str, object]]) -> list[dict[str, object]]:
