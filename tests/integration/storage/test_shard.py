@@ -187,7 +187,7 @@ async def test_l23_at_twice_a_bound_appends_are_refused(tmp_path: Path, bound: d
         await node.ensure("t0", ledger)
         (part,) = node.parts("t0", ledger.take(2), writer=1)
         await node.shards[1].append([part.append])
-        with mock.patch("storage.shard.BACKLOG_SECONDS_MIN", 0.0), pytest.raises(LogBacklogFull) as caught:
+        with mock.patch("storage.admission.BACKLOG_SECONDS_MIN", 0.0), pytest.raises(LogBacklogFull) as caught:
             await fill(node, ledger)
         assert caught.value.retriable
         assert "wait for a checkpoint" in str(caught.value)
