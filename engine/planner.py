@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from engine import names, stoppable
 from engine.batches import BatchSource
-from engine.errors import InvalidParameter, InvalidStatement, NotSupported, UnknownTable
+from engine.errors import EngineError, InvalidParameter, InvalidStatement, NotSupported, QueryFailed, UnknownTable
 from engine.files import FileRoot, FileTables
 from engine.session import (
     CATALOG,
@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 
     from engine.scan import SystemTable
     from engine.views import Tails, View
+    from storage.filecache import Lease
     from storage.objects import S3Options
-    from storage.schema import Column, Table, TableSnapshot
+    from storage.schema import Column, DataFile, Table, TableSnapshot
 
 DESCRIBING: Final = frozenset({"show", "describe", "desc"})
 INFORMATION_SCHEMA: Final = "information_schema"
@@ -73,10 +74,14 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Started:
-    """A query that runs as its source is read. ``target``: the table that its rows are for, of an INSERT."""
+    """A query that runs as its source is read. ``target``: the table that its rows are for, of an INSERT.
+
+    ``lease`` is to be released when the source is not read any more: what it holds was there for it.
+    """
 
     schema: pa.Schema
     source: BatchSource
+    lease: Lease
     target: str = ""
 
 
@@ -139,22 +144,42 @@ class Planner:
 
     def start(self, request: PlanRequest) -> Started:
         """Plan and start a statement. Raises EngineError, SnapshotTooOld, UnsupportedFormat."""
+        lease = self._root.lease()
+        try:
+            return self._start(request, lease)
+        except BaseException:
+            lease.release()
+            raise
+
+    def _start(self, request: PlanRequest, lease: Lease) -> Started:
         params = bind(request.params)
         tails = {s.table.id: self._fold(s) for s in request.snapshots}
-        system = _system_tables(request)
+        inputs = _Inputs(tails, _system_tables(request), params, lease)
+        named = self._name(request, inputs)
+        lease.keep(named.cached)
+        if lease.bring(named.files.values()):
+            named = self._name(request, inputs)
+            lease.keep(named.cached)
+        try:
+            source = _execute(named.context, named.frame, _bytes(tails))
+        except EngineError as error:
+            _check_cached(lease)  # rather than the statement, one of them may be to blame
+            if isinstance(error, QueryFailed):
+                error.read_cached = lease.doubt()
+            raise
+        _check_cached(lease)
+        self._check_files(named.files.keys() - named.cached)
+        return Started(named.frame.schema(), source, lease, named.target)
+
+    def _name(self, request: PlanRequest, inputs: _Inputs) -> _Named:
+        """Plan up to names. A statement about the schema has a context of its own, which no other query can change."""
         if describes(request.statement):
             context, views = self._new_context(min(DESCRIBE_BYTES, self._limits.memory_bytes), None)
-            naming = _Naming(context, views, request, tails, system, params, describes=True)
-            frame = naming.frame()
-        else:
-            with self._lock:
-                context, views = self._shared()
-                self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
-                naming = _Naming(context, views, request, tails, system, params)
-                frame = naming.frame()
-        started = _execute(context, frame, _bytes(tails), naming.target)
-        self._check_files(naming.paths)
-        return started
+            return _Naming(context, views, request, inputs, describes=True).named()
+        with self._lock:
+            context, views = self._shared()
+            self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
+            return _Naming(context, views, request, inputs).named()
 
     def _set_partitions(self, context: SessionContext, partitions: int) -> None:
         if partitions != self._partitions:
@@ -176,7 +201,8 @@ class Planner:
         )
         if self._root.bucket is not None and self._s3 is not None:
             register_s3(context, self._root.bucket, self._s3)
-        return context, Views(context, FileTables(context, self._root.url), limits.tails_bytes_max)
+        files = FileTables(context, self._root.url, self._root.cache_url)
+        return context, Views(context, files, limits.tails_bytes_max)
 
     def _check_files(self, paths: Collection[str]) -> None:
         """LOG L16: DataFusion reads a file that is not there when it plans as an empty one, so look after it.
@@ -188,37 +214,58 @@ class Planner:
             raise SnapshotTooOld(f"{len(missing)} files of the snapshot are gone, among them {missing[0]}")
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What a statement is planned with, beside its request: made once, however often it is planned."""
+
+    tails: Mapping[int, Tails]
+    system: Mapping[str, pa.Table]
+    params: Mapping[str, pa.Scalar]
+    lease: Lease
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A statement whose names are resolved; it reads ``files``, by their paths, of which ``cached`` are in the cache.
+
+    ``target``: of an INSERT, the name of its table.
+    """
+
+    context: SessionContext
+    frame: DataFrame
+    target: str
+    files: Mapping[str, DataFile]
+    cached: frozenset[str]
+
+
 class _Naming:
     """Gives one statement's names their meaning and plans it."""
 
     def __init__(
-        self,
-        context: SessionContext,
-        views: Views,
-        request: PlanRequest,
-        tails: dict[int, Tails],
-        system: Mapping[str, pa.Table],
-        params: Mapping[str, pa.Scalar],
-        describes: bool = False,
+        self, context: SessionContext, views: Views, request: PlanRequest, inputs: _Inputs, describes: bool = False
     ) -> None:
         self._context = context
         self._views = views
         self._request = request
-        self._tails = tails
-        self._system = system
-        self._params = params
+        self._inputs = inputs
+        self._tails = inputs.tails
         self._describes = describes
-        self.target = ""
-        """Of an INSERT, once it is planned: the name of its table."""
-        self.paths: frozenset[str] = frozenset()
-        """The files that the plan reads."""
+        self._target = ""
+        self._files: dict[str, DataFile] = {}
+        self._cached: frozenset[str] = frozenset()
 
-    def frame(self) -> DataFrame:
-        """The planned statement."""
+    def named(self) -> _Named:
+        """The statement with what its names mean."""
+        return _Named(self._context, self._frame(), self._target, self._files, self._cached)
+
+    def _frame(self) -> DataFrame:
         snapshots = self._request.snapshots
         # With one table there can be no doubt whose times the statement asks for.
         times = names.times(self._request.statement) if len(snapshots) == 1 else None
-        views = {s.table.name: self._views.view(s, self._tails[s.table.id], times or TIMES) for s in snapshots}
+        views = {
+            s.table.name: self._views.view(s, self._tails[s.table.id], self._inputs.lease, times or TIMES)
+            for s in snapshots
+        }
         providers: dict[str, Any] = {name: view.provider for name, view in views.items()}
         self._register(providers)
         self._reads(views)
@@ -235,7 +282,8 @@ class _Naming:
         return self._read(statement)
 
     def _reads(self, views: Mapping[str, View]) -> None:
-        self.paths = frozenset(path for view in views.values() for path in view.paths)
+        self._files = {file.path: file for view in views.values() for file in view.files}
+        self._cached = frozenset().union(*(view.cached for view in views.values()))
 
     def _plan(self) -> tuple[DataFrame, str]:
         """Plan as written; if that fails, once more with names that differ in case only put right."""
@@ -252,9 +300,9 @@ class _Naming:
 
     def _read(self, statement: str) -> DataFrame:
         if not names.is_insert(statement):
-            return read_statement(self._context, statement, self._params)
-        frame, spelt = insert_statement(self._context, statement, self._params)
-        self.target = self._own_table(spelt)
+            return read_statement(self._context, statement, self._inputs.params)
+        frame, spelt = insert_statement(self._context, statement, self._inputs.params)
+        self._target = self._own_table(spelt)
         return frame
 
     def _own_table(self, spelt: str) -> str:
@@ -268,7 +316,7 @@ class _Naming:
         tables = [s.table for s in self._request.snapshots] if not self._describes else list(self._request.tables)
         found = [table.name for table in self._request.tables]
         found += [column.name for table in tables for column in table.columns]
-        return [*found, *self._system]
+        return [*found, *self._inputs.system]
 
     def _register(self, providers: Mapping[str, Any]) -> None:
         from datafusion.catalog import Schema
@@ -280,7 +328,7 @@ class _Naming:
             for table in self._request.tables:
                 if table.name not in providers:
                     user.register_table(table.name, self._described(table))
-        for name, rows in self._system.items():
+        for name, rows in self._inputs.system.items():
             system.register_table(name, self._context.read_batches(_batches(rows)).into_view())
         catalog = self._context.catalog(CATALOG)
         catalog.register_schema(SCHEMA, user)
@@ -326,7 +374,8 @@ class _Naming:
                 continue
             pushed = usable(table, found[0])
             if pushed.conditions:
-                narrowed[table.name] = self._views.narrowed(snapshot, self._tails[table.id], pushed)
+                tails = self._tails[table.id]
+                narrowed[table.name] = self._views.narrowed(snapshot, tails, self._inputs.lease, pushed)
         return narrowed
 
 
@@ -364,10 +413,17 @@ def _bytes(tails: Mapping[int, Tails]) -> int:
     return sum(layer.get_total_buffer_size() for parts in tails.values() for part in parts.values() for layer in part)
 
 
-def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int, target: str) -> Started:
+def _check_cached(lease: Lease) -> None:
+    """LOG L16, and of files in the cache the same: somebody may have laid hands on its folder. Damage is no answer."""
+    lost = lease.lost()
+    if lost:
+        raise SnapshotTooOld(f"{len(lost)} cached files were damaged, among them {lost[0]}")
+
+
+def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int) -> BatchSource:
     """Plan physically and start."""
     try:
-        return Started(frame.schema(), BatchSource(stoppable.execute(context, frame, tails_bytes)), target)
+        return BatchSource(stoppable.execute(context, frame, tails_bytes))
     except Exception as error:
         raise planning_error(error) from error
     except BaseException as error:

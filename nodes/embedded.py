@@ -20,7 +20,7 @@ import structlog
 from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
 from nodes.compaction import new_compactor
-from nodes.engineparts import new_engine
+from nodes.engineparts import file_cache_status, new_engine
 from nodes.housekeeping import Housekeeper
 from nodes.idempotency import KeyedIds
 from nodes.insert import insert
@@ -372,6 +372,7 @@ class EmbeddedBackend:
             ],
             logs=[self._catalog_status(), *(log_status(shard) for shard in self._shards.values())],
             compaction=msgspec.structs.replace(self._compactor.counters, files_gone=self._housekeeper.files_gone),
+            file_cache=file_cache_status(self._engine),
         )
 
     def _table_status(self, table: Table) -> TableStatus:
