@@ -20,7 +20,7 @@ from engine.errors import (
     TooManyQueries,
 )
 from engine.files import FileRoot
-from engine.names import is_insert
+from engine.names import first_word, is_change
 from engine.planner import Planner, PlannerLimits, PlanRequest, bind, mentioned_tables
 from engine.running import UNKNOWN_ORIGIN, Phase, RunningQueries
 from engine.stream import QueryStream
@@ -117,9 +117,9 @@ class Engine:
         timeout_seconds: float | None = None,
         system: Sequence[SystemTable] = (),
         origin: Origin = UNKNOWN_ORIGIN,
-        may_insert: bool = False,
+        may_write: bool = False,
     ) -> QueryStream:
-        """Plan one statement and run it up to its first batch. Of an INSERT the stream has what is to be written.
+        """Plan one statement and run it up to its first batch. One that writes gives the rows that are to be written.
 
         `tables` are the database's at `revision`; only those that the statement mentions are asked of `source`.
         The time limit is the lower of `timeout_seconds` and the engine's, and holds until the last batch. Raises
@@ -128,8 +128,9 @@ class Engine:
         params = params or {}
         bind(params)
         mentioned_tables(statement, ())
-        if is_insert(statement) and not may_insert:
-            raise NotReadOnly("INSERT changes rows, and this request may not: send it by POST")
+        if is_change(statement) and not may_write:
+            word = first_word(statement).upper()
+            raise NotReadOnly(f"{word} changes rows, and this request may not: send it by POST")
         limit = min(timeout_seconds or self._limits.query_seconds, self._limits.query_seconds)
         deadline = asyncio.get_running_loop().time() + limit
         query = self.running.add(database, statement, origin)
@@ -216,7 +217,7 @@ class Engine:
         started = await self._plan(request, statement.deadline, place)
         stream = QueryStream(
             started.schema, started.source, statement.deadline, statement.query,
-            lambda: self._finished(stream, place, started.lease), started.target,
+            lambda: self._finished(stream, place, started.lease), started.change,
         )  # fmt: skip
         self._streams.add(stream)
         if self._closed:

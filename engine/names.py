@@ -51,6 +51,7 @@ _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _NOT_PLAIN_WORDS: Final = "or xor not between case join union intersect except with lateral table values unnest"
 _NOT_PLAIN: Final = frozenset(_NOT_PLAIN_WORDS.split())
 """Next to one of these a comparison in the WHERE clause may not hold for every row, or not of the table."""
+CHANGES: Final = frozenset({"insert", "update", "delete", "truncate"})
 _AFTER_WHERE: Final = frozenset({"group", "order", "limit", "having", "offset"})
 
 
@@ -165,9 +166,9 @@ def first_word(statement: str) -> str:
     return found[0].text.lower() if found and found[0].kind == "word" else ""
 
 
-def is_insert(statement: str) -> bool:
-    """Whether a statement begins as an INSERT does."""
-    return first_word(statement) == "insert"
+def is_change(statement: str) -> bool:
+    """Whether a statement begins as one that writes rows does."""
+    return first_word(statement) in CHANGES
 
 
 def operators(statement: str) -> int:

@@ -14,13 +14,15 @@ import pyarrow as pa
 
 from engine import names, stoppable
 from engine.batches import BatchSource
+from engine.changes import ChangeKind, RowChange
 from engine.errors import EngineError, InvalidParameter, InvalidStatement, NotSupported, QueryFailed, UnknownTable
 from engine.files import FileRoot, FileTables
 from engine.session import (
     CATALOG,
     SCHEMA,
     SYSTEM_SCHEMA,
-    insert_statement,
+    assigned,
+    change_statement,
     is_panic,
     new_context,
     planning_error,
@@ -30,7 +32,7 @@ from engine.session import (
 )
 from engine.tails import TailCache
 from engine.views import TIMES, Views, probe_name, usable
-from engine.viewsql import shown
+from engine.viewsql import keys, quote, shown
 from storage.errors import SnapshotTooOld
 from storage.schema import Role
 
@@ -74,7 +76,7 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Started:
-    """A query that runs as its source is read. ``target``: the table that its rows are for, of an INSERT.
+    """A query that runs as its source is read. ``change``: what its rows are for, of a statement that writes.
 
     ``lease`` is to be released when the source is not read any more: what it holds was there for it.
     """
@@ -82,7 +84,7 @@ class Started:
     schema: pa.Schema
     source: BatchSource
     lease: Lease
-    target: str = ""
+    change: RowChange | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Planner:
             raise
         _check_cached(lease)
         self._check_files(named.files.keys() - named.cached)
-        return Started(named.frame.schema(), source, lease, named.target)
+        return Started(named.frame.schema(), source, lease, named.change)
 
     def _name(self, request: PlanRequest, inputs: _Inputs) -> _Named:
         """Plan up to names. A statement about the schema has a context of its own, which no other query can change."""
@@ -228,12 +230,12 @@ class _Inputs:
 class _Named:
     """A statement whose names are resolved; it reads ``files``, by their paths, of which ``cached`` are in the cache.
 
-    ``target``: of an INSERT, the name of its table.
+    ``change``: of a statement that writes, what its rows are for.
     """
 
     context: SessionContext
     frame: DataFrame
-    target: str
+    change: RowChange | None
     files: Mapping[str, DataFile]
     cached: frozenset[str]
 
@@ -250,13 +252,13 @@ class _Naming:
         self._inputs = inputs
         self._tails = inputs.tails
         self._describes = describes
-        self._target = ""
+        self._change: RowChange | None = None
         self._files: dict[str, DataFile] = {}
         self._cached: frozenset[str] = frozenset()
 
     def named(self) -> _Named:
         """The statement with what its names mean."""
-        return _Named(self._context, self._frame(), self._target, self._files, self._cached)
+        return _Named(self._context, self._frame(), self._change, self._files, self._cached)
 
     def _frame(self) -> DataFrame:
         snapshots = self._request.snapshots
@@ -299,17 +301,21 @@ class _Naming:
         return self._read(rewritten), rewritten
 
     def _read(self, statement: str) -> DataFrame:
-        if not names.is_insert(statement):
+        if not names.is_change(statement):
             return read_statement(self._context, statement, self._inputs.params)
-        frame, spelt = insert_statement(self._context, statement, self._inputs.params)
-        self._target = self._own_table(spelt)
-        return frame
+        frame, kind, spelt = change_statement(self._context, statement, self._inputs.params)
+        table = self._own_table(spelt)
+        snapshot = next((s for s in self._request.snapshots if s.table.id == table.id), None)
+        positions = {} if snapshot is None else {p.partition: p.position[2] for p in snapshot.partitions}
+        self._change = RowChange(kind, table.name, table.id, positions)
+        return _changed_rows(frame, kind, table)
 
-    def _own_table(self, spelt: str) -> str:
-        """The name of the database's table that is spelt so, with or without its schema."""
-        for table in self._request.tables:
+    def _own_table(self, spelt: str) -> Table:
+        """The database's table that is spelt so, with or without its schema, as its snapshot has it."""
+        tables = {t.name: t for t in self._request.tables} | {s.table.name: s.table for s in self._request.snapshots}
+        for table in tables.values():
             if spelt in (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}"):
-                return table.name
+                return table
         raise NotSupported(f"{spelt} is not a table that can be written")
 
     def _known_names(self) -> list[str]:
@@ -377,6 +383,20 @@ class _Naming:
                 tails = self._tails[table.id]
                 narrowed[table.name] = self._views.narrowed(snapshot, tails, self._inputs.lease, pushed)
         return narrowed
+
+
+def _changed_rows(frame: DataFrame, kind: ChangeKind, table: Table) -> DataFrame:
+    """The planned rows as far as they are needed: of a DELETE the keys."""
+    from datafusion import col
+
+    key = [column.name for column in keys(table)]
+    if kind is ChangeKind.DELETE:
+        return frame.select(*[col(quote(name)) for name in key])
+    if kind is ChangeKind.UPDATE and (found := assigned(frame, key)):
+        raise NotSupported(
+            f"UPDATE cannot change {found[0]!r}, a part of the rows' key: insert new rows, delete the old"
+        )
+    return frame
 
 
 def _scan_counts(frame: DataFrame) -> dict[str, int]:

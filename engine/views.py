@@ -17,7 +17,7 @@ from engine import viewsql
 from engine.layers import Span, split
 from engine.session import CATALOG, LAYERS_SCHEMA
 from storage.errors import UnsupportedFormat
-from storage.schema import OFFSET_COLUMN, TIME_COLUMN, Op, TypeKind
+from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, Op, TypeKind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -87,11 +87,19 @@ class _Layer:
     span: Span
     source: DataFile | pa.RecordBatch
 
+    @property
+    def has_ops(self) -> bool:
+        """Whether its rows may delete or replace older ones (F11)."""
+        if isinstance(self.source, pa.RecordBatch):
+            return OP_COLUMN in self.source.schema.names
+        return self.source.has_ops
 
-def file_schema(table: Table) -> pa.Schema:
+
+def file_schema(table: Table, has_ops: bool = False) -> pa.Schema:
     """How DataFiles are read: string views are what DataFusion groups, joins and compares fastest."""
     fields = [(c.storage_name, pa.string_view() if c.kind is TypeKind.STRING else c.plain_type) for c in table.columns]
-    return pa.schema([*fields, (OFFSET_COLUMN, pa.int64())])
+    ops = [(OP_COLUMN, OP_TYPE)] if has_ops else []
+    return pa.schema([*fields, *ops, (OFFSET_COLUMN, pa.int64())])
 
 
 def probe_name(table: Table) -> str:
@@ -109,7 +117,7 @@ class Views:
         self._kept: OrderedDict[tuple[int, Range], tuple[Key, View, int]] = OrderedDict()
 
     def view(self, snapshot: TableSnapshot, tails: Tails, lease: Lease, times: Range = TIMES) -> View:
-        """The table as users see it at this snapshot. Raises UnsupportedFormat for ops other than patch.
+        """The table as users see it at this snapshot. Raises UnsupportedFormat for default ops other than patch.
 
         Rows outside of `times` may be left out: each file that has none inside costs a plan 0.6 ms, and layers that
         overlap elsewhere need no merge. What of its files is cached `lease` holds.
@@ -280,7 +288,9 @@ class _Builder:
     def _add_alone(self, layer: _Layer, piece: Alone) -> None:
         ranges = self._visible(piece.ranges or ((layer.span.low, layer.span.high),))
         is_whole = not piece.ranges and ranges == [(layer.span.low, layer.span.high)]
-        if is_whole and isinstance(layer.source, pa.RecordBatch):
+        if layer.has_ops and ranges:
+            self._parts.append(self._without_deletes(self._shown(*self._rows(layer.source), ranges, with_op=True)))
+        elif is_whole and isinstance(layer.source, pa.RecordBatch):
             self._whole_tails.setdefault(layer.source.schema, []).extend(_slices(layer.source))
         elif is_whole:
             self._whole.append(layer.source)
@@ -293,12 +303,13 @@ class _Builder:
             return
         self._merges += 1
         by_group = len(merge.indexes) > JOINS_MAX
-        frames = [self._merge_frame(layers[i], ranges, by_group) for i in merge.indexes]
+        has_ops = any(layers[i].has_ops for i in merge.indexes)
+        frames = [self._merge_frame(layers[i], ranges, by_group, has_ops) for i in merge.indexes]
         merged = viewsql.group_layers if by_group else viewsql.join_layers
-        self._parts.append(self._context.sql(merged(self._table, frames)))
+        self._parts.append(self._context.sql(merged(self._table, frames, has_ops)))
 
-    def _merge_frame(self, layer: _Layer, ranges: Sequence[Range], with_offset: bool) -> str:
-        frame = self._shown(*self._rows(layer.source), ranges, with_offset)
+    def _merge_frame(self, layer: _Layer, ranges: Sequence[Range], with_offset: bool, with_op: bool) -> str:
+        frame = self._shown(*self._rows(layer.source), ranges, with_offset, with_op)
         if self._pushed is not None:
             frame = frame.alias(self._pushed.qualifier)
             for condition in self._pushed.conditions:
@@ -323,7 +334,7 @@ class _Builder:
         """A layer's rows and the storage names that it has."""
         if isinstance(source, pa.RecordBatch):
             return self._context.read_batches(_slices(source)), source.schema.names
-        schema = file_schema(self._table)
+        schema = file_schema(self._table, source.has_ops)
         return self._scans(schema, [source])[0], schema.names
 
     def _scans(self, schema: pa.Schema, files: Sequence[DataFile]) -> list[DataFrame]:
@@ -334,8 +345,17 @@ class _Builder:
         places = ((paths, is_cached) for paths, is_cached in ((cached, True), (stored, False)) if paths)
         return [self._files.table(schema, paths, is_cached=is_cached) for paths, is_cached in places]
 
+    def _without_deletes(self, frame: DataFrame) -> DataFrame:
+        """A layer that stands alone, without rows that only delete what is below them."""
+        return frame.filter(viewsql.IS_THERE).drop(OP_COLUMN)
+
     def _shown(
-        self, frame: DataFrame, present: Collection[str], ranges: Sequence[Range], with_offset: bool = False
+        self,
+        frame: DataFrame,
+        present: Collection[str],
+        ranges: Sequence[Range],
+        with_offset: bool = False,
+        with_op: bool = False,
     ) -> DataFrame:
         """A layer under the users' names; without `ranges` all of its rows.
 
@@ -347,6 +367,8 @@ class _Builder:
             frame = frame.filter(viewsql.in_ranges(self._table, ranges))
         names = frozenset(present)  # not a list: ten thousand look-ups in ten thousand names took seconds
         items = [_value(column, names).alias(column.name) for column in viewsql.shown(self._table)]
+        if with_op:
+            items.append(_op(names).alias(OP_COLUMN))
         if with_offset:
             items.append(col(viewsql.quote(OFFSET_COLUMN)))
         return frame.select(*items)
@@ -373,6 +395,14 @@ def _value(column: Column, present: Collection[str]) -> Expr:
         return functions.arrow_cast(lit(None), viewsql.SQL_TYPES[column.kind])
     value = col(viewsql.quote(column.storage_name))
     return functions.arrow_cast(value, "Utf8View") if column.kind is TypeKind.STRING else value
+
+
+def _op(present: Collection[str]) -> Expr:
+    """What a row does to older ones; never NULL."""
+    from datafusion import col, functions, lit
+
+    patch = functions.arrow_cast(lit(viewsql.PATCH), "Int8")
+    return functions.coalesce(col(viewsql.quote(OP_COLUMN)), patch) if OP_COLUMN in present else patch
 
 
 def _union(parts: Sequence[DataFrame]) -> DataFrame:

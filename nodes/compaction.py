@@ -15,16 +15,17 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import msgspec
 import structlog
 
 from nodes import machine
 from nodes.mergeprocess import MergeFailed, MergeProcess
 from nodes.status import CompactionStatus
 from nodes.storeoptions import s3_options
-from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, plan
+from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, is_oldest, plan
 from storage.errors import ShardClosed, StorageError
 from storage.filechange import FileChange
-from storage.merge import READ_BYTES_MAX, MergeJob, names_wanted
+from storage.merge import READ_BYTES_MAX, MergeJob, deletes_done, names_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -130,6 +131,11 @@ class Compactor:
             except Exception:  # a defect: no row is at risk, and files that are not merged are only slow
                 log.exception("compaction failed")
 
+    def status(self, files_gone: int) -> CompactionStatus:
+        """What was done, and what deletes still wait for; ``files_gone`` as `nodes.housekeeping` counts them."""
+        pending = sum(file.has_ops for shard in self._shards() for file in shard.state.all_files())
+        return msgspec.structs.replace(self.counters, files_gone=files_gone, files_with_deletes=pending)
+
     async def aclose(self) -> None:
         """Merge no more; what was not committed is left to the sweep. Idempotent."""
         self._closing = True
@@ -229,7 +235,9 @@ class Compactor:
         """One merge. Raises ShardClosed as soon as the shard is ours no more."""
         names = batch.names(table, names_wanted(files))
         share = FULL_SPEED if self._waiting_operators or self._share is None else self._share
-        merging = asyncio.ensure_future(self._merger.merge(MergeJob(table, files, names), share))
+        state = shard.state.partitions[table.id, files[0].partition]
+        job = MergeJob(table, files, names, is_oldest(files, state.files))
+        merging = asyncio.ensure_future(self._merger.merge(job, share))
         ended: set[asyncio.Future[Any]] = {merging, shard.closed}
         try:
             await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
@@ -248,7 +256,7 @@ class Compactor:
             merging.cancel()
             await asyncio.gather(merging, return_exceptions=True)
         self.counters.cpu_seconds += answer.cpu_seconds
-        batch.add(FileChange(files, tuple(answer.files)))
+        batch.add(FileChange(files, tuple(answer.files), deletes_done(job)))
 
 
 class _Batch(contextlib.AbstractAsyncContextManager["_Batch"]):

@@ -14,7 +14,6 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self
 
-import msgspec
 import structlog
 
 from engine.scan import SystemTable
@@ -23,10 +22,10 @@ from nodes.compaction import new_compactor
 from nodes.engineparts import file_cache_status, new_engine
 from nodes.housekeeping import Housekeeper
 from nodes.idempotency import KeyedIds
-from nodes.insert import insert
 from nodes.localqueries import LocalQueries, kill_if_asked, origin
 from nodes.outcomes import all_or_worst
 from nodes.resulttext import result_text
+from nodes.rowchanges import carry_out
 from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
 from nodes.storeoptions import s3_options
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 
     from engine.engine import Engine
+    from engine.stream import QueryStream
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.compaction import Compactor
     from nodes.settings_model import Budgets, Settings
@@ -225,7 +225,8 @@ class EmbeddedBackend:
             for partition, rows in route(batch.table, batch.rows, batch.series):
                 write_id = keyed.of(batch.table.id, partition.id) if keyed is not None else self._next_id()
                 born = self._shards[partition.log_id].state.position
-                parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born))
+                since = None if batch.unchanged_since is None else batch.unchanged_since[partition.id]
+                parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born, since))
         try:
             await all_or_worst([self._append_to(log_id, appends) for log_id, appends in parts.items()])
         except NoSuchTable:  # L31: a drop is under way; when it is done the name is free, and the door writes anew
@@ -252,14 +253,20 @@ class EmbeddedBackend:
             raise
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
-        """Plan and start one statement over one snapshot of each table (L14); or carry out KILL QUERY."""
+        """Plan and start one statement over one snapshot of each table (L14); or carry out what changes something."""
         killed = await kill_if_asked(request, self._queries)
         if killed is not None:
             return killed
+        stream = await self._run(request)
+        if stream.change is None:
+            return stream
+        return await carry_out(self, request.database, stream, lambda: self._run(request), principal)
+
+    async def _run(self, request: QueryRequest) -> QueryStream:
         catalog = await self.refresh()
         if catalog.database(request.database) is None:
             raise NoSuchDatabase(f"database not found: {request.database}")
-        stream = await self._engine.query(
+        return await self._engine.query(
             request.text,
             database=request.database,
             revision=catalog.revision,
@@ -269,9 +276,8 @@ class EmbeddedBackend:
             timeout_seconds=request.timeout_seconds,
             system=self._system_tables(catalog, request.database),
             origin=origin(request),
-            may_insert=request.may_insert,
+            may_write=request.may_write,
         )
-        return await insert(self, request.database, stream.target, stream, principal) if stream.target else stream
 
     async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
         """The result's bytes as DataFusion writes them."""
@@ -371,7 +377,7 @@ class EmbeddedBackend:
                 for d in catalog.databases()
             ],
             logs=[self._catalog_status(), *(log_status(shard) for shard in self._shards.values())],
-            compaction=msgspec.structs.replace(self._compactor.counters, files_gone=self._housekeeper.files_gone),
+            compaction=self._compactor.status(self._housekeeper.files_gone),
             file_cache=file_cache_status(self._engine),
         )
 

@@ -1,8 +1,8 @@
 """INSERT: the rows of a statement into a table, with the durability of any write.
 
-The engine says which rows (`engine.stream.QueryStream.target`); here they become Batches and are written in pieces,
+The engine says which rows (`engine.changes`); here they become Batches and are written in pieces,
 each under an idempotency key of its own, so that it can be sent again. A piece is atomic per shard (LOG L17), the
-statement is not: what was written before an error stands, and the error says how much. Driven by every Backend.
+statement is not: what was written before an error stands, and the error says how much. Driven by `nodes.rowchanges`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,12 @@ async def insert(backend: Backend, database: str, target: str, rows: QueryResult
         raise
     finally:
         await rows.aclose()
-    return ReadyResult(pa.RecordBatch.from_arrays([pa.array([written], pa.int64())], schema=COUNT_SCHEMA))
+    return count_result(written)
+
+
+def count_result(rows: int) -> ReadyResult:
+    """What a statement that writes answers."""
+    return ReadyResult(pa.RecordBatch.from_arrays([pa.array([rows], pa.int64())], schema=COUNT_SCHEMA))
 
 
 async def _pieces(rows: QueryResult) -> AsyncIterator[pa.RecordBatch]:
@@ -65,7 +70,7 @@ async def _pieces(rows: QueryResult) -> AsyncIterator[pa.RecordBatch]:
     held: list[pa.RecordBatch] = []
     count = size = 0
     async for batch in rows:
-        for part in _cut(_plain(batch)):
+        for part in _cut(plain(batch)):
             if held and (count + part.num_rows > PIECE_ROWS or size + part.nbytes > PIECE_BYTES):
                 yield _joined(held)
                 held, count, size = [], 0, 0
@@ -75,7 +80,7 @@ async def _pieces(rows: QueryResult) -> AsyncIterator[pa.RecordBatch]:
         yield _joined(held)
 
 
-def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Strings by themselves: what views of them share has no size that could be counted."""
     fields = [pa.field(f.name, pa.string()) if pa.types.is_string_view(f.type) else f for f in batch.schema]
     return batch.cast(pa.schema(fields))

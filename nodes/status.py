@@ -76,7 +76,8 @@ class CompactionStatus(msgspec.Struct, kw_only=True):
     """What compaction has done since the start. ``waiting`` are the merges that are planned and not done.
 
     ``void`` merges came too late: a file that they would have replaced was gone (LOG L21). ``files_gone`` are those of
-    expired and of dropped rows that were taken off the lists, merged or not.
+    expired and of dropped rows that were taken off the lists, merged or not. ``files_with_deletes`` have rows that
+    delete others: until they are merged with all that is below them both are on the disk.
     """
 
     waiting: int = 0
@@ -90,6 +91,7 @@ class CompactionStatus(msgspec.Struct, kw_only=True):
     rows: int = 0
     cpu_seconds: float = 0.0
     files_gone: int = 0
+    files_with_deletes: int = 0
     put_off: str = ""
     """Why the last merge that was wanted was not begun; empty if it was."""
 

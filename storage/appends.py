@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import pyarrow as pa
 
 from storage.entries import decode_rows, rows_entry
 from storage.errors import CorruptObject
 from storage.frames import NO_WRITE_ID, Entry, EntryKind, Frame, FrameType
-from storage.schema import TIME_COLUMN
+from storage.schema import OP_CODES, OP_COLUMN, TIME_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +27,7 @@ ROW_FRAMES: Final[Mapping[int, FrameType]] = {int(t): t for t in (FrameType.ROWS
 """Types of frames that hold rows."""
 _ID_BOUNDS: Final = (2**8, 2**32, 2**64, 2**32)
 """What the directory has room for: kind, epoch, sequence, span."""
+_OPS: Final = np.array(list(OP_CODES.values()), np.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Append:
     rows: pa.RecordBatch
     write_id: WriteId = NO_WRITE_ID
     born: int = 0
+    unchanged_since: int | None = None
+    """Take it only if none of its keys was written by an object above this one (LOG L26)."""
 
     @property
     def table_id(self) -> int:
@@ -61,6 +65,7 @@ class EncodedAppend:
     row_count: int
     time_low: int
     time_high: int
+    unchanged_since: int | None = None
 
 
 def encode_append(append: Append) -> EncodedAppend:
@@ -69,7 +74,7 @@ def encode_append(append: Append) -> EncodedAppend:
     (frame,) = entry.frames
     return EncodedAppend(
         entry.table_id, entry.partition, entry.schema_version, append.write_id, append.born, int(frame.type),
-        b"".join(frame.parts()), entry.row_count, entry.time_low, entry.time_high,
+        b"".join(frame.parts()), entry.row_count, entry.time_low, entry.time_high, append.unchanged_since,
     )  # fmt: skip
 
 
@@ -108,6 +113,10 @@ def _check_rows(part: EncodedAppend, rows: pa.RecordBatch, where: str) -> None:
     found = (int(times.min()), int(times.max()))
     said = (part.time_low, part.time_high)
     _refuse(found != said, where, f"times from {found[0]} to {found[1]} where {said[0]} to {said[1]} are said")
+    if OP_COLUMN in names:
+        ops = rows.column(OP_COLUMN)
+        known = ops.null_count == 0 and bool(np.isin(ops.to_numpy(), _OPS).all())
+        _refuse(not known, where, "a row has an op that is not known")
 
 
 def _is_write_id(write_id: WriteId) -> bool:

@@ -17,7 +17,7 @@ from crc32c import crc32c
 
 from storage.errors import CorruptObject, UnsupportedFormat
 from storage.frames import FORMAT_VERSION, Entry, EntryKind, Frame, FrameType, decode_frame, encode_frame
-from storage.schema import DataFile
+from storage.schema import FILE_KINDS, DataFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -152,7 +152,7 @@ def file_row(file: DataFile) -> dict[str, Any]:
 
 def file_from_row(row: Mapping[str, Any], where: str) -> DataFile:
     """The reverse of `file_row`. Reserved and refused: kinds `segment` and `bundle`, keys, borrowed files."""
-    if row["kind"] != "parquet" or row["byte_start"] or row["key_id"] or row["borrowed"]:
+    if row["kind"] not in FILE_KINDS or row["byte_start"] or row["key_id"] or row["borrowed"]:
         raise UnsupportedFormat(f"{where}: a file entry of kind {row['kind']!r} with reserved fields")
     fields = {k: v for k, v in row.items() if k != "byte_start"}
     return DataFile(**fields)

@@ -14,11 +14,20 @@ import pyarrow.parquet as pq
 from storage.errors import StoreUnavailable
 from storage.fold import fold
 from storage.objects import CreateOutcome
-from storage.schema import OFFSET_COLUMN, TIME_COLUMN, DataFile, Role
+from storage.schema import (
+    OFFSET_COLUMN,
+    OP_COLUMN,
+    OP_COLUMN_ID,
+    PARQUET,
+    PARQUET_OPS,
+    TIME_COLUMN,
+    DataFile,
+    Role,
+)
 from storage.store import data_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from storage.objects import ObjectStore
     from storage.schema import Table, TailBatch
@@ -31,7 +40,7 @@ only, so with long strings it would grow too large: rows with string fields keep
 STRING_BATCH_ROWS: Final = 1_024
 CREATE_TRIES_MAX: Final = 5
 """New names to try when the outcome of a DataFile's create stays unknown; the name that lost is an orphan (L20)."""
-OFFSET_FIELD_ID: Final = 2**31 - 1
+OWN_FIELD_IDS: Final = {OFFSET_COLUMN: 2**31 - 1, OP_COLUMN: OP_COLUMN_ID}
 
 
 def encode_parquet(table: Table, rows: pa.RecordBatch) -> pa.Buffer:
@@ -48,7 +57,7 @@ def file_schema(table: Table, schema: pa.Schema) -> pa.Schema:
     fields = []
     for field in schema:
         column = table.by_storage_name.get(field.name)
-        field_id = OFFSET_FIELD_ID if column is None else column.id
+        field_id = OWN_FIELD_IDS[field.name] if column is None else column.id
         fields.append(field.with_metadata({"PARQUET:field_id": str(field_id)}))
     return pa.schema(fields)
 
@@ -59,7 +68,7 @@ def parquet_writer(table: Table, schema: pa.Schema, sink: object) -> pq.ParquetW
     dictionaries: list[str] = []
     for field in schema:
         column = table.by_storage_name.get(field.name)
-        if column is not None and column.role is Role.TAG:
+        if field.name == OP_COLUMN or (column is not None and column.role is Role.TAG):
             dictionaries.append(field.name)
         elif pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type):
             encodings[field.name] = "DELTA_BINARY_PACKED"
@@ -79,6 +88,11 @@ def parquet_writer(table: Table, schema: pa.Schema, sink: object) -> pq.ParquetW
         write_page_index=True,
         version="2.6",
     )
+
+
+def kind_of(columns: Collection[str]) -> str:
+    """The kind of a DataFile with these columns: one whose rows have ops must not be read without heeding them."""
+    return PARQUET_OPS if OP_COLUMN in columns else PARQUET
 
 
 def create_datafile(store: ObjectStore, paths: Iterable[str], data: pa.Buffer | memoryview) -> str:
@@ -115,4 +129,5 @@ def write_datafile(
         rows=rows.num_rows,
         bytes=data.size,
         schema_version=table.version,
+        kind=kind_of(rows.schema.names),
     )

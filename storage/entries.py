@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from storage.errors import CorruptObject, SchemaConflict, UnsupportedFormat
 from storage.frames import NO_WRITE_ID, Entry, EntryKind, Frame, FrameType, WriteId
-from storage.schema import TIME_COLUMN, Role
+from storage.schema import OP_COLUMN, OP_COLUMN_ID, OP_TYPE, TIME_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +41,9 @@ def _plain(array: pa.Array) -> pa.Array:
 
 
 def _has(table: Table, field: pa.Field) -> bool:
-    """Whether ``field`` is a column of the table under one of the two types that replay can read back."""
+    """Whether ``field`` is a column of the table under one of the two types that replay can read back, or the ops."""
+    if field.name == OP_COLUMN:
+        return bool(field.type == OP_TYPE)
     column = table.by_storage_name.get(field.name)
     return column is not None and field.type in (column.arrow_type, column.plain_type)
 
@@ -56,7 +58,7 @@ def encode_rows(table: Table, rows: pa.RecordBatch) -> Frame:
         with pa.ipc.new_stream(sink, rows.schema) as writer:
             writer.write_batch(rows)
         return Frame(FrameType.IPC, memoryview(sink.getvalue()))
-    ids = [table.by_storage_name[name].id for name in rows.schema.names]
+    ids = [OP_COLUMN_ID if name == OP_COLUMN else table.by_storage_name[name].id for name in rows.schema.names]
     head = _COUNT.pack(1, len(ids)) + np.asarray(ids, dtype="<u4").tobytes()
     head += bytes(-len(head) % 16)
     plain = pa.RecordBatch.from_arrays([_plain(c) for c in rows.columns], names=rows.schema.names)
@@ -71,17 +73,24 @@ def _decode_plain(table: Table, payload: memoryview, full: bool, where: str) -> 
     start = _COUNT.size + 4 * count
     start += -start % 16
     try:
-        columns = [table.by_id[i] for i in ids.tolist()]
+        schema = pa.schema([_plain_field(table, i) for i in ids.tolist()])
     except KeyError as error:
         raise CorruptObject(f"{where}: table {table.id} has no column {error}") from None
-    schema = pa.schema([(c.storage_name, c.plain_type) for c in columns])
     batch = pa.ipc.read_record_batch(pa.py_buffer(payload[start:]), schema)
     batch.validate(full=full)
+    tags = {tag.storage_name for tag in table.tags}
     arrays = [
-        array.dictionary_encode() if column.role is Role.TAG else array
-        for column, array in zip(columns, batch.columns, strict=True)
+        array.dictionary_encode() if name in tags else array
+        for name, array in zip(schema.names, batch.columns, strict=True)
     ]
     return pa.RecordBatch.from_arrays(arrays, names=schema.names)
+
+
+def _plain_field(table: Table, column_id: int) -> tuple[str, pa.DataType]:
+    if column_id == OP_COLUMN_ID:
+        return OP_COLUMN, OP_TYPE
+    column = table.by_id[column_id]
+    return column.storage_name, column.plain_type
 
 
 def _decode_stream(table: Table, payload: memoryview, full: bool, where: str) -> pa.RecordBatch:

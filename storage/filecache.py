@@ -42,7 +42,7 @@ THREADS_BEHIND: Final = 2
 WAITED_BYTES_MAX: Final = 32 * 2**20
 """A statement that lacks at most so many bytes waits for them; one that lacks more reads the store meanwhile."""
 WAIT_SECONDS_MAX: Final = 3.0
-STATEMENT_SHARE: Final = 0.5
+STATEMENT_SHARE: Final = 0.25
 """Of the limit. A statement that reads more brings nothing in: what others use would go for it."""
 FILES_MAX: Final = 50_000
 """However small they are: each takes memory, and a moment at start."""

@@ -17,14 +17,15 @@ from typing import IO, TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.compaction import RUN_FILES_MAX, TARGET_BYTES
-from storage.datafile import CREATE_TRIES_MAX, ROW_GROUP_ROWS, create_datafile, file_schema, parquet_writer
+from storage.datafile import CREATE_TRIES_MAX, ROW_GROUP_ROWS, create_datafile, file_schema, kind_of, parquet_writer
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.fold import fold_layers
 from storage.rangereader import RangeReader
-from storage.schema import OFFSET_COLUMN, TIME_COLUMN, DataFile, Table
+from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, DataFile, Op, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,8 @@ class MergeJob:
     table: Table
     files: tuple[DataFile, ...]
     names: tuple[str, ...]
+    is_oldest: bool = False
+    """No older file shares a moment with the run: its deletes have nothing left to delete (L25)."""
 
 
 def new_files_max(files: Sequence[DataFile], target_bytes: int = TARGET_BYTES) -> int:
@@ -96,7 +99,9 @@ def merge_files(
         present = frozenset[str]().union(*(layer.names for layer in inputs))
         outputs = _Outputs(table, present, cuts, scratch, WRITE_FACTOR * read_bytes)
         for rows in _folded(table, inputs):
-            outputs.add(rows)
+            left = without_deletes(rows) if job.is_oldest else rows
+            if left.num_rows:
+                outputs.add(left)
             pause()
         return outputs.create(store, job, pause)
     except OSError as error:
@@ -121,6 +126,20 @@ def _folded(table: Table, inputs: Sequence[_Input]) -> Iterator[pa.RecordBatch]:
             return
 
 
+def deletes_done(job: MergeJob) -> int:
+    """The offset from which on all changes can still be seen once ``job`` is done: its deletes cannot (L25). 0: all."""
+    has_ops = any(file.has_ops for file in job.files)
+    return max(file.offset_high for file in job.files) + 1 if job.is_oldest and has_ops else 0
+
+
+def without_deletes(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Folded rows below which there are none: a delete is done, and a put is as good as a patch (L25, F11)."""
+    if OP_COLUMN not in rows.schema.names:
+        return rows
+    kept = rows.filter(pc.not_equal(rows.column(OP_COLUMN), Op.DELETE.code))
+    return kept.drop_columns([OP_COLUMN])
+
+
 class _Input:
     """One file, read in its order. `fill`, then `take` what is at or below a key."""
 
@@ -138,7 +157,7 @@ class _Input:
             pre_buffer=not isinstance(source, pa.MemoryMappedFile),
         )
         known = table.by_storage_name
-        columns = [name for name in present if name in known or name == OFFSET_COLUMN]
+        columns = [name for name in present if name in known or name in (OFFSET_COLUMN, OP_COLUMN)]
         self.names = frozenset(columns) - {OFFSET_COLUMN}
         self._tags = [(tag if tag in self.names else None) for tag in tags]
         self._share = share_bytes
@@ -244,6 +263,7 @@ class _Outputs:
     ) -> None:
         names = [column.storage_name for column in table.columns if column.storage_name in present]
         types = [(name, table.by_storage_name[name].arrow_type) for name in names]
+        types += [(OP_COLUMN, OP_TYPE)] if OP_COLUMN in present else []
         schema = file_schema(table, pa.schema([*types, (OFFSET_COLUMN, pa.int64())]))
         self._cuts = cuts
         self._bytes_max = bytes_max
@@ -344,7 +364,7 @@ class _Output:
             order_low=low, order_high=high,
             offset_low=min(f.offset_low for f in job.files), offset_high=max(f.offset_high for f in job.files),
             time_low=self._times[0], time_high=self._times[1], rows=self.rows, bytes=size,
-            schema_version=self._table.version,
+            schema_version=self._table.version, kind=kind_of(self._seen),
         )  # fmt: skip
 
     def _close(self) -> None:

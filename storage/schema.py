@@ -17,6 +17,11 @@ TIME_COLUMN: Final = "time"
 RESERVED_PREFIX: Final = "_runnel_"
 OFFSET_COLUMN: Final = "_runnel_offset"
 """int64: a row's offset in its partition; stored in every DataFile (LOG L24)."""
+OP_COLUMN: Final = "_runnel_op"
+"""int8, a code of `Op`: stored only where a row's op is not its table's default, which NULL means (FORMAT F11)."""
+OP_TYPE: Final = pa.int8()
+OP_COLUMN_ID: Final = 2**31 - 3
+"""Stands for `OP_COLUMN` where columns are named by their ids."""
 
 
 class Role(enum.StrEnum):
@@ -44,6 +49,18 @@ class Op(enum.StrEnum):
     PATCH = "patch"
     PUT = "put"
     DELETE = "delete"
+
+    @property
+    def code(self) -> int:
+        """In `OP_COLUMN`; numbers are for ever."""
+        return OP_CODES[self]
+
+
+OP_CODES: Final[dict[Op, int]] = {Op.PATCH: 0, Op.PUT: 1, Op.DELETE: 2}
+PARQUET: Final = "parquet"
+PARQUET_OPS: Final = "parquet-ops"
+FILE_KINDS: Final = frozenset({PARQUET, PARQUET_OPS})
+"""Kinds of DataFiles: rows of the table's default op, and with `OP_COLUMN`, which a reader must heed."""
 
 
 ARROW_TYPES: Final[dict[TypeKind, pa.DataType]] = {
@@ -165,9 +182,14 @@ class DataFile:
     rows: int
     bytes: int
     schema_version: int
-    kind: str = "parquet"
+    kind: str = PARQUET
     key_id: int = 0
     borrowed: bool = False
+
+    @property
+    def has_ops(self) -> bool:
+        """Whether rows of it delete or replace older ones (F11)."""
+        return self.kind == PARQUET_OPS
 
 
 @dataclass(frozen=True, slots=True)

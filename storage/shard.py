@@ -26,13 +26,21 @@ from storage.errors import (
     NoSuchTable,
     OutcomeUnknown,
     RequestTooLarge,
+    RowsChanged,
     ShardClosed,
     StorageError,
     StoreFull,
     StoreUnavailable,
     WriteRefused,
 )
-from storage.filechange import FileLists, bytes_after, changed_lists, repeated_sections, standing
+from storage.filechange import (
+    FileLists,
+    bytes_after,
+    changed_lists,
+    changes_from_after,
+    repeated_sections,
+    standing,
+)
 from storage.frames import ENTRIES_MAX, NO_WRITE_ID, OBJECT_BYTES_MAX, EntryKind, encoded_size
 from storage.logdriver import LogDriver
 from storage.logeffects import CheckpointDraft
@@ -42,6 +50,7 @@ from storage.shardlimits import ShardCounters, ShardLimits
 from storage.shardstate import ShardState, encode_frozen, held_bytes
 from storage.store import data_folder, data_path, epoch_of, log_folder, object_name, part_path, parts_folder
 from storage.tailanswer import tail_answer
+from storage.unchanged import changed_since
 from storage.writeids import RETRY_SECONDS_MAX
 
 if TYPE_CHECKING:
@@ -107,6 +116,7 @@ class Shard:
         self._executor = executor
         self._reserved = 0
         self._in_transit = 0
+        self._under_way: dict[asyncio.Future[Position], list[_Queued]] = {}
         self._on_fatal = on_fatal
         self._driver: LogDriver | None = None
         self._in_flight: dict[WriteId, asyncio.Future[Position]] = {}
@@ -264,6 +274,7 @@ class Shard:
         self, driver: LogDriver, parts: Sequence[_Part], prepare: Callable[[Sequence[_Part]], list[_Queued]]
     ) -> list[asyncio.Future[Position]]:
         queued = prepare(parts)
+        self._check_unchanged(parts, queued)
         entries = [entry for entry, _ in queued]
         size = sum(held_bytes(rows) for _, rows in queued)
         encoded = sum(encoded_size(entry) for entry in entries)
@@ -278,7 +289,8 @@ class Shard:
         except StorageError:
             self._arrived(size + encoded)
             raise
-        futures[-1].add_done_callback(lambda _: self._arrived(size + encoded))  # one object: one outcome for all
+        self._under_way[futures[-1]] = queued
+        futures[-1].add_done_callback(lambda done: self._landed_all(done, size + encoded))  # one object: one outcome
         self.counters.rows += sum(rows.num_rows for _, rows in queued)
         self.counters.bytes += size
         for part, future in zip(parts, futures, strict=True):
@@ -286,6 +298,20 @@ class Shard:
                 self._in_flight[part.write_id] = future
                 future.add_done_callback(functools.partial(self._landed, part.write_id))
         return futures
+
+    def _check_unchanged(self, parts: Sequence[_Part], queued: Sequence[_Queued]) -> None:
+        """L26: decided here, in commit order: what is under way goes into the Log before these parts."""
+        for part, (entry, rows) in zip(parts, queued, strict=True):
+            since, place = part.unchanged_since, (entry.table_id, entry.partition)
+            if since is None:
+                continue
+            before = [r for sent in self._under_way.values() for e, r in sent if (e.table_id, e.partition) == place]
+            table = self._table(entry.table_id)
+            if changed_since(table, rows, since, self.state.partitions.get(place), before):
+                raise RowsChanged(
+                    f"shard {self.log_id}: rows of table {table.name!r} were written again while a statement that "
+                    "deletes or updates them was carried out; nothing of it was written here: try again"
+                )
 
     def _landed(self, write_id: WriteId, _: asyncio.Future[Position]) -> None:
         self._in_flight.pop(write_id, None)
@@ -302,6 +328,10 @@ class Shard:
         self._budget.adjust(size)
         self._reserved += size
         self._in_transit += size
+
+    def _landed_all(self, last: asyncio.Future[Position], size: int) -> None:
+        del self._under_way[last]
+        self._arrived(size)
 
     def _arrived(self, size: int) -> None:
         """A write has landed in the memtable, or failed: either way it is under way no more."""
@@ -536,7 +566,8 @@ class Shard:
         data = await self._in_thread(self._store.get, path)
         in_force = decode_own(self.identity.store_id, self.log_id, sequence, data)
         sizes = bytes_after(state.partitions, changes)
-        fixed = await self._in_thread(repeated_sections, in_force, self.revision, sizes, path)
+        seen_from = changes_from_after(changes)
+        fixed = await self._in_thread(repeated_sections, in_force, self.revision, sizes, seen_from, path)
         lists = changed_lists(FileLists(state.loose, state.parts), changes)
         if len(lists.loose) > FILES_INLINE_MAX:
             lists = FileLists((), (*lists.parts, await self._write_part(lists.loose)))

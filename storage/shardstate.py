@@ -26,6 +26,7 @@ from storage.checkpoint import (
 )
 from storage.entries import decode_record, decode_rows
 from storage.errors import CatalogBehind, CorruptObject, UnsupportedFormat
+from storage.filechange import changes_from_after
 from storage.frames import NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind
 from storage.schema import PartitionSnapshot, TailBatch
 from storage.writeids import WRITE_IDS_MAX, Remembered, forget, read_write_ids, write_id_table
@@ -33,7 +34,7 @@ from storage.writeids import WRITE_IDS_MAX, Remembered, forget, read_write_ids, 
 __all__ = ["WRITE_IDS_MAX", "Cutoff", "Frozen", "Remembered", "ShardState", "encode_frozen", "held_bytes"]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from storage.filechange import FileChange, FileLists
     from storage.frames import Header, LogObject, WriteId
@@ -67,6 +68,8 @@ class PartitionState:
     bytes: int = 0
     time_high: int = -(2**63)
     changed_at: int = 0
+    filed_at: int = 0
+    """Rows of objects up to this one may be in files; at what object a file's rows were written nobody knows."""
     files: tuple[DataFile, ...] = ()
     tail: list[TailEntry] = field(default_factory=list)
 
@@ -138,6 +141,7 @@ class PreparedCheckpoint:
     loose: tuple[DataFile, ...]
     parts: tuple[Part, ...]
     removed: tuple[DataFile, ...] = ()
+    changes_from: Mapping[PartitionKey, int] = field(default_factory=dict)
 
 
 class ShardState:
@@ -197,7 +201,13 @@ class ShardState:
         self.checkpoint_seq = checkpoint.header.sequence
         for row in sections[Section.PARTITIONS]:
             self.partitions[row["table_id"], row["partition"]] = PartitionState(
-                row["start"], row["next"], row["changes_from"], row["bytes"], row["time_high"], self.checkpoint_seq
+                row["start"],
+                row["next"],
+                row["changes_from"],
+                row["bytes"],
+                row["time_high"],
+                self.checkpoint_seq,
+                filed_at=self.k,
             )
         self.drops = {row["table_id"]: row["revision"] for row in sections[Section.DROPS]}
         self.cutoffs = {r["database_id"]: Cutoff(r["cutoff"], r["recorded_ms"]) for r in sections[Section.CUTOFFS]}
@@ -332,8 +342,11 @@ class ShardState:
         for state in self.partitions.values():
             if state.tail and state.tail[0].sequence <= covered:
                 state.changed_at = sequence
+                state.filed_at = covered
                 state.tail = [e for e in state.tail if e.sequence > covered]
         self._remove_files(prepared.removed, sequence)
+        for key, offset in prepared.changes_from.items():
+            self.partitions[key].changes_from = max(self.partitions[key].changes_from, offset)
         self._add_files(prepared.new_files)
         self._forget_covered()
 
@@ -376,7 +389,9 @@ class ShardState:
         """The file sections of a Checkpoint at the k in force: the current files with ``changes`` (L21)."""
         added = tuple(file for change in changes for file in change.added)
         removed = tuple(file for change in changes for file in change.removed)
-        self.prepared = PreparedCheckpoint(self.k, added, lists.loose, lists.parts, removed)
+        self.prepared = PreparedCheckpoint(
+            self.k, added, lists.loose, lists.parts, removed, changes_from_after(changes)
+        )
         return _file_sections(lists.loose, lists.parts)
 
     def part_is_due(self, new_files: int) -> bool:

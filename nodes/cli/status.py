@@ -75,6 +75,9 @@ def _print(node: NodeStatus) -> None:
             f"compaction: {done.files_in:,} files became {done.files_out:,} in {merges}, "
             f"{done.cpu_seconds:.1f} s of CPU; {done.waiting:,} waiting"
         )
+    if done.files_with_deletes:
+        files = counted(done.files_with_deletes, "file")
+        console.print(f"deletes: {files} with deletes that a merge has still to carry out on the disk (runnel compact)")
 
 
 def _cache(cache: FileCacheStatus) -> str:

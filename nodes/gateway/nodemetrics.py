@@ -51,6 +51,8 @@ class NodeMetrics(Collector):
 def _compaction_families(compaction: CompactionStatus) -> Iterator[Metric]:
     waiting = "Merges that are planned for the shard at hand and not done."
     yield GaugeMetricFamily("runnel_compaction_waiting", waiting, value=float(compaction.waiting))
+    deletes = "Files with rows that delete others, until they are merged with all that is below them."
+    yield GaugeMetricFamily("runnel_files_with_deletes", deletes, value=float(compaction.files_with_deletes))
     for name, doc, value in (
         ("merges", "Merges that were committed.", compaction.merges),
         ("failed", "Merges that failed; they are tried again.", compaction.failed),

@@ -21,11 +21,11 @@ from nodes.clusterqueries import ClusterQueries
 from nodes.gateway.movedcalls import MovedCalls
 from nodes.gateway.remotequery import RemoteQueries, RemoteResult
 from nodes.idempotency import KeyedIds
-from nodes.insert import insert
 from nodes.localqueries import kill_if_asked
 from nodes.messages import changes_to, write_id_to
 from nodes.outcomes import all_or_worst
 from nodes.resulttext import result_text
+from nodes.rowchanges import carry_out
 from nodes.rpcerrors import write_error
 from nodes.status import BackendStatus, DatabaseStatus, TableStatus
 from protos import internal_pb2, internal_pb2_grpc
@@ -137,8 +137,11 @@ class RemoteBackend:
         killed = await kill_if_asked(request, self.cluster_queries)
         if killed is not None:
             return killed
-        result = await self.statements.run(request, self.catalog.revision)
-        return await self._inserted(request, result, principal) if result.target else result
+        result = await self._run(request)
+        return result if result.change is None else await self._carry_out(request, result, principal)
+
+    async def _run(self, request: QueryRequest) -> RemoteResult:
+        return await self.statements.run(request, self.catalog.revision)
 
     async def queries(self) -> Sequence[QueryStatus]:
         """Of every query node."""
@@ -156,10 +159,10 @@ class RemoteBackend:
         answer = await self.statements.text(request, format, self.catalog.revision)
         if not isinstance(answer, RemoteResult):
             return answer
-        return result_text(format, await self._inserted(request, answer, principal))
+        return result_text(format, await self._carry_out(request, answer, principal))
 
-    async def _inserted(self, request: QueryRequest, rows: RemoteResult, principal: Principal) -> QueryResult:
-        return await insert(self, request.database, rows.target, rows, principal)
+    async def _carry_out(self, request: QueryRequest, rows: RemoteResult, principal: Principal) -> QueryResult:
+        return await carry_out(self, request.database, rows, lambda: self._run(request), principal)
 
     async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogSnapshot:
         """Have the controller apply the changes; return the Catalog after them, as this node follows it."""
@@ -175,7 +178,8 @@ class RemoteBackend:
             for partition, rows in route(batch.table, batch.rows, batch.series, share=True):
                 born = self._born.get(partition.log_id, 0)
                 write_id = self._next_id(WRITE_ID_KIND) if keyed is None else keyed.of(batch.table.id, partition.id)
-                append = Append(batch.table, partition.id, rows, write_id, born)
+                since = None if batch.unchanged_since is None else batch.unchanged_since[partition.id]
+                append = Append(batch.table, partition.id, rows, write_id, born, since)
                 parts.setdefault(partition.log_id, []).append(encode_append(append))
         revision = self.catalog.revision
         return [_Part(shard, revision, appends, born=self._born.get(shard, 0)) for shard, appends in parts.items()]
@@ -380,6 +384,7 @@ def _append_request(part: _Part) -> internal_pb2.AppendRequest:
                 row_count=one.row_count,
                 time_low=one.time_low,
                 time_high=one.time_high,
+                unchanged_since=one.unchanged_since,
             )
             for one in part.appends
         ],

@@ -108,7 +108,7 @@ class QueryNode(DoorlessBackend):
         params: Mapping[str, object],
         timeout_seconds: float | None,
         origin: Origin,
-        may_insert: bool,
+        may_write: bool,
     ) -> QueryStream:
         """Plan and start one statement, with the Catalog proved current (L29)."""
         catalog = await self.refresh()
@@ -124,7 +124,7 @@ class QueryNode(DoorlessBackend):
             timeout_seconds=timeout_seconds,
             system=self._system_tables(catalog, database),
             origin=origin,
-            may_insert=may_insert,
+            may_write=may_write,
         )
 
     def _system_tables(self, catalog: CatalogSnapshot, database: str) -> list[SystemTable]:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from engine.engine import Engine, EngineLimits
-from storage.datafile import encode_parquet
+from storage.datafile import encode_parquet, kind_of
 from storage.fold import fold
 from storage.schema import (
+    OP_COLUMN,
+    OP_TYPE,
     Column,
     DataFile,
+    Op,
     PartitionSnapshot,
     Role,
     Table,
@@ -44,12 +47,14 @@ def make_table(
 
 
 def to_batch(table: Table, rows: Sequence[Row]) -> pa.RecordBatch:
-    """Rows (time in ns) as a memtable's batch; columns that no row names are left out."""
+    """Rows (time in ns, perhaps an `OP_COLUMN`) as a memtable's batch; columns that no row names are left out."""
     arrays = {}
     for column in table.columns:
         if any(column.name in row for row in rows):
             values = pa.array([row.get(column.name) for row in rows], column.plain_type)
             arrays[column.storage_name] = values.dictionary_encode() if column.role is Role.TAG else values
+    if any(OP_COLUMN in row for row in rows):
+        arrays[OP_COLUMN] = pa.array([row.get(OP_COLUMN) for row in rows], OP_TYPE)
     return pa.RecordBatch.from_pydict(arrays)
 
 
@@ -111,6 +116,7 @@ class World:
         file = DataFile(
             path, table.id, partition, low, part.offset - 1, low, part.offset - 1,
             int(times.min()), int(times.max()), rows.num_rows, target.stat().st_size, table.version,
+            kind_of(rows.schema.names),
         )  # fmt: skip
         part.files.append(file)
         part.tail = []
@@ -176,9 +182,10 @@ class World:
 
 
 def visible_rows(table: Table, folded: pa.RecordBatch, cutoff_ns: int | None) -> list[Row]:
-    """Folded rows by the users' names, without NULLs and without what is below the cut-off."""
+    """Folded rows by the users' names, without NULLs, deleted ones, and what is below the cut-off."""
     names = {c.storage_name: c.name for c in table.columns}
-    rows = [{names[k]: v for k, v in row.items() if k in names} for row in to_rows(folded)]
+    kept = [row for row in to_rows(folded) if row.get(OP_COLUMN) != Op.DELETE.code]
+    rows = [{names[k]: v for k, v in row.items() if k in names} for row in kept]
     return [row for row in rows if cutoff_ns is None or row["time"] >= cutoff_ns]
 
 

@@ -218,19 +218,19 @@ def test_files_of_a_running_statement_stay(bucket: Bucket) -> None:
         await bucket.right(engine)
         before = bucket.cached()
         stream = await bucket.world.start(engine, ALL)
-        for at in range(10_000, 16_000, 1000):
+        for at in range(10_000, 24_000, 1000):
             bucket.world.add_file([{"time": at + t, "host": f"h{t % 7}", "usage": t} for t in range(900)])
             bucket.copy()
             await bucket.world.rows(engine, f"SELECT * FROM cpu WHERE time >= to_timestamp_nanos({at})")
         assert engine.cache_counters.evicted > 0
         assert set(before) <= set(bucket.cached())
         await stream.aclose()
-        for at in range(10_000, 16_000, 1000):
+        for at in range(10_000, 24_000, 1000):
             only = f"time >= to_timestamp_nanos({at}) AND time < to_timestamp_nanos({at + 1000})"
             await bucket.world.rows(engine, f"SELECT * FROM cpu WHERE {only}")
         assert not set(before) <= set(bucket.cached()), "released, they may go"
 
-    bucket.run(ask, cache_bytes=2 * size)
+    bucket.run(ask, cache_bytes=4 * size)
 
 
 def test_concurrent_statements_fetch_a_file_once(bucket: Bucket) -> None:

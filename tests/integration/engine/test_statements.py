@@ -101,8 +101,9 @@ def test_an_insert_needs_leave_and_says_what_it_is_for(world: World) -> None:
         world.ask(statement)
 
     async def ask(engine: Engine) -> None:
-        stream = await world.start(engine, statement, may_insert=True)
-        assert stream.target == "cpu"
+        stream = await world.start(engine, statement, may_write=True)
+        assert stream.change is not None
+        assert stream.change.table == "cpu"
         assert [row["usage"] async for batch in stream for row in batch.to_pylist()] == [7]
 
     world.run(ask)

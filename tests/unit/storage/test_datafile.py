@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.datafile import CREATE_TRIES_MAX, OFFSET_FIELD_ID, ROW_GROUP_ROWS, encode_parquet, write_datafile
+from storage.datafile import CREATE_TRIES_MAX, OWN_FIELD_IDS, ROW_GROUP_ROWS, encode_parquet, write_datafile
 from storage.errors import StoreFull, StoreUnavailable
 from storage.fold import fold
 from storage.schema import OFFSET_COLUMN, DataFile, TailBatch
@@ -62,7 +62,7 @@ def test_f19_columns_have_field_ids_and_those_without_a_value_are_left_out() -> 
     _, found, _ = written([TailBatch(0, make_rows([1, 2], [None, None]))])
     ids = {field.name: int(field.metadata[b"PARQUET:field_id"]) for field in found.schema}
     assert ids == {c.storage_name: c.id for c in TABLE.columns if c.name not in ("host", "région")} | {
-        OFFSET_COLUMN: OFFSET_FIELD_ID
+        OFFSET_COLUMN: OWN_FIELD_IDS[OFFSET_COLUMN]
     }
 
 

@@ -145,7 +145,7 @@ def test_the_least_recently_used_go_and_the_limit_holds(
 
 
 def test_a_file_in_use_stays(make: Callable[..., FileCache], store: Store, tmp_path: Path) -> None:
-    cache, files = make(4 * SIZE), [store.put(i) for i in range(8)]
+    cache, files = make(8 * SIZE), [store.put(i) for i in range(16)]
     running, other = Lease(cache), Lease(cache)
     assert running.bring(files[:2])
     assert other.bring(files[:1])
@@ -156,7 +156,7 @@ def test_a_file_in_use_stays(make: Callable[..., FileCache], store: Store, tmp_p
     assert len(running.hold(files[:2])) == 2
     running.release()
     running.release()
-    for file in files[2:6]:
+    for file in files[2:12]:
         use(cache, file)
     assert not Lease(cache).hold(files[:2])
 
@@ -174,12 +174,12 @@ def test_what_a_plan_does_not_read_is_let_go(make: Callable[..., FileCache], sto
 
 
 def test_nothing_goes_if_that_would_not_make_room(make: Callable[..., FileCache], store: Store) -> None:
-    cache, files, large = make(4 * SIZE), [store.put(i) for i in range(4)], store.put(9, 2 * SIZE)
+    cache, files, large = make(8 * SIZE), [store.put(i) for i in range(8)], store.put(9, 2 * SIZE)
     running = Lease(cache)
     for file in files:
         running.bring([file])
     assert not Lease(cache).bring([large])
-    assert len(running.hold(files)) == 4
+    assert len(running.hold(files)) == 8
     assert (cache.counters.evicted, cache.counters.refused) == (0, 1)
 
 
@@ -306,7 +306,8 @@ def test_a_statement_that_reads_much_brings_nothing_and_uses_what_is_here(
     make: Callable[..., FileCache], store: Store
 ) -> None:
     cache, files = make(10 * SIZE), [store.put(i) for i in range(20)]
-    use(cache, *files[:5])
+    for file in files[:5]:
+        use(cache, file)
     assert use(cache, *files) == 5
     assert len(store.reads) == 5
     cache = make(10 * SIZE)
@@ -317,13 +318,12 @@ def test_a_statement_that_reads_much_brings_nothing_and_uses_what_is_here(
 
 
 def test_what_is_used_again_and_again_survives_scans(make: Callable[..., FileCache], store: Store) -> None:
-    """Half of the limit is what a statement may bring in, so whatever others use within the other half stays."""
+    """A statement may bring in a quarter of the limit, and a larger one nothing: what others use stays."""
     cache, hot = make(20 * SIZE), [store.put(i) for i in range(8)]
-    use(cache, *hot)
     for begin in range(100, 1000, 50):
-        use(cache, *(store.put(begin + i) for i in range(10)))
+        assert [use(cache, file) for file in hot] == [begin > 100] * 8
+        use(cache, *(store.put(begin + i) for i in range(5)))
         use(cache, *(store.put(begin + i) for i in range(40)))
-        assert use(cache, *hot) == 8
 
 
 def test_much_is_fetched_behind_the_statement(

@@ -8,6 +8,7 @@ import random
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -16,8 +17,20 @@ from hypothesis import strategies as st
 from storage.datafile import write_datafile
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.fold import fold
-from storage.merge import MergeJob, merge_files, names_wanted, roundest
-from storage.schema import OFFSET_COLUMN, Column, DataFile, Role, Table, TailBatch, TypeKind
+from storage.merge import MergeJob, deletes_done, merge_files, names_wanted, roundest, without_deletes
+from storage.schema import (
+    OFFSET_COLUMN,
+    OP_CODES,
+    OP_COLUMN,
+    OP_TYPE,
+    Column,
+    DataFile,
+    Op,
+    Role,
+    Table,
+    TailBatch,
+    TypeKind,
+)
 from storage.store import data_path
 from tests.harness.stores import Fault, FaultStore, MemoryStore
 from tests.harness.tables import make_rows, make_table
@@ -177,3 +190,57 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(StoreFull):
         merged(full, files, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+OPS = st.lists(
+    st.lists(
+        st.tuples(st.integers(-2, 2), st.sampled_from([None, "a"]), st.sampled_from([None, *OP_CODES.values()])),
+        min_size=1,
+        max_size=8,
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def with_ops(rows: pa.RecordBatch, ops: list[int | None]) -> pa.RecordBatch:
+    """``rows`` with their ops; a delete has no fields."""
+    deletes = pa.array([op == Op.DELETE.code for op in ops])
+    arrays = {
+        name: array if TABLE.by_storage_name[name].role is not Role.FIELD else pc.if_else(deletes, None, array)
+        for name, array in zip(rows.schema.names, rows.columns, strict=True)
+    }
+    return pa.RecordBatch.from_pydict({**arrays, OP_COLUMN: pa.array(ops, OP_TYPE)})
+
+
+@given(layers=OPS, is_oldest=st.booleans(), cut=st.integers(0, 5))
+@settings(deadline=None, max_examples=100)
+def test_l25_deletes_and_puts_are_merged_in_any_grouping_and_end_with_the_oldest_layer(
+    tmp_path_factory: pytest.TempPathFactory,
+    layers: list[list[tuple[int, str | None, int | None]]],
+    is_oldest: bool,
+    cut: int,
+) -> None:
+    store, folder = MemoryStore(), tmp_path_factory.getbasetemp()
+    tail, following = [], 0
+    for layer in layers:
+        rows = make_rows([t for t, _, _ in layer], [h for _, h, _ in layer], following)
+        tail.append(TailBatch(following, with_ops(rows, [op for _, _, op in layer])))
+        following += len(layer)
+    files = [write_datafile(store, TABLE, 3, 5, 1, [batch]) for batch in tail]
+    groups = [group for group in (files[:cut], files[cut:]) if group]
+    files = [file for group in groups for file in merged(store, group, folder)]
+    job = MergeJob(TABLE, tuple(files), names(TABLE, names_wanted(files)), is_oldest)
+    made = merge_files(store, job, folder, read_bytes=4_096)
+    folded = fold(TABLE, tail)
+    expected = plain(without_deletes(folded) if is_oldest else folded)
+    assert all(file.has_ops == (OP_COLUMN in expected.column_names) for file in made)
+    found = [row for file in made for row in content(store, file).to_pylist()]
+    assert present(found) == present(expected.to_pylist())
+    assert deletes_done(job) == (following if is_oldest and any(file.has_ops for file in files) else 0)
+
+
+def present(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """In the order of their keys, without what is NULL or the table's default op."""
+    ordered = sorted(rows, key=lambda r: (r.get("host") is not None, str(r.get("host")), r["time"]))
+    return [{k: v for k, v in row.items() if v is not None and (k, v) != (OP_COLUMN, 0)} for row in ordered]
