@@ -337,14 +337,11 @@ class _Output:
         self._waiting_rows, self.held = rest.num_rows, rest.nbytes if rest.num_rows else 0
 
     def _write(self, group: pa.Table) -> None:
+        group = group.combine_chunks()
         if self._writer is None:
-            self._open(self._schema)
-        assert self._writer is not None
-        self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
-
-    def _open(self, schema: pa.Schema) -> None:
-        self._spool = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  has no name: ends with this process
-        self._writer = parquet_writer(self._table, schema, self._spool)
+            self._spool = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  no name: ends with this process
+            self._writer = parquet_writer(self._table, group, self._spool)
+        self._writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
 
     def create(self, store: ObjectStore, job: MergeJob, names: Iterator[str]) -> DataFile:
         """Create the object; its order is that of the whole run, for which it stands within its times (L25)."""
@@ -379,7 +376,6 @@ class _Output:
         columns = [name for name in self._schema.names if name not in names]
         schema = pa.schema([self._schema.field(name) for name in columns])
         tags = [name for name in columns if pa.types.is_dictionary(schema.field(name).type)]
-        self._open(schema)
         with before:
             before.seek(0)
             file = pq.ParquetFile(before, read_dictionary=tags)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.datafile import CREATE_TRIES_MAX, OWN_FIELD_IDS, ROW_GROUP_ROWS, encode_parquet, write_datafile
+from storage.datafile import (
+    BLOOM_VALUES_MAX,
+    CREATE_TRIES_MAX,
+    OWN_FIELD_IDS,
+    ROW_GROUP_ROWS,
+    encode_parquet,
+    write_datafile,
+)
 from storage.errors import StoreFull, StoreUnavailable
 from storage.fold import fold
 from storage.schema import OFFSET_COLUMN, DataFile, TailBatch
 from storage.store import epoch_of
 from tests.harness.stores import Fault, FaultStore, MemoryStore
 from tests.harness.tables import make_rows, make_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TABLE = make_table(table_id=7)
 
@@ -114,3 +126,48 @@ def test_a_store_that_never_answers_clearly_is_unavailable_and_a_full_one_is_ful
     store.arm(Fault.FULL)
     with pytest.raises(StoreFull):
         write_datafile(store, TABLE, 3, 5, 1, tail)
+
+
+def bloom_bytes(data: pa.Buffer) -> list[dict[str, int]]:
+    """For each row group the bytes of the Bloom filter of each column that has one."""
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [[group.column(i) for i in range(group.num_columns)] for group in groups]
+    return [{c.path_in_schema: c.bloom_filter_length for c in row if c.bloom_filter_offset} for row in columns]
+
+
+def with_regions(count: int, values: int, hosts: int = 1000) -> pa.RecordBatch:
+    """Rows of which the first tag, and the second one, have so many values."""
+    rows = make_rows(range(count), [f"h{n % hosts:06}" for n in range(count)])
+    regions = pa.array([f"r{(n * 7919) % values:06}" for n in range(count)]).dictionary_encode()
+    return rows.append_column("r_gion_3", regions)
+
+
+def test_tags_with_many_values_have_bloom_filters_and_the_first_one_none() -> None:
+    """Rows are sorted by the first tag, so its statistics say as much; of a few values each row group has all."""
+    assert bloom_bytes(encode_parquet(TABLE, fold(TABLE, [TailBatch(0, with_regions(2000, 63))]))) == [{}]
+    (found,) = bloom_bytes(encode_parquet(TABLE, fold(TABLE, [TailBatch(0, with_regions(2000, 1000))])))
+    assert found.keys() == {"r_gion_3"}
+    assert found["r_gion_3"] < 2.1 * 1000
+
+
+def test_a_bloom_filter_is_bounded() -> None:
+    rows = fold(TABLE, [TailBatch(0, with_regions(ROW_GROUP_ROWS, ROW_GROUP_ROWS))])
+    (found,) = bloom_bytes(encode_parquet(TABLE, rows))
+    assert BLOOM_VALUES_MAX <= found["r_gion_3"] <= BLOOM_VALUES_MAX + 64
+
+
+def test_a_bloom_filter_never_denies_a_value_that_is_there(tmp_path: Path) -> None:
+    """As a reader says that nobody here wrote."""
+    import duckdb
+
+    path = tmp_path / "file.parquet"
+    path.write_bytes(encode_parquet(TABLE, fold(TABLE, [TailBatch(0, with_regions(3000, 500))])))
+
+    def denied(value: str) -> bool:
+        probe = f"SELECT bloom_filter_excludes FROM parquet_bloom_probe('{path}', 'r_gion_3', '{value}')"
+        ((excludes,),) = duckdb.execute(probe).fetchall()
+        return bool(excludes)
+
+    assert not any(denied(f"r{n:06}") for n in range(0, 500, 25))
+    assert sum(denied(f"r{n:06}") for n in range(600, 700)) > 80
