@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from engine import dfplan_pb2
+from storage.errors import StoreUnavailable
 from storage.filecache import CacheCounters, FileCache, Lease
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class FileRoot:
         self._store_url = store_url
         self._store: ObjectStore | None = None
         self._opening = threading.Lock()
+        self._is_closed = False
         self._cache: FileCache | None = None
         if not separator or scheme == "file":
             self._folder = Path(urllib.parse.unquote(rest) if separator else store_url).absolute()
@@ -79,11 +81,14 @@ class FileRoot:
         if self._cache is not None:
             self._cache.close()
         with self._opening:
+            self._is_closed = True
             if self._store is not None:
                 self._store.close()
 
     def _open_store(self) -> ObjectStore:
         with self._opening:
+            if self._is_closed:
+                raise StoreUnavailable(f"{self._store_url}: the engine is closed")
             if self._store is None:
                 from storage.objects import open_store
 

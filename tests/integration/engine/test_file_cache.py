@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from engine.engine import Engine, EngineLimits
-from engine.errors import StatementFailed
+from engine.errors import QueryTimeout, StatementFailed
+from engine.planner import Planner
 from storage import filecache
 from storage.errors import SnapshotTooOld
 from storage.objects import CreateOutcome, open_store
 from tests.harness.queries import World, sorted_rows
 from tests.harness.s3server import S3Server, moto_server
+from tests.harness.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
     from pathlib import Path
 
     from storage.filecache import CacheCounters
 
-Ask = "Callable[[Engine], Coroutine[Any, Any, Any]]"
 ALL = "SELECT * FROM cpu"
 
 
@@ -231,6 +233,28 @@ def test_files_of_a_running_statement_stay(bucket: Bucket) -> None:
         assert not set(before) <= set(bucket.cached()), "released, they may go"
 
     bucket.run(ask, cache_bytes=4 * size)
+
+
+def test_a_plan_that_outlives_its_statement_lets_the_files_go(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end = threading.Event()
+    check = Planner._check_files
+
+    def slow(planner: Planner, paths: Collection[str]) -> None:
+        assert may_end.wait(20)
+        check(planner, paths)
+
+    async def ask(engine: Engine) -> None:
+        await bucket.right(engine)
+        monkeypatch.setattr(Planner, "_check_files", slow)
+        with pytest.raises(QueryTimeout):
+            await bucket.world.rows(engine, ALL, timeout_seconds=0.2)
+        cache = engine._root._cache
+        assert cache is not None
+        assert {entry.pins for entry in cache._entries.values()} == {1}
+        may_end.set()
+        await until(lambda: {entry.pins for entry in cache._entries.values()} == {0})
+
+    bucket.run(ask)
 
 
 def test_concurrent_statements_fetch_a_file_once(bucket: Bucket) -> None:
