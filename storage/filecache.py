@@ -270,15 +270,15 @@ class FileCache:
         return is_whole
 
     def _crc(self, entry: _Entry) -> int | None:
-        """Of what is on the disk; None if it cannot be read, or has another size."""
-        crc = size = 0
+        """Of what is on the disk; None if it cannot be read."""
+        crc = 0
         try:
             with open(f"{self._folder}/{entry.name}", "rb", buffering=0) as file:
                 while piece := file.read(PIECE_BYTES):
-                    crc, size = crc32c(piece, crc), size + len(piece)
+                    crc = crc32c(piece, crc)
         except OSError:
             return None
-        return crc if size == entry.bytes else None
+        return crc
 
     def _fetch(self, file: DataFile) -> None:
         """Raises OSError, StorageError."""

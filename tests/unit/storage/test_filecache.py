@@ -201,20 +201,20 @@ def test_a_restart_finds_the_files_reads_them_through_and_sweeps_the_rest(
     assert len(store.reads) == 3, "fetched although it was here"
 
 
-def test_a_restart_with_a_lower_limit_keeps_what_was_used_last(make: Callable[..., FileCache], store: Store) -> None:
+def test_a_restart_with_a_lower_limit_keeps_what_was_used_last(
+    make: Callable[..., FileCache], store: Store, tmp_path: Path
+) -> None:
     files = [store.put(i) for i in range(4)]
     cache = make()
     use(cache, *files)
-    for entry in cache._entries.values():
-        entry.touched = 0.0  # a minute ago
+    for entry in cache._entries.values():  # all of them last used long ago, at one time
+        entry.touched = 0.0
+        os.utime(tmp_path / "cache" / entry.name, ns=(10**18, entry.modified_ns))
     use(cache, files[0])
     use(cache, files[2])
-    cache = make(2 * SIZE)
-    assert cache.counters.files == 2
-    store.reads.clear()
-    use(cache, files[0])
-    use(cache, files[2])
-    assert store.reads == []
+    assert make(2 * SIZE).counters.files == 2
+    kept = [name.partition(".")[0].replace(",", "/") for name in names(tmp_path)]
+    assert kept == [files[i].path.removesuffix(".parquet") for i in (0, 2)]
 
 
 @pytest.mark.parametrize("harm", ["a bit", "truncated", "longer", "empty", "gone"])
@@ -294,7 +294,7 @@ def test_what_is_no_datafile_is_not_kept(
 ) -> None:
     file = store.put(1)
     data = store.objects.pop(file.path)
-    changed = {"short": data[1:], "long": b"x" + data, "no Parquet": data[:-1] + b"2"}
+    changed = {"short": data[1:], "long": data + b"PAR1", "no Parquet": data[:-1] + b"2"}
     store.objects |= {file.path: changed[harm]} if harm in changed else {}
     cache = make()
     assert not Lease(cache).bring([file])
@@ -332,7 +332,9 @@ def test_much_is_fetched_behind_the_statement(
     monkeypatch.setattr(filecache, "WAITED_BYTES_MAX", 2 * SIZE)
     cache, files = make(), [store.put(i) for i in range(3)]
     store.open.clear()
-    assert not Lease(cache).bring(files), "it must not wait for this"
+    with monkeypatch.context() as patched:
+        patched.delattr(filecache, "wait")
+        assert not Lease(cache).bring(files), "it must not wait for this"
     coming = [cache.fetch(file, False) for file in files]
     store.open.set()
     for future in coming:
