@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.harness.cluster import Cluster
 from tests.harness.node import RunningNode
 from tests.harness.s3server import ACCESS_KEY, SECRET_KEY, S3Server, moto_server
 from tests.harness.smalldisk import MIB, SmallDisk, Unavailable
@@ -36,15 +37,19 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
         pytest.skip(str(reason))
 
 
-def node_on(s3: S3Server, folder: Path, store: str, **settings: str) -> RunningNode:
-    environment = {
-        "RUNNEL_STORE__URL": store,
+def reach(s3: S3Server) -> dict[str, str]:
+    """The settings by which nodes reach the server."""
+    return {
         "RUNNEL_STORE__S3_ENDPOINT": str(s3.options.endpoint),
         "RUNNEL_STORE__S3_ACCESS_KEY": ACCESS_KEY,
         "RUNNEL_STORE__S3_SECRET_KEY": SECRET_KEY,
         "RUNNEL_LOG__SHARDS": "2",
-        **{f"RUNNEL_{name}": value for name, value in settings.items()},
     }
+
+
+def node_on(s3: S3Server, folder: Path, store: str, **settings: str) -> RunningNode:
+    changes = {f"RUNNEL_{name}": value for name, value in settings.items()}
+    environment = {**reach(s3), "RUNNEL_STORE__URL": store, **changes}
     return RunningNode(folder, environment=environment, name=f"node-{folder.name}")
 
 
@@ -56,7 +61,10 @@ def fill(node: RunningNode) -> None:
 
 def figures(node: RunningNode) -> dict[str, float]:
     """The cache's metrics without their prefix."""
-    _, text = node.request("GET", "/metrics")
+    return read_figures(node.request("GET", "/metrics")[1])
+
+
+def read_figures(text: bytes) -> dict[str, float]:
     prefix = "runnel_file_cache_"
     lines = [line.removeprefix(prefix).split() for line in text.decode().splitlines() if line.startswith(prefix)]
     return {name.removesuffix("_total"): float(value) for name, value in lines if not name.endswith("_created")}
@@ -102,3 +110,24 @@ def test_a_full_disk_is_passed_by(s3: S3Server, disk: SmallDisk) -> None:
         assert node.query(SUM) == RIGHT
         assert figures(node)["files"] > 0
         end_clean(node)
+
+
+@pytest.mark.slow
+def test_query_nodes_of_a_cluster_keep_files(s3: S3Server, tmp_path: Path) -> None:
+    with Cluster(tmp_path, 1, 1, 1, store=s3.new_store(), environment=reach(s3), shards=2) as cluster:
+        for first in range(0, 3000, 1000):
+            body = "".join(f"m,k=k{i % 5} v={i}i {i + 1}\n" for i in range(first, first + 1000))
+            assert cluster.write("g1", body).status == 204
+            assert cluster.nodes["i1"].ask("POST", "/api/runnel/checkpoint").status == 204
+        query_node = cluster.nodes["q1"]
+        assert [cluster.query("g1", SUM) for _ in range(3)] == [RIGHT] * 3
+        found = read_figures(query_node.ask("GET", "/metrics").body)
+        assert found["files"] == found["fetched"] == found["misses"] > 0
+        assert found["hits"] == 2 * found["misses"]
+        query_node.kill()
+        query_node.start()
+        cluster.wait_settled()
+        assert cluster.query("g1", SUM) == RIGHT
+        again = read_figures(query_node.ask("GET", "/metrics").body)
+        assert (again["files"], again["fetched"]) == (found["files"], 0)
+        assert cluster.alarms() == []
