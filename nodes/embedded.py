@@ -19,6 +19,7 @@ import structlog
 from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
 from nodes.compaction import new_compactor
+from nodes.copying import copy_if_asked
 from nodes.engineparts import file_cache_status, new_engine
 from nodes.housekeeping import Housekeeper
 from nodes.idempotency import KeyedIds
@@ -254,9 +255,10 @@ class EmbeddedBackend:
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         """Plan and start one statement over one snapshot of each table (L14); or carry out what changes something."""
-        killed = await kill_if_asked(request, self._queries)
-        if killed is not None:
-            return killed
+        done = await kill_if_asked(request, self._queries)
+        done = done or await copy_if_asked(request, self, principal, self._settings.copy_dir)
+        if done is not None:
+            return done
         stream = await self._run(request)
         if stream.change is None:
             return stream

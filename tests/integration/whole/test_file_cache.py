@@ -114,7 +114,9 @@ def test_a_full_disk_is_passed_by(s3: S3Server, disk: SmallDisk) -> None:
 
 @pytest.mark.slow
 def test_query_nodes_of_a_cluster_keep_files(s3: S3Server, tmp_path: Path) -> None:
-    with Cluster(tmp_path, 1, 1, 1, store=s3.new_store(), environment=reach(s3), shards=2) as cluster:
+    (tmp_path / "copy").mkdir()
+    settings = {**reach(s3), "RUNNEL_QUERY__COPY_DIR": str(tmp_path / "copy")}
+    with Cluster(tmp_path, 1, 1, 1, store=s3.new_store(), environment=settings, shards=2) as cluster:
         for first in range(0, 3000, 1000):
             body = "".join(f"m,k=k{i % 5} v={i}i {i + 1}\n" for i in range(first, first + 1000))
             assert cluster.write("g1", body).status == 204
@@ -130,4 +132,8 @@ def test_query_nodes_of_a_cluster_keep_files(s3: S3Server, tmp_path: Path) -> No
         assert cluster.query("g1", SUM) == RIGHT
         again = read_figures(query_node.ask("GET", "/metrics").body)
         assert (again["files"], again["fetched"]) == (found["files"], 0)
+        asked = json.dumps({"db": "db", "q": "COPY m TO 'm.csv'", "format": "json"}).encode()
+        answer = cluster.nodes["g1"].ask("POST", "/api/v3/query_sql", asked, {"content-type": "application/json"})
+        assert answer.json == [{"bytes": (tmp_path / "copy" / "m.csv").stat().st_size}]
+        assert (tmp_path / "copy" / "m.csv").read_text().count("\n") == 3001
         assert cluster.alarms() == []
