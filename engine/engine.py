@@ -11,7 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from engine.errors import NotReadOnly, QueryCancelled, QueryMemoryExhausted, QueryTimeout, TooManyQueries
+from engine.errors import (
+    NotReadOnly,
+    QueryCancelled,
+    QueryFailed,
+    QueryMemoryExhausted,
+    QueryTimeout,
+    TooManyQueries,
+)
 from engine.files import FileRoot
 from engine.names import first_word, is_change
 from engine.planner import Planner, PlannerLimits, PlanRequest, bind, mentioned_tables
@@ -26,18 +33,21 @@ if TYPE_CHECKING:
     from engine.planner import Started
     from engine.running import EndListener, Origin, RunningQuery
     from engine.scan import SnapshotSource, SystemTable
+    from storage.filecache import CacheCounters, Lease
     from storage.objects import S3Options
     from storage.schema import Table, TableSnapshot
 
 PLANS_MAX: Final = 3
-"""A statement is planned so often while no row was handed out: its snapshot's files may go away (LOG L16), and one
-that runs out of memory is tried once more in a thriftier way."""
+"""A statement is planned so often while no row was handed out: its snapshot's files may go away (LOG L16), one that
+runs out of memory is tried once more in a thriftier way, and one that failed over cached files once they were looked
+at."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
     """What queries may use. ``memory_bytes`` is one fair pool for all; above it they spill, at most
-    ``spill_bytes_max`` (0: never). Over ``queries_max`` statements wait, over ``waiting_max`` they are refused."""
+    ``spill_bytes_max`` (0: never). Over ``queries_max`` statements wait, over ``waiting_max`` they are refused.
+    ``cache_folder`` has at most ``cache_bytes_max`` (0: none) of a remote store's files."""
 
     memory_bytes: int
     spill_folder: Path | None = None
@@ -49,6 +59,8 @@ class EngineLimits:
     wait_seconds: float = 60.0
     batch_rows: int = 8_192
     tails_bytes_max: int = 256 * 2**20
+    cache_folder: Path | None = None
+    cache_bytes_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +84,7 @@ class Engine:
     ) -> None:
         self.running = RunningQueries(on_end)
         self._limits = limits
-        self._root = FileRoot(store_url, s3)
+        self._root = FileRoot(store_url, s3, limits.cache_folder, limits.cache_bytes_max)
         planner_limits = PlannerLimits(
             memory_bytes=limits.memory_bytes,
             spill_folder=limits.spill_folder,
@@ -87,6 +99,11 @@ class Engine:
         self._streams: set[QueryStream] = set()
         self._threads: ThreadPoolExecutor | None = None
         self._closed = False
+
+    @property
+    def cache_counters(self) -> CacheCounters:
+        """What the cache of a remote store's files has done; zeros without one."""
+        return self._root.cache_counters
 
     async def query(
         self,
@@ -127,7 +144,7 @@ class Engine:
         return stream
 
     async def _attempts(self, statement: _Statement) -> QueryStream:
-        frugal = False
+        frugal = doubted = False
         for _ in range(PLANS_MAX - 1):
             try:
                 return await self._attempt(statement, frugal)
@@ -137,6 +154,10 @@ class Engine:
                 if frugal:
                     raise
                 frugal = True
+            except QueryFailed as error:
+                if doubted or not error.read_cached:
+                    raise
+                doubted = True
             statement.query.enter(Phase.WAITING)
         return await self._attempt(statement, frugal)
 
@@ -196,12 +217,16 @@ class Engine:
         started = await self._plan(request, statement.deadline, place)
         stream = QueryStream(
             started.schema, started.source, statement.deadline, statement.query,
-            lambda: self._finished(stream, place), started.change,
+            lambda: self._finished(stream, place, started.lease), started.change,
         )  # fmt: skip
         self._streams.add(stream)
         if self._closed:
             stream.stop(QueryCancelled("the engine is closing"))
-        await stream.fetch_first()
+        try:
+            await stream.fetch_first()
+        except QueryFailed as error:
+            error.read_cached = started.lease.is_doubted
+            raise
         return stream
 
     async def _plan(self, request: PlanRequest, deadline: float, place: _Place) -> Started:
@@ -220,8 +245,11 @@ class Engine:
             place.leave_after(planning)
             raise
 
-    def _finished(self, stream: QueryStream, place: _Place) -> None:
+    def _finished(self, stream: QueryStream, place: _Place, lease: Lease) -> None:
         self._streams.discard(stream)
+        if stream.outcome == QueryFailed.code:
+            lease.doubt()
+        lease.release()
         place.leave()
 
 
@@ -264,8 +292,8 @@ class _Place:
         places, self._places = self._places, None
 
         def done(future: asyncio.Future[Started]) -> None:
-            if not future.cancelled():
-                future.exception()
+            if not future.cancelled() and future.exception() is None:
+                future.result().lease.release()
             if places is not None:
                 places.release()
 

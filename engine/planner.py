@@ -17,7 +17,7 @@ from engine import names, stoppable
 from engine.batches import BatchSource
 from engine.changes import ChangeKind, RowChange
 from engine.deleterange import range_delete
-from engine.errors import InvalidParameter, InvalidStatement, NotSupported, UnknownTable
+from engine.errors import EngineError, InvalidParameter, InvalidStatement, NotSupported, QueryFailed, UnknownTable
 from engine.files import FileRoot, FileTables
 from engine.session import (
     CATALOG,
@@ -47,8 +47,9 @@ if TYPE_CHECKING:
     from engine.scan import SystemTable
     from engine.views import Tails, View
     from storage.deletes import RangeDelete
+    from storage.filecache import Lease
     from storage.objects import S3Options
-    from storage.schema import Column, Table, TableSnapshot
+    from storage.schema import Column, DataFile, Table, TableSnapshot
 
 DESCRIBING: Final = frozenset({"show", "describe", "desc"})
 INFORMATION_SCHEMA: Final = "information_schema"
@@ -78,10 +79,14 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Started:
-    """A query that runs as its source is read. ``change``: what its rows are for, of a statement that writes."""
+    """A query that runs as its source is read. ``change``: what its rows are for, of a statement that writes.
+
+    ``lease`` is to be released when the source is not read any more: what it holds was there for it.
+    """
 
     schema: pa.Schema
     source: BatchSource
+    lease: Lease
     change: RowChange | None = None
 
 
@@ -144,22 +149,42 @@ class Planner:
 
     def start(self, request: PlanRequest) -> Started:
         """Plan and start a statement. Raises EngineError, SnapshotTooOld, UnsupportedFormat."""
+        lease = self._root.lease()
+        try:
+            return self._start(request, lease)
+        except BaseException:
+            lease.release()
+            raise
+
+    def _start(self, request: PlanRequest, lease: Lease) -> Started:
         params = bind(request.params)
         tails = {s.table.id: self._fold(s) for s in request.snapshots}
-        system = _system_tables(request)
+        inputs = _Inputs(tails, _system_tables(request), params, lease)
+        named = self._name(request, inputs)
+        lease.keep(named.cached)
+        if lease.bring(named.files.values()):
+            named = self._name(request, inputs)
+            lease.keep(named.cached)
+        try:
+            source = _execute(named.context, named.frame, _bytes(tails))
+        except EngineError as error:
+            _check_cached(lease)  # rather than the statement, one of them may be to blame
+            if isinstance(error, QueryFailed):
+                error.read_cached = lease.doubt()
+            raise
+        _check_cached(lease)
+        self._check_files(named.files.keys() - named.cached)
+        return Started(named.frame.schema(), source, lease, named.change)
+
+    def _name(self, request: PlanRequest, inputs: _Inputs) -> _Named:
+        """Plan up to names. A statement about the schema has a context of its own, which no other query can change."""
         if describes(request.statement):
             context, views = self._new_context(min(DESCRIBE_BYTES, self._limits.memory_bytes), None)
-            naming = _Naming(context, views, request, tails, system, params, describes=True)
-            frame = naming.frame()
-        else:
-            with self._lock:
-                context, views = self._shared()
-                self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
-                naming = _Naming(context, views, request, tails, system, params)
-                frame = naming.frame()
-        started = _execute(context, frame, _bytes(tails), naming.change)
-        self._check_files(naming.paths)
-        return started
+            return _Naming(context, views, request, inputs, describes=True).named()
+        with self._lock:
+            context, views = self._shared()
+            self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
+            return _Naming(context, views, request, inputs).named()
 
     def _set_partitions(self, context: SessionContext, partitions: int) -> None:
         if partitions != self._partitions:
@@ -181,7 +206,8 @@ class Planner:
         )
         if self._root.bucket is not None and self._s3 is not None:
             register_s3(context, self._root.bucket, self._s3)
-        return context, Views(context, FileTables(context, self._root.url), limits.tails_bytes_max)
+        files = FileTables(context, self._root.url, self._root.cache_url)
+        return context, Views(context, files, limits.tails_bytes_max)
 
     def _check_files(self, paths: Collection[str]) -> None:
         """LOG L16: DataFusion reads a file that is not there when it plans as an empty one, so look after it.
@@ -193,38 +219,60 @@ class Planner:
             raise SnapshotTooOld(f"{len(missing)} files of the snapshot are gone, among them {missing[0]}")
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What a statement is planned with, beside its request: made once, however often it is planned."""
+
+    tails: Mapping[int, Tails]
+    system: Mapping[str, pa.Table]
+    params: Mapping[str, pa.Scalar]
+    lease: Lease
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A statement whose names are resolved; it reads ``files``, by their paths, of which ``cached`` are in the cache.
+
+    ``change``: of a statement that writes, what its rows are for.
+    """
+
+    context: SessionContext
+    frame: DataFrame
+    change: RowChange | None
+    files: Mapping[str, DataFile]
+    cached: frozenset[str]
+
+
 class _Naming:
     """Gives one statement's names their meaning and plans it."""
 
     def __init__(
-        self,
-        context: SessionContext,
-        views: Views,
-        request: PlanRequest,
-        tails: dict[int, Tails],
-        system: Mapping[str, pa.Table],
-        params: Mapping[str, pa.Scalar],
-        describes: bool = False,
+        self, context: SessionContext, views: Views, request: PlanRequest, inputs: _Inputs, describes: bool = False
     ) -> None:
         self._context = context
         self._views = views
         self._request = request
-        self._tails = tails
-        self._system = system
-        self._params = params
+        self._inputs = inputs
+        self._tails = inputs.tails
         self._describes = describes
-        self.change: RowChange | None = None
+        self._change: RowChange | None = None
         """Of a statement that writes, once it is planned."""
         self._range: RangeDelete | None = None
-        self.paths: frozenset[str] = frozenset()
-        """The files that the plan reads."""
+        self._files: dict[str, DataFile] = {}
+        self._cached: frozenset[str] = frozenset()
 
-    def frame(self) -> DataFrame:
-        """The planned statement."""
+    def named(self) -> _Named:
+        """The statement with what its names mean."""
+        return _Named(self._context, self._frame(), self._change, self._files, self._cached)
+
+    def _frame(self) -> DataFrame:
         snapshots = self._request.snapshots
         # With one table there can be no doubt whose times the statement asks for.
         times = names.times(self._request.statement) if len(snapshots) == 1 else None
-        views = {s.table.name: self._views.view(s, self._tails[s.table.id], times or TIMES) for s in snapshots}
+        views = {
+            s.table.name: self._views.view(s, self._tails[s.table.id], self._inputs.lease, times or TIMES)
+            for s in snapshots
+        }
         providers: dict[str, Any] = {name: view.provider for name, view in views.items()}
         self._register(providers)
         self._reads(views)
@@ -243,26 +291,27 @@ class _Naming:
 
     def _look_for_range(self, statement: str, providers: Mapping[str, Any]) -> None:
         """Whether a DELETE is one by tags and time: as it would be planned over a plain table."""
-        change = self.change
+        change = self._change
         if change is None or change.kind is not ChangeKind.DELETE or change.table not in providers:
             return
         table = self._own_table((change.table,), change.table)
         self._register({**providers, table.name: self._views.probe(table)})
-        plain, _, _ = change_statement(self._context, statement, self._params)
+        plain, _, _ = change_statement(self._context, statement, self._inputs.params)
         self._range = range_delete(plain, table)
         self._register(providers)
 
     def _counted(self, frame: DataFrame) -> DataFrame:
         """Of a DELETE that is stored as it is written, how many rows it takes; else the rows."""
-        if self._range is None or self.change is None:
+        if self._range is None or self._change is None:
             return frame
         from datafusion import functions, lit
 
-        self.change = dataclasses.replace(self.change, delete=self._range)
+        self._change = dataclasses.replace(self._change, delete=self._range)
         return frame.aggregate([], [functions.count(lit(1)).alias("count")])
 
     def _reads(self, views: Mapping[str, View]) -> None:
-        self.paths = frozenset(path for view in views.values() for path in view.paths)
+        self._files = {file.path: file for view in views.values() for file in view.files}
+        self._cached = frozenset().union(*(view.cached for view in views.values()))
 
     def _plan(self) -> tuple[DataFrame, str]:
         """Plan as written; if that fails, once more with names that differ in case only put right."""
@@ -279,12 +328,12 @@ class _Naming:
 
     def _read(self, statement: str) -> DataFrame:
         if not names.is_change(statement):
-            return read_statement(self._context, statement, self._params)
-        frame, kind, spelt = change_statement(self._context, statement, self._params)
+            return read_statement(self._context, statement, self._inputs.params)
+        frame, kind, spelt = change_statement(self._context, statement, self._inputs.params)
         table = self._own_table(names.change_target(statement), spelt)
         snapshot = next((s for s in self._request.snapshots if s.table.id == table.id), None)
         positions = {} if snapshot is None else {p.partition: p.position[2] for p in snapshot.partitions}
-        self.change = RowChange(kind, table.name, table.id, positions)
+        self._change = RowChange(kind, table.name, table.id, positions)
         return _changed_rows(frame, kind, table)
 
     def _own_table(self, parts: tuple[str, ...], spelt: str) -> Table:
@@ -301,7 +350,7 @@ class _Naming:
         tables = [s.table for s in self._request.snapshots] if not self._describes else list(self._request.tables)
         found = [table.name for table in self._request.tables]
         found += [column.name for table in tables for column in table.columns]
-        return [*found, *self._system]
+        return [*found, *self._inputs.system]
 
     def _register(self, providers: Mapping[str, Any]) -> None:
         from datafusion.catalog import Schema
@@ -313,7 +362,7 @@ class _Naming:
             for table in self._request.tables:
                 if table.name not in providers:
                     user.register_table(table.name, self._described(table))
-        for name, rows in self._system.items():
+        for name, rows in self._inputs.system.items():
             system.register_table(name, self._context.read_batches(_batches(rows)).into_view())
         catalog = self._context.catalog(CATALOG)
         catalog.register_schema(SCHEMA, user)
@@ -359,7 +408,8 @@ class _Naming:
                 continue
             pushed = usable(table, found[0])
             if pushed.conditions:
-                narrowed[table.name] = self._views.narrowed(snapshot, self._tails[table.id], pushed)
+                tails = self._tails[table.id]
+                narrowed[table.name] = self._views.narrowed(snapshot, tails, self._inputs.lease, pushed)
         return narrowed
 
 
@@ -411,10 +461,17 @@ def _bytes(tails: Mapping[int, Tails]) -> int:
     return sum(layer.get_total_buffer_size() for parts in tails.values() for part in parts.values() for layer in part)
 
 
-def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int, change: RowChange | None) -> Started:
+def _check_cached(lease: Lease) -> None:
+    """LOG L16, and of files in the cache the same: somebody may have laid hands on its folder. Damage is no answer."""
+    lost = lease.lost()
+    if lost:
+        raise SnapshotTooOld(f"{len(lost)} cached files were damaged, among them {lost[0]}")
+
+
+def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int) -> BatchSource:
     """Plan physically and start."""
     try:
-        return Started(frame.schema(), BatchSource(stoppable.execute(context, frame, tails_bytes)), change)
+        return BatchSource(stoppable.execute(context, frame, tails_bytes))
     except Exception as error:
         raise planning_error(error) from error
     except BaseException as error:

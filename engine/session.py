@@ -48,6 +48,7 @@ _EXHAUSTED: Final = re.compile(r"Resources exhausted|Not enough memory|disk spac
 _FILE_MISSING: Final = re.compile(r"Object at location .* not found|No such file or directory|NoSuchKey")
 _STORE_DOWN: Final = re.compile(r"Object Store error|Generic \w+ error")
 _UNCOMPUTABLE: Final = re.compile(r"Arrow error: (Divide by zero|Cast|Arithmetic overflow|Compute|Parser|Invalid arg)")
+_BAD_FILE: Final = re.compile(r"Parquet error: ")
 _CHANGES: Final = {
     "Dml: op=[Insert Into] ": ChangeKind.INSERT,
     "Dml: op=[Delete] ": ChangeKind.DELETE,
@@ -198,7 +199,7 @@ def planning_error(error: BaseException) -> EngineError | StorageError:
     if text.startswith("This feature is not implemented"):
         return NotSupported(text)
     failed = running_error(error)
-    if is_panic(error):
+    if is_panic(error) or _BAD_FILE.match(text):
         return failed
     return InvalidStatement(text) if isinstance(failed, QueryFailed) else failed
 

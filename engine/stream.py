@@ -82,10 +82,11 @@ class QueryStream:
         self._owns_query = True
         self._query.stop_by(lambda: self.stop(self._query.killed()))
         if self._finished is None:
-            self._query.end(self._outcome)
+            self._query.end(self.outcome)
 
     @property
-    def _outcome(self) -> str:
+    def outcome(self) -> str:
+        """Of a query that has ended: an error's code, or `running.DONE`."""
         return DONE if self._failure is None else self._failure.code
 
     def stop(self, reason: EngineError | StorageError) -> None:
@@ -128,4 +129,4 @@ class QueryStream:
         if finished is not None:
             finished()
         if self._owns_query:
-            self._query.end(self._outcome)
+            self._query.end(self.outcome)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from engine.files import FileTables
     from engine.layers import Alone, Merge, Range
     from storage.deletes import RangeDelete
+    from storage.filecache import Lease
     from storage.schema import Column, DataFile, PartitionSnapshot, Table, TableSnapshot
 
 VIEWS_KEPT: Final = 256
@@ -72,12 +73,13 @@ class Pushed:
 class View:
     """A table to register. ``narrows`` says that a query's conditions on keys make a cheaper view of it.
 
-    ``paths`` are the files that it reads.
+    ``files`` are those that it reads; of these it reads ``cached``, by their paths, from the cache.
     """
 
     provider: Provider
     narrows: bool
-    paths: tuple[str, ...]
+    files: tuple[DataFile, ...]
+    cached: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ class Views:
         self._tails_bytes_max = tails_bytes_max
         self._kept: OrderedDict[tuple[int, Range], tuple[Key, View, int]] = OrderedDict()
 
-    def view(self, snapshot: TableSnapshot, tails: Tails, times: Range = TIMES) -> View:
+    def view(self, snapshot: TableSnapshot, tails: Tails, lease: Lease, times: Range = TIMES) -> View:
         """The table as users see it at this snapshot. Raises UnsupportedFormat for default ops other than patch.
 
         Rows outside of `times` may be left out: each file that has none inside costs a plan 0.6 ms, and layers that
-        overlap elsewhere need no merge.
+        overlap elsewhere need no merge. What of its files is cached `lease` holds.
         """
         table = snapshot.table
         if table.default_op is not Op.PATCH:
@@ -131,11 +133,11 @@ class Views:
             times = TIMES
         key, place = _key(snapshot), (table.id, times)
         kept = self._kept.get(place)
-        if kept is not None and kept[0] == key:
+        if kept is not None and kept[0] == key and lease.hold(kept[1].files).keys() == kept[1].cached:
             self._kept.move_to_end(place)
             return kept[1]
         pushed = None if times == TIMES else Pushed(probe_name(table), (), *times)
-        view = _Builder(self._context, self._files, snapshot, tails, pushed).build()
+        view = _Builder(self._context, self._files, snapshot, tails, lease, pushed).build()
         held = sum(layer.get_total_buffer_size() for layers in tails.values() for layer in layers)
         self._kept[place] = (key, view, held)
         self._kept.move_to_end(place)
@@ -148,9 +150,9 @@ class Views:
         while self._kept and (len(self._kept) > VIEWS_KEPT or total > self._tails_bytes_max):
             total -= self._kept.popitem(last=False)[1][2]
 
-    def narrowed(self, snapshot: TableSnapshot, tails: Tails, pushed: Pushed) -> View:
+    def narrowed(self, snapshot: TableSnapshot, tails: Tails, lease: Lease, pushed: Pushed) -> View:
         """The same rows without those that no condition of `pushed` lets through, for one query."""
-        return _Builder(self._context, self._files, snapshot, tails, pushed).build()
+        return _Builder(self._context, self._files, snapshot, tails, lease, pushed).build()
 
     def probe(self, table: Table) -> Provider:
         """A table that takes every condition a query has, to learn them from an optimized plan; it is never run."""
@@ -229,6 +231,7 @@ class _Builder:
         files: FileTables,
         snapshot: TableSnapshot,
         tails: Tails,
+        lease: Lease,
         pushed: Pushed | None,
     ) -> None:
         from datafusion.catalog import Schema
@@ -238,12 +241,14 @@ class _Builder:
         self._table = snapshot.table
         self._snapshot = snapshot
         self._tails = tails
+        self._lease = lease
+        self._cached: dict[str, str] = {}
         self._pushed = pushed
         self._schema = Schema.memory_schema()
         self._registered = 0
         self._parts: list[DataFrame] = []
-        self._whole: list[str] = []
-        self._paths: set[str] = set()
+        self._whole: list[DataFile] = []
+        self._used: dict[str, DataFile] = {}
         self._whole_tails: dict[pa.Schema, list[pa.RecordBatch]] = {}
         self._merges = 0
         self._layers_used = 0
@@ -259,7 +264,8 @@ class _Builder:
                 self._add_partition(self._layers(part, self._tails.get(part.partition, ())))
             frame = _union(self._finished_parts())
             narrows = self._merges > 0 or self._layers_used > FILES_MANY
-            return View(frame.into_view(), narrows, tuple(self._paths))
+            cached = frozenset(self._used.keys() & self._cached.keys())
+            return View(frame.into_view(), narrows, tuple(self._used.values()), cached)
         finally:
             catalog.register_schema(LAYERS_SCHEMA, Schema.memory_schema())
 
@@ -274,6 +280,7 @@ class _Builder:
             if not any(delete.takes_all(file.time_low, file.time_high) for delete in deletes):
                 span = Span(file.time_low, file.time_high, (file.order_high, file.order_low))
                 layers.append(_Layer(span, file, tuple(deletes)))
+        self._cached |= self._lease.hold([f.source for f in layers if not isinstance(f.source, pa.RecordBatch)])
         for place, batch in enumerate(tail):
             layers.append(_Layer(_tail_span(self._table, batch, place), batch))
         cutoff = self._snapshot.cutoff_ns
@@ -298,8 +305,7 @@ class _Builder:
         elif is_whole and isinstance(layer.source, pa.RecordBatch):
             self._whole_tails.setdefault(layer.source.schema, []).extend(_slices(layer.source))
         elif is_whole:
-            self._whole.append(layer.source.path)
-            self._paths.add(layer.source.path)
+            self._whole.append(layer.source)
 
     def _add_merge(self, layers: Sequence[_Layer], merge: Merge) -> None:
         ranges = self._visible([(merge.low, merge.high)])
@@ -328,8 +334,8 @@ class _Builder:
         schema = file_schema(self._table)
         for tail_schema, batches in self._whole_tails.items():
             self._parts.append(self._shown(self._context.read_batches(batches), tail_schema.names, []))
-        if self._whole:
-            self._parts.insert(0, self._shown(self._files.table(schema, self._whole), schema.names, []))
+        frames = self._scans(schema, self._whole)
+        self._parts[:0] = [self._shown(frame, schema.names, []) for frame in frames]
         if not self._parts:
             self._parts.append(self._shown(self._context.read_batch(_empty(schema)), schema.names, []))
         return self._parts
@@ -340,11 +346,18 @@ class _Builder:
         if isinstance(source, pa.RecordBatch):
             return self._context.read_batches(_slices(source)), source.schema.names
         schema = file_schema(self._table, source.has_ops)
-        self._paths.add(source.path)
-        frame = self._files.table(schema, [source.path])
+        (frame,) = self._scans(schema, [source])
         if layer.deletes:
             frame = frame.filter(viewsql.not_deleted(self._table, layer.deletes))
         return frame, schema.names
+
+    def _scans(self, schema: pa.Schema, files: Sequence[DataFile]) -> list[DataFrame]:
+        """One scan of those that are cached, one of those in the store: a scan reads from one place only."""
+        self._used |= {file.path: file for file in files}
+        cached = [self._cached[file.path] for file in files if file.path in self._cached]
+        stored = [file.path for file in files if file.path not in self._cached]
+        places = ((paths, is_cached) for paths, is_cached in ((cached, True), (stored, False)) if paths)
+        return [self._files.table(schema, paths, is_cached=is_cached) for paths, is_cached in places]
 
     def _without_deletes(self, frame: DataFrame) -> DataFrame:
         """A layer that stands alone, without rows that only delete what is below them."""

@@ -21,7 +21,8 @@ from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
 from nodes.batchparts import parts_of
 from nodes.compaction import new_compactor
-from nodes.engineparts import new_engine
+from nodes.copying import copy_if_asked
+from nodes.engineparts import file_cache_status, new_engine
 from nodes.housekeeping import Housekeeper
 from nodes.idempotency import KeyedIds
 from nodes.localqueries import LocalQueries, kill_if_asked, origin
@@ -256,9 +257,10 @@ class EmbeddedBackend:
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         """Plan and start one statement over one snapshot of each table (L14); or carry out what changes something."""
-        killed = await kill_if_asked(request, self._queries)
-        if killed is not None:
-            return killed
+        done = await kill_if_asked(request, self._queries)
+        done = done or await copy_if_asked(request, self, principal, self._settings.copy_dir)
+        if done is not None:
+            return done
         stream = await self._run(request)
         if stream.change is None:
             return stream
@@ -380,6 +382,7 @@ class EmbeddedBackend:
             ],
             logs=[self._catalog_status(), *(log_status(shard) for shard in self._shards.values())],
             compaction=self._compactor.status(self._housekeeper.files_gone),
+            file_cache=file_cache_status(self._engine),
         )
 
     def _table_status(self, table: Table) -> TableStatus:

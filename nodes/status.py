@@ -96,6 +96,20 @@ class CompactionStatus(msgspec.Struct, kw_only=True):
     """Why the last merge that was wanted was not begun; empty if it was."""
 
 
+class FileCacheStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Copies of an S3 store's files on this node's disk: what it holds, and what was done since the start, in files."""
+
+    files: int = 0
+    bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    fetched: int = 0
+    fetched_bytes: int = 0
+    evicted: int = 0
+    damaged: int = 0
+    refused: int = 0
+
+
 class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a node's status that its backend knows."""
 
@@ -107,6 +121,7 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     databases: list[DatabaseStatus] = []
     logs: list[LogStatus] = []
     compaction: CompactionStatus = msgspec.field(default_factory=CompactionStatus)
+    file_cache: FileCacheStatus = FileCacheStatus()
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +145,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     queries_waiting: int = 0
     logs: list[LogStatus] = []
     compaction: CompactionStatus = msgspec.field(default_factory=CompactionStatus)
+    file_cache: FileCacheStatus = FileCacheStatus()
 
 
 class Compacted(msgspec.Struct, frozen=True, kw_only=True):

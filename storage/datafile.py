@@ -43,14 +43,22 @@ PAGE_BYTES: Final = 2**20
 CREATE_TRIES_MAX: Final = 5
 """New names to try when the outcome of a DataFile's create stays unknown; the name that lost is an orphan (L20)."""
 OWN_FIELD_IDS: Final = {OFFSET_COLUMN: 2**31 - 1, OP_COLUMN: OP_COLUMN_ID}
+BLOOM_VALUES_MIN: Final = 64
+"""A tag with fewer values has no Bloom filter: nearly every row group has each of them."""
+BLOOM_VALUES_MAX: Final = 65_536
+"""A Bloom filter is made for at most so many values, 64 KiB: with more it lets more through. pyarrow holds those of
+all row groups until the file ends, and each as large as it was made for."""
+BLOOM_FALSE: Final = 0.05
+"""How often a Bloom filter lets a row group through that has no such value. About a byte and a half for each value."""
 
 
 def encode_parquet(table: Table, rows: pa.RecordBatch) -> pa.Buffer:
     """The bytes of a DataFile for folded ``rows`` (named by storage names, with their offsets)."""
     sink = pa.BufferOutputStream()
     schema = file_schema(table, rows.schema)
-    with parquet_writer(table, schema, sink, batch_rows(rows)) as writer:
-        writer.write_table(pa.Table.from_arrays(rows.columns, schema=schema), row_group_size=ROW_GROUP_ROWS)
+    content = pa.Table.from_arrays(rows.columns, schema=schema)
+    with parquet_writer(table, content, sink) as writer:
+        writer.write_table(content, row_group_size=ROW_GROUP_ROWS)
     return sink.getvalue()
 
 
@@ -86,8 +94,12 @@ def _text_length(array: pa.StringArray) -> int:
     return int(sizes.max(initial=0))
 
 
-def parquet_writer(table: Table, schema: pa.Schema, sink: object, rows_at_once: int) -> pq.ParquetWriter:
-    """A writer of DataFiles whose columns are those of ``schema``, encoded as each is smallest."""
+def parquet_writer(table: Table, first: pa.Table, sink: object) -> pq.ParquetWriter:
+    """A writer of DataFiles whose columns, and whose first rows, are those of ``first``.
+
+    Columns are encoded as each is smallest; where tags have many values, row groups get Bloom filters of them.
+    """
+    schema = first.schema
     encodings: dict[str, str] = {}
     dictionaries: list[str] = []
     for field in schema:
@@ -106,11 +118,29 @@ def parquet_writer(table: Table, schema: pa.Schema, sink: object, rows_at_once: 
         compression="zstd",
         use_dictionary=dictionaries,
         column_encoding=encodings,
-        write_batch_size=rows_at_once,
+        write_batch_size=batch_rows(first),
         store_schema=False,
         write_page_index=True,
+        bloom_filter_options=_bloom_filters(table, first),
         version="2.6",
     )
+
+
+def _bloom_filters(table: Table, first: pa.Table) -> dict[str, dict[str, float]]:
+    """pyarrow's options by the columns' names.
+
+    Rows are sorted by the tags, the first of them first: of that one each row group has a short range, and its
+    statistics say as much. Measured on 4 M rows in 8 files, each with 4,000 values of the third tag: `WHERE` on one
+    value takes 10 ms of CPU in place of 30, for 0.2 % of the bytes, and no CPU that could be seen while writing.
+    """
+    filters: dict[str, dict[str, float]] = {}
+    for column in table.tags[1:]:
+        place = first.schema.get_field_index(column.storage_name)
+        chunks = first.column(place).chunks if place >= 0 else []
+        values = max((len(chunk.dictionary) for chunk in chunks), default=0)
+        if values >= BLOOM_VALUES_MIN:
+            filters[column.storage_name] = {"ndv": min(values, BLOOM_VALUES_MAX), "fpp": BLOOM_FALSE}
+    return filters
 
 
 def kind_of(columns: Collection[str]) -> str:

@@ -25,7 +25,6 @@ from storage.compaction import RUN_FILES_MAX, TARGET_BYTES, is_oldest
 from storage.datafile import (
     CREATE_TRIES_MAX,
     ROW_GROUP_ROWS,
-    batch_rows,
     create_datafile,
     file_schema,
     kind_of,
@@ -387,7 +386,7 @@ class _Output:
         self._schema = schema
         self._scratch = scratch
         self._waiting: list[pa.Table] = []
-        self._waiting_rows = self._rows_at_once = 0
+        self._waiting_rows = 0
         self._times = (2**63 - 1, -(2**63))
         self._seen: set[str] = set()
         self._spool: IO[bytes] | None = None
@@ -423,15 +422,11 @@ class _Output:
         self._waiting_rows, self.held = rest.num_rows, rest.nbytes if rest.num_rows else 0
 
     def _write(self, group: pa.Table) -> None:
+        group = group.combine_chunks()
         if self._writer is None:
-            self._rows_at_once = batch_rows(group)
-            self._open(self._schema)
-        assert self._writer is not None
-        self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
-
-    def _open(self, schema: pa.Schema) -> None:
-        self._spool = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  has no name: ends with this process
-        self._writer = parquet_writer(self._table, schema, self._spool, self._rows_at_once)
+            self._spool = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  no name: ends with this process
+            self._writer = parquet_writer(self._table, group, self._spool)
+        self._writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
 
     def create(self, store: ObjectStore, job: MergeJob, names: Iterator[str]) -> DataFile:
         """Create the object; its order is that of the whole run, for which it stands within its times (L25)."""
@@ -466,7 +461,6 @@ class _Output:
         columns = [name for name in self._schema.names if name not in names]
         schema = pa.schema([self._schema.field(name) for name in columns])
         tags = [name for name in columns if pa.types.is_dictionary(schema.field(name).type)]
-        self._open(schema)
         with before:
             before.seek(0)
             file = pq.ParquetFile(before, read_dictionary=tags)

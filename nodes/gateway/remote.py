@@ -20,6 +20,7 @@ import structlog
 from cluster.errors import ClusterError, PeerUnavailable
 from nodes.batchparts import parts_of
 from nodes.clusterqueries import ClusterQueries
+from nodes.copying import copy_if_asked
 from nodes.gateway.movedcalls import MovedCalls
 from nodes.gateway.remotequery import RemoteQueries, RemoteResult
 from nodes.idempotency import KeyedIds
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.member import ClusterMember
+    from nodes.resulttext import ReadyResult
     from nodes.status import QueryStatus
     from storage.appends import EncodedAppend
     from storage.catalogstate import CatalogSnapshot
@@ -135,9 +137,9 @@ class RemoteBackend:
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         """Run one statement on a query node, on another if that one fails before the first byte; or KILL QUERY."""
-        killed = await kill_if_asked(request, self.cluster_queries)
-        if killed is not None:
-            return killed
+        done = await self._done(request, principal)
+        if done is not None:
+            return done
         result = await self._run(request)
         return result if result.change is None else await self._carry_out(request, result, principal)
 
@@ -154,13 +156,18 @@ class RemoteBackend:
 
     async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
         """The same, written down by the query node: a gateway loads nothing that writes results."""
-        killed = await kill_if_asked(request, self.cluster_queries)
-        if killed is not None:
-            return result_text(format, killed)
+        done = await self._done(request, principal)
+        if done is not None:
+            return result_text(format, done)
         answer = await self.statements.text(request, format, self.catalog.revision)
         if not isinstance(answer, RemoteResult):
             return answer
         return result_text(format, await self._carry_out(request, answer, principal))
+
+    async def _done(self, request: QueryRequest, principal: Principal) -> ReadyResult | None:
+        """The answer to a statement that no query node sees as it is."""
+        killed = await kill_if_asked(request, self.cluster_queries)
+        return killed or await copy_if_asked(request, self, principal, self._member.settings.copy_dir)
 
     async def _carry_out(self, request: QueryRequest, rows: RemoteResult, principal: Principal) -> QueryResult:
         return await carry_out(self, request.database, rows, lambda: self._run(request), principal)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from storage.datafile import (
     BATCH_ROWS,
+    BLOOM_VALUES_MAX,
     CREATE_TRIES_MAX,
     OWN_FIELD_IDS,
     PAGE_BYTES,
@@ -24,6 +27,9 @@ from storage.schema import OFFSET_COLUMN, DataFile, TailBatch
 from storage.store import epoch_of
 from tests.harness.stores import Fault, FaultStore, MemoryStore
 from tests.harness.tables import make_rows, make_table, write_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TABLE = make_table(table_id=7)
 
@@ -136,3 +142,48 @@ def test_rows_with_long_strings_are_encoded_few_at_a_time() -> None:
     assert batch_rows(pa.Table.from_batches([mixed.slice(0, 10), mixed.slice(10)])) == batch_rows(mixed.slice(10))
     assert batch_rows(mixed.slice(0, 0)) == STRING_BATCH_ROWS
     assert batch_rows(pa.RecordBatch.from_pydict({"s": ["x" * 2**19] * 9})) == 2
+
+
+def bloom_bytes(data: pa.Buffer) -> list[dict[str, int]]:
+    """For each row group the bytes of the Bloom filter of each column that has one."""
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [[group.column(i) for i in range(group.num_columns)] for group in groups]
+    return [{c.path_in_schema: c.bloom_filter_length for c in row if c.bloom_filter_offset} for row in columns]
+
+
+def with_regions(count: int, values: int, hosts: int = 1000) -> pa.RecordBatch:
+    """Rows of which the first tag, and the second one, have so many values."""
+    rows = make_rows(range(count), [f"h{n % hosts:06}" for n in range(count)])
+    regions = pa.array([f"r{(n * 7919) % values:06}" for n in range(count)]).dictionary_encode()
+    return rows.append_column("r_gion_3", regions)
+
+
+def test_tags_with_many_values_have_bloom_filters_and_the_first_one_none() -> None:
+    """Rows are sorted by the first tag, so its statistics say as much; of a few values each row group has all."""
+    assert bloom_bytes(encode_parquet(TABLE, fold(TABLE, [TailBatch(0, with_regions(2000, 63))]))) == [{}]
+    (found,) = bloom_bytes(encode_parquet(TABLE, fold(TABLE, [TailBatch(0, with_regions(2000, 1000))])))
+    assert found.keys() == {"r_gion_3"}
+    assert found["r_gion_3"] < 2.1 * 1000
+
+
+def test_a_bloom_filter_is_bounded() -> None:
+    rows = fold(TABLE, [TailBatch(0, with_regions(ROW_GROUP_ROWS, ROW_GROUP_ROWS))])
+    (found,) = bloom_bytes(encode_parquet(TABLE, rows))
+    assert BLOOM_VALUES_MAX <= found["r_gion_3"] <= BLOOM_VALUES_MAX + 64
+
+
+def test_a_bloom_filter_never_denies_a_value_that_is_there(tmp_path: Path) -> None:
+    """As a reader says that nobody here wrote."""
+    import duckdb
+
+    path = tmp_path / "file.parquet"
+    path.write_bytes(encode_parquet(TABLE, fold(TABLE, [TailBatch(0, with_regions(3000, 500))])))
+
+    def denied(value: str) -> bool:
+        probe = f"SELECT bloom_filter_excludes FROM parquet_bloom_probe('{path}', 'r_gion_3', '{value}')"
+        ((excludes,),) = duckdb.execute(probe).fetchall()
+        return bool(excludes)
+
+    assert not any(denied(f"r{n:06}") for n in range(0, 500, 25))
+    assert sum(denied(f"r{n:06}") for n in range(600, 700)) > 80

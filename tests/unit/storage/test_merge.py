@@ -231,6 +231,20 @@ def test_large_row_groups_of_an_object_store_are_fetched_once_and_piece_by_piece
     assert max(store.fetched) > 3 * 2**19, "small ones with few requests"
 
 
+def test_merged_files_have_bloom_filters_of_their_tags_of_many_values(tmp_path: Path) -> None:
+    store, files = MemoryStore(), []
+    for first in range(0, 3000, 1000):
+        rows = make_rows(range(first, first + 1000), [f"h{n % 10}" for n in range(1000)], first)
+        regions = pa.array([f"r{n}" for n in range(1000)]).dictionary_encode()
+        tail = [TailBatch(first, rows.append_column("r_gion_3", regions))]
+        files.append(write_file(store, TABLE, 3, 5, 1, tail))
+    (made,) = merge_files(store, MergeJob(TABLE, tuple(files), names(TABLE, 6)), tmp_path)
+    group = pq.read_metadata(pa.BufferReader(store.get(made.path))).row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    assert columns["r_gion_3"].bloom_filter_length > 500
+    assert columns["host"].bloom_filter_offset is None
+
+
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     store = MemoryStore()
     files, _ = write_layers(store, [[(1, "a")], [(1, "a")]])
