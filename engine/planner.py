@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from engine import names, stoppable
-from engine.batches import BatchSource
+from engine.batches import BatchSource, Source
+from engine.distribution import Distribution
 from engine.errors import InvalidParameter, InvalidStatement, NotSupported, UnknownTable
 from engine.files import FileRoot, FileTables
 from engine.session import (
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
     from datafusion import DataFrame, Expr, SessionContext
 
+    from engine.distribution import Offer
+    from engine.ladder import LadderLimits, Workers
     from engine.scan import SystemTable
     from engine.views import Tails, View
     from storage.objects import S3Options
@@ -76,7 +79,7 @@ class Started:
     """A query that runs as its source is read. ``target``: the table that its rows are for, of an INSERT."""
 
     schema: pa.Schema
-    source: BatchSource
+    source: Source
     target: str = ""
 
 
@@ -127,7 +130,14 @@ def bind(params: Mapping[str, object]) -> dict[str, pa.Scalar]:
 class Planner:
     """Owns the DataFusion context of an engine. Thread safe."""
 
-    def __init__(self, root: FileRoot, limits: PlannerLimits, s3: S3Options | None) -> None:
+    def __init__(
+        self,
+        root: FileRoot,
+        limits: PlannerLimits,
+        s3: S3Options | None,
+        workers: Workers | None = None,
+        ladder: LadderLimits | None = None,
+    ) -> None:
         self._root = root
         self._limits = limits
         self._s3 = s3
@@ -136,12 +146,16 @@ class Planner:
         self._context: SessionContext | None = None
         self._views: Views | None = None
         self._partitions = limits.target_partitions
+        self._distribution: Distribution | None = None
+        if workers is not None and ladder is not None:
+            self._distribution = Distribution(workers, ladder, limits.memory_bytes // 2)
 
     def start(self, request: PlanRequest) -> Started:
         """Plan and start a statement. Raises EngineError, SnapshotTooOld, UnsupportedFormat."""
         params = bind(request.params)
         tails = {s.table.id: self._fold(s) for s in request.snapshots}
         system = _system_tables(request)
+        offer = None
         if describes(request.statement):
             context, views = self._new_context(min(DESCRIBE_BYTES, self._limits.memory_bytes), None)
             naming = _Naming(context, views, request, tails, system, params, describes=True)
@@ -152,9 +166,30 @@ class Planner:
                 self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
                 naming = _Naming(context, views, request, tails, system, params)
                 frame = naming.frame()
-        started = _execute(context, frame, _bytes(tails), naming.target)
+                offer = self._offer(context, frame, naming, _bytes(tails))
+        started = self._execute(context, frame, offer, _bytes(tails), naming.target)
         self._check_files(naming.paths)
         return started
+
+    def _offer(self, context: SessionContext, frame: DataFrame, naming: _Naming, tails_bytes: int) -> Offer | None:
+        """The statement as its rung has it; one that ran out of memory once has had its chance."""
+        if self._distribution is None or naming.request.frugal:
+            return None
+        return self._distribution.offer(
+            context, frame, naming.file_bytes(), tails_bytes, lambda count: self._set_partitions(context, count)
+        )
+
+    def _execute(
+        self, context: SessionContext, frame: DataFrame, offer: Offer | None, tails_bytes: int, target: str
+    ) -> Started:
+        """Plan physically and start."""
+
+        def local() -> BatchSource:
+            return _started(context, frame, tails_bytes)
+
+        if self._distribution is None or offer is None:
+            return Started(frame.schema(), local(), target)
+        return Started(frame.schema(), self._distribution.source(context, offer, frame, local), target)
 
     def _set_partitions(self, context: SessionContext, partitions: int) -> None:
         if partitions != self._partitions:
@@ -203,7 +238,7 @@ class _Naming:
     ) -> None:
         self._context = context
         self._views = views
-        self._request = request
+        self.request = request
         self._tails = tails
         self._system = system
         self._params = params
@@ -215,16 +250,16 @@ class _Naming:
 
     def frame(self) -> DataFrame:
         """The planned statement."""
-        snapshots = self._request.snapshots
+        snapshots = self.request.snapshots
         # With one table there can be no doubt whose times the statement asks for.
-        times = names.times(self._request.statement) if len(snapshots) == 1 else None
+        times = names.times(self.request.statement) if len(snapshots) == 1 else None
         views = {s.table.name: self._views.view(s, self._tails[s.table.id], times or TIMES) for s in snapshots}
         providers: dict[str, Any] = {name: view.provider for name, view in views.items()}
         self._register(providers)
         self._reads(views)
         frame, statement = self._plan()
         self._refuse_described(frame, providers)
-        wide = [s for s in self._request.snapshots if views[s.table.name].narrows]
+        wide = [s for s in self.request.snapshots if views[s.table.name].narrows]
         if not wide or not names.words(statement) & CONDITIONS:
             return frame
         narrowed = self._narrow(statement, providers, wide)
@@ -234,12 +269,17 @@ class _Naming:
         self._reads(views | narrowed)
         return self._read(statement)
 
+    def file_bytes(self) -> int:
+        """Of the files that the plan reads, whole."""
+        parts = [part for snapshot in self.request.snapshots for part in snapshot.partitions]
+        return sum(file.bytes for part in parts for file in part.files if file.path in self.paths)
+
     def _reads(self, views: Mapping[str, View]) -> None:
         self.paths = frozenset(path for view in views.values() for path in view.paths)
 
     def _plan(self) -> tuple[DataFrame, str]:
         """Plan as written; if that fails, once more with names that differ in case only put right."""
-        statement = self._request.statement
+        statement = self.request.statement
         try:
             return self._read(statement), statement
         except (InvalidStatement, UnknownTable) as error:
@@ -259,14 +299,14 @@ class _Naming:
 
     def _own_table(self, spelt: str) -> str:
         """The name of the database's table that is spelt so, with or without its schema."""
-        for table in self._request.tables:
+        for table in self.request.tables:
             if spelt in (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}"):
                 return table.name
         raise NotSupported(f"{spelt} is not a table that can be written")
 
     def _known_names(self) -> list[str]:
-        tables = [s.table for s in self._request.snapshots] if not self._describes else list(self._request.tables)
-        found = [table.name for table in self._request.tables]
+        tables = [s.table for s in self.request.snapshots] if not self._describes else list(self.request.tables)
+        found = [table.name for table in self.request.tables]
         found += [column.name for table in tables for column in table.columns]
         return [*found, *self._system]
 
@@ -277,7 +317,7 @@ class _Naming:
         for name, provider in providers.items():
             user.register_table(name, provider)
         if self._describes:
-            for table in self._request.tables:
+            for table in self.request.tables:
                 if table.name not in providers:
                     user.register_table(table.name, self._described(table))
         for name, rows in self._system.items():
@@ -291,7 +331,7 @@ class _Naming:
         if not self._describes:
             return
         scanned = _scan_counts(frame)
-        for table in self._request.tables:
+        for table in self.request.tables:
             spelt = (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}")
             if table.name not in providers and not table.name.startswith(INFORMATION_SCHEMA) and scanned.keys() & spelt:
                 raise InvalidStatement(
@@ -364,10 +404,10 @@ def _bytes(tails: Mapping[int, Tails]) -> int:
     return sum(layer.get_total_buffer_size() for parts in tails.values() for part in parts.values() for layer in part)
 
 
-def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int, target: str) -> Started:
-    """Plan physically and start."""
+def _started(context: SessionContext, frame: DataFrame, tails_bytes: int) -> BatchSource:
+    """The frame's batches, made in this process. Raises EngineError, StorageError."""
     try:
-        return Started(frame.schema(), BatchSource(stoppable.execute(context, frame, tails_bytes)), target)
+        return BatchSource(stoppable.execute(context, frame, tails_bytes))
     except Exception as error:
         raise planning_error(error) from error
     except BaseException as error:
