@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 WATCH_SECONDS: Final = 1.0
 RUNAWAY_SECONDS: Final = 3
 """So many looks in a row at a process that works for nobody, and it ends."""
-RUNAWAY_SHARE: Final = 0.5
-"""Of a core, between two looks."""
+RUNAWAY_SHARE: Final = 0.1
+"""Of a core, between two looks: one that rests uses a hundredth, and on a busy machine a runaway gets no more."""
 RUNAWAY_EXIT: Final = 70
 
 

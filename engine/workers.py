@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -216,6 +217,7 @@ class RayWorkers:
         if not self._head.is_reachable():
             raise ConnectionError("its port does not answer")
         options = self._head.prepare()
+        logging.getLogger("ray").setLevel(logging.ERROR)  # it warns that a thread other than the main one starts it
         import ray
 
         if ray.is_initialized():
@@ -248,7 +250,8 @@ class RayWorkers:
         if session is None:
             return
         self._reason = f"no Ray at {self._head.label}: {reason}"
-        log.warning("large queries run in their own process", reason=self._reason)
+        if not self._closing:
+            log.warning("large queries run in their own process", reason=self._reason)
         for run in list(session.running):
             run.lose(reason)
         with contextlib.suppress(Exception):
@@ -298,6 +301,13 @@ class _Run:
                 self._session.ray.cancel(ref)
 
     def _submit(self) -> None:
+        """Hand all tasks in. Blocking. Raises TaskFailed."""
+        try:
+            self._submit_all()
+        except Exception as error:
+            raise TaskFailed(f"its tasks could not be handed in: {error}") from error
+
+    def _submit_all(self) -> None:
         ray = self._session.ray
         held = [ray.put(_as_buffer(rows)) for rows in self._stages.held]
         for stage in range(len(self._stages.stages) - 1):

@@ -6,6 +6,8 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from engine.engine import Engine, EngineLimits
+from engine.ladder import LadderLimits
+from nodes.rayhead import new_workers
 from nodes.slowlog import slow_log
 from nodes.storeoptions import s3_options
 
@@ -31,5 +33,6 @@ def new_engine(settings: Settings, budgets: Budgets, store_url: str) -> Engine:
         waiting_max=settings.query.waiting_max,
         wait_seconds=settings.query.wait_seconds,
         tails_bytes_max=min(TAILS_BYTES_MAX, budgets.memtable_bytes),
+        ladder=LadderLimits(settings.ray.query_bytes_min, settings.ray.shuffle_bytes_min, settings.ray.task_bytes),
     )
-    return Engine(store_url, limits, s3_options(settings), slow_log(settings))
+    return Engine(store_url, limits, s3_options(settings), slow_log(settings), new_workers(settings))
