@@ -25,14 +25,14 @@ TOKEN_FILE: Final = "ray-token"  # noqa: S105 - a file's name
 TOKEN_BYTES: Final = 32
 ENVIRONMENT: Final = {
     "RAY_AUTH_MODE": "token",
-    # Ray ends a process whose head has been gone for a minute; `engine.workers` lets Ray go long before.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 ALONE: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Every socket on loopback; no other machine can join."""
+JOINED: Final = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3600"}
+"""Ray ends a process whose head has been gone for a minute. `engine.workers` lets Ray go long before; this makes sure.
+Not where Ray is started here: its own processes have it too then, and outlive a node that was killed by an hour."""
 
 
 def new_workers(settings: Settings) -> Workers | None:
@@ -86,7 +86,7 @@ class RayHead:
         token = self._token_file()
         if self._is_local and not token.exists():
             write_token(token)
-        set_environment(ENVIRONMENT | {"RAY_AUTH_TOKEN_PATH": str(token)} | (ALONE if self._is_local else {}))
+        set_environment(ENVIRONMENT | {"RAY_AUTH_TOKEN_PATH": str(token)} | (ALONE if self._is_local else JOINED))
         if not self._is_local:
             return {"address": self._address}
         return {
