@@ -73,8 +73,7 @@ class TaskContext:
     async def run(self, task: Task, inputs: TaskInputs, worker: str) -> tuple[TaskFigures, list[Blob]]:
         """Run a task to its end. Raises EngineError, StorageError, CannotBeCut, and what DataFusion raises."""
         began = time.monotonic()
-        node = await asyncio.to_thread(self._filled, task.plan, inputs)
-        outputs = await self._outputs(node, task.outputs)
+        node, outputs = await self._outputs(task, inputs)
         schema = next((output.schema for output in outputs if output.schema is not None), None)
         if schema is None:
             schema = await self._schema_of(node)
@@ -83,10 +82,10 @@ class TaskContext:
         seconds = time.monotonic() - began
         return TaskFigures(task.stage, task.number, worker, seconds, inputs.bytes, rows, size), blobs
 
-    async def _outputs(self, node: Node, count: int) -> list[_Output]:
-        plan = await asyncio.to_thread(self._executable, node)
+    async def _outputs(self, task: Task, inputs: TaskInputs) -> tuple[Node, list[_Output]]:
+        node, plan = await asyncio.to_thread(self._ready, task.plan, inputs)
         try:
-            return [await self._output(plan, number) for number in range(count)]
+            return node, [await self._output(plan, number) for number in range(task.outputs)]
         finally:
             del plan  # a traceback would keep it, and with it what feeds its repartition
 
@@ -101,6 +100,10 @@ class TaskContext:
         finally:
             source.drop()
         return output
+
+    def _ready(self, plan: bytes, inputs: TaskInputs) -> tuple[Node, ExecutionPlan]:
+        node = self._filled(plan, inputs)
+        return node, self._executable(node)
 
     def _executable(self, node: Node) -> ExecutionPlan:
         from datafusion.plan import ExecutionPlan

@@ -83,7 +83,7 @@ class QueryWorker:
         self._build = this_build()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._places = asyncio.Semaphore(setup.tasks_max)
-        self._active = 0
+        self._active = self._begun = self._seen = 0
         self._context: TaskContext | None = None
         if self._build == self._expected:
             self._context = _task_context(setup)
@@ -101,6 +101,7 @@ class QueryWorker:
         if self._context is None:
             raise ForeignWorker(f"this worker runs {self._build}, and was started by {self._expected}")
         self._active += 1
+        self._begun += 1
         try:
             async with self._places:
                 figures, blobs = await self._context.run(task, _inputs(task, counts, data), self._name)
@@ -110,19 +111,24 @@ class QueryWorker:
 
     def _watch(self) -> None:
         """A join that finds no row to hand on cannot be cancelled: it ends with its process; Ray starts a new one."""
-        watch = Runaway(lambda: self._active > 0, time.process_time)
+        watch = Runaway(self._has_served, time.process_time)
         while not watch.look():
             time.sleep(WATCH_SECONDS)
         sys.stderr.write(f"{self._name}: works for nobody, and ends\n")
         sys.stderr.flush()
         os._exit(RUNAWAY_EXIT)
 
+    def _has_served(self) -> bool:
+        """Whether there was a task since the last time: many short ones are hardly ever met while they run."""
+        begun, self._seen = self._begun - self._seen, self._begun
+        return self._active > 0 or begun > 0
+
 
 class Runaway:
     """Tells from looks `WATCH_SECONDS` apart whether a process computes although nobody wants anything of it."""
 
-    def __init__(self, is_active: Callable[[], bool], cpu_seconds: Callable[[], float]) -> None:
-        self._is_active = is_active
+    def __init__(self, has_served: Callable[[], bool], cpu_seconds: Callable[[], float]) -> None:
+        self._has_served = has_served
         self._cpu_seconds = cpu_seconds
         self._before = cpu_seconds()
         self._looks = 0
@@ -132,7 +138,7 @@ class Runaway:
         now = self._cpu_seconds()
         busy = now - self._before > RUNAWAY_SHARE * WATCH_SECONDS
         self._before = now
-        self._looks = self._looks + 1 if busy and not self._is_active() else 0
+        self._looks = 0 if self._has_served() or not busy else self._looks + 1
         return self._looks >= RUNAWAY_SECONDS
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib.util
+import itertools
 import os
 import signal
 import socket
@@ -328,7 +329,7 @@ def test_a_worker_of_another_build_serves_nothing(context: SessionContext) -> No
 
 def test_a_runaway_is_told_by_its_cpu_and_by_whom_it_works_for() -> None:
     cpu, active = [0.0], [True]
-    watch = Runaway(lambda: active[0], lambda: cpu[0])
+    watch = Runaway(lambda: active[0], lambda: cpu[0])  # it looks three times
 
     def looks(*seconds: float) -> list[bool]:
         found = []
@@ -341,6 +342,18 @@ def test_a_runaway_is_told_by_its_cpu_and_by_whom_it_works_for() -> None:
     active[0] = False
     assert looks(1, 1, 0.1, 1, 1) == [False] * 5
     assert looks(1) == [True]
+
+
+def test_a_worker_of_short_tasks_is_no_runaway(context: SessionContext) -> None:
+    """It computes all the time, and at no look a task is under way."""
+    worker = QueryWorker(WorkerSetup(this_build(), 2**26))
+    cpu = itertools.count()
+    watch = Runaway(worker._has_served, lambda: float(next(cpu)))
+    task = stages_of(context, QUICK).tasks(0)[0]
+    for _ in range(6):
+        asyncio.run(worker.run(task, []))
+        assert not watch.look()
+    assert [watch.look() for _ in range(3)] == [False, False, True]
 
 
 def test_a_runaway_ends_itself() -> None:
