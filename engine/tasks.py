@@ -151,8 +151,7 @@ class TaskContext:
         return message
 
     def _memory_scan(self, batch: pa.RecordBatch) -> Node:
-        frame = self.context.create_dataframe([[batch]], schema=batch.schema)
-        return Node.FromString(frame.execution_plan().to_bytes(self.context))
+        return Node.FromString(self.context.read_batch(batch).execution_plan().to_bytes(self.context))
 
     async def _schema_of(self, node: Node) -> pa.Schema:
         """The schema of a plan that made no batch, which DataFusion's Python API does not say: what one row is given

@@ -320,6 +320,8 @@ class _Run:
                 call = actor.handle.run.options(num_returns=1 + task.outputs)
                 figures, *outputs = call.remote(task, [len(refs) for refs in reads], *arguments)
                 self._refs.append(figures)
+                if self._is_cancelled:  # while it was handed in: `cancel` may not have met it
+                    ray.cancel(figures)
                 self._outputs[stage, task.number] = outputs
                 self.pending += 1
 

@@ -12,7 +12,7 @@ from engine.errors import QueryTimeout, StatementFailed
 from engine.ladder import LadderLimits
 from engine.staged import StagedSource
 from storage.schema import TypeKind
-from tests.harness.queries import POOL_BYTES, World, make_table, sorted_rows
+from tests.harness.queries import POOL_BYTES, World, make_table, sorted_rows, to_rows
 from tests.harness.stages import LocalWorkers
 
 if TYPE_CHECKING:
@@ -167,6 +167,29 @@ def test_the_time_limit_holds_while_workers_work(world: World) -> None:
     with pytest.raises(QueryTimeout):
         Held(world, Endless(), SHUFFLE, query_seconds=3.0).ask(GROUPED)
     assert cancelled == [True]
+
+
+@LIMITS
+def test_parameters_and_an_insert_go_the_same_way(world: World, ladder: LadderLimits) -> None:
+    workers = LocalWorkers()
+    limits = EngineLimits(POOL_BYTES, ladder=ladder)
+
+    async def main() -> tuple[list[Row], str, list[Row]]:
+        engine = Engine(str(world.folder), limits, workers=workers)
+        try:
+            counted = await world.rows(engine, "SELECT count(*) AS n FROM m WHERE host = $h", params={"h": "h3"})
+            insert = "INSERT INTO o (time, host, weight) SELECT max(time), host, count(*) FROM m GROUP BY host"
+            stream = await world.start(engine, insert, may_insert=True)
+            return counted, stream.target, [row async for batch in stream for row in to_rows(batch)]
+        finally:
+            await engine.close()
+
+    counted, target, rows = asyncio.run(main())
+    assert counted == world.ask("SELECT count(*) AS n FROM m WHERE host = 'h3'")
+    assert target == "o"
+    wanted = world.ask("SELECT max(time) AS time, host, count(*) AS weight FROM m GROUP BY host")
+    assert sorted_rows(rows) == sorted_rows(wanted)
+    assert len(workers.runs) == 2
 
 
 def plan_lines(rows: list[dict[str, Any]]) -> dict[str, str]:

@@ -15,48 +15,47 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import engine.workers
-from engine.distribution import cut_frame, planning_for
 from engine.ladder import OPTIONS, Rung, TaskFailed, WorkersLost
-from engine.session import new_context, set_option
-from engine.staged import StagedSource
-from engine.tasks import TaskContext
-from engine.worker import RUNAWAY_EXIT, QueryWorker, Runaway, WorkerSetup, this_build
+from engine.worker import RUNAWAY_EXIT, ForeignWorker, QueryWorker, Runaway, WorkerSetup, this_build
 from engine.workers import RayWorkers
 from nodes.rayhead import RayHead, new_workers
-from nodes.settings_model import DataSettings, Settings
-from nodes.settings_ray import RaySettings
 from tests.harness.ports import free_port
-from tests.harness.stages import POOL_BYTES
+from tests.harness.raydriver import (
+    ENDLESS,
+    QUICK,
+    SLOW,
+    START_SECONDS,
+    is_as_in_one_process,
+    make_settings,
+    make_tables,
+    read,
+    source_of,
+    stages_of,
+    started,
+    while_it_runs,
+)
 from tests.harness.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from datafusion import SessionContext
 
-    from engine.stages import Stages
+pytestmark = [
+    # It must not be imported here: it reads its environment when it is, once.
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
+    # Ray lets its own processes go without having waited for them.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-"""It must not be imported here: it reads its environment when it is, once."""
-
-ROWS = 12_000
-FILES = 4
-START_SECONDS = 120.0
-SLOW = "SELECT count(*) AS n, sum(a.v - b.v) AS s FROM t AS a JOIN t AS b ON a.v < b.v AND a.v % 7 <> {}"
-"""Some seconds of work for the workers, in several tasks."""
-ENDLESS = "SELECT count(*) AS n FROM t AS a JOIN t AS b ON a.v < b.v JOIN t AS c ON b.v < c.v WHERE a.v + c.v = -1"
-QUICK = "SELECT k, count(*) AS n, sum(v) AS s FROM t GROUP BY k ORDER BY k"
 STATEMENTS = (
     QUICK,
     "SELECT count(*) AS n FROM t",
@@ -69,18 +68,8 @@ STATEMENTS = (
     "SELECT k, sum(v) AS s FROM t WHERE v < -1 GROUP BY k",
     "SELECT k, count(*) AS n FROM t WHERE v > (SELECT avg(v) FROM t) GROUP BY ROLLUP (k) ORDER BY k",
     "SELECT u.k, count(v) AS n FROM u LEFT JOIN t ON u.k = t.k AND v < 9 GROUP BY u.k ORDER BY u.k",
-    "SELECT u.n, v FROM (SELECT n FROM u ORDER BY n LIMIT 2) AS u CROSS JOIN (SELECT v FROM t LIMIT 3) ORDER BY n, v",
+    "SELECT n, v FROM (SELECT n FROM u ORDER BY n LIMIT 2) CROSS JOIN (SELECT max(v) AS v FROM t) ORDER BY n",
 )
-
-
-def make_settings(folder: Path, address: str = "local", **ray: Any) -> Settings:
-    chosen: dict[str, Any] = {
-        "workers": 2,
-        "worker_memory": 2**28,
-        "object_memory": 100 * 2**20,
-        "shuffle_bytes_max": 2**30,
-    }
-    return Settings(data=DataSettings(dir=str(folder)), ray=RaySettings(address=address, **(chosen | ray)))
 
 
 @pytest.fixture(scope="module")
@@ -95,55 +84,9 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayWorkers]:
         asyncio.run(made.aclose())
 
 
-def started(workers: RayWorkers, count: int = 2) -> None:
-    eventually(lambda: workers.slots() == count, "the workers are there", START_SECONDS)
-
-
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> SessionContext:
-    folder = tmp_path_factory.mktemp("tables")
-    context = new_context(POOL_BYTES, None, 3, 8_192, 0)
-    set_option(context, "optimizer.repartition_file_min_size", "1")
-    keys = [f"key number {v % 7}" for v in range(ROWS)]
-    (folder / "t").mkdir()
-    for number in range(FILES):
-        part = slice(number * ROWS // FILES, (number + 1) * ROWS // FILES)
-        pq.write_table(pa.table({"k": keys[part], "v": range(ROWS)[part]}), folder / "t" / f"{number}.parquet")
-    pq.write_table(pa.table({"k": [f"key number {n}" for n in range(5)], "n": range(5)}), folder / "u.parquet")
-    context.register_parquet("t", str(folder / "t"))
-    context.register_parquet("u", str(folder / "u.parquet"))
-    return context
-
-
-def stages_of(context: SessionContext, statement: str, rung: Rung = Rung.FULL_SHUFFLE) -> Stages:
-    with planning_for(context, rung):
-        frame = context.sql(statement)
-    return cut_frame(context, frame)
-
-
-def source_of(
-    context: SessionContext, workers: RayWorkers, statement: str, rung: Rung = Rung.FULL_SHUFFLE
-) -> StagedSource:
-    from engine.batches import BatchSource
-
-    frame = context.sql(statement)
-    stages = stages_of(context, statement, rung)
-    local = lambda: BatchSource(frame.execute_stream())  # noqa: E731
-    return StagedSource(stages, workers, TaskContext(context), frame.schema(), local, POOL_BYTES)
-
-
-async def read(source: StagedSource) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    while (batch := await source.next()) is not None:
-        rows += batch.to_pylist()
-    return rows
-
-
-def is_as_in_one_process(context: SessionContext, workers: RayWorkers, statement: str = QUICK) -> None:
-    """The statement's rows, made by the workers and not in this process."""
-    source = source_of(context, workers, statement)
-    assert asyncio.run(read(source)) == context.sql(statement).to_pylist()
-    assert source.fell_back == ""
+    return make_tables(tmp_path_factory.mktemp("tables"))
 
 
 def children(name: str) -> list[psutil.Process]:
@@ -165,23 +108,6 @@ def kill(processes: list[psutil.Process]) -> None:
     assert processes
     for process in processes:
         os.kill(process.pid, signal.SIGKILL)
-
-
-def while_it_runs(workers: RayWorkers, act: Callable[[], None]) -> threading.Thread:
-    """In another thread: act when tasks of a statement are under way and the workers compute."""
-
-    def is_busy() -> bool:
-        session = workers._session
-        return session is not None and any(run.pending and run._refs for run in list(session.running))
-
-    def main() -> None:
-        eventually(is_busy, "a statement runs on the workers")
-        eventually(lambda: any(p.cpu_percent(0.05) > 20 for p in actors()), "a worker computes")
-        act()
-
-    thread = threading.Thread(target=main)
-    thread.start()
-    return thread
 
 
 @pytest.mark.parametrize("rung", [Rung.PARTIAL_FINAL, Rung.FULL_SHUFFLE])
@@ -212,7 +138,7 @@ def test_statements_at_once_do_not_mix(context: SessionContext, workers: RayWork
 def test_workers_killed_in_mid_query_change_no_answer(context: SessionContext, workers: RayWorkers, count: int) -> None:
     started(workers)
     statement = SLOW.format(count)
-    killer = while_it_runs(workers, lambda: kill(actors()[:count]))
+    killer = while_it_runs(workers, lambda: kill(actors()[:count]), actors())
     assert asyncio.run(read(source_of(context, workers, statement))) == context.sql(statement).to_pylist()
     killer.join()
     started(workers)
@@ -225,7 +151,7 @@ def test_the_head_killed_in_mid_query_changes_no_answer_and_comes_back(
     started(workers)
     session = workers._session
     statement = SLOW.format(3)
-    killer = while_it_runs(workers, lambda: kill(children("gcs_server")))
+    killer = while_it_runs(workers, lambda: kill(children("gcs_server")), actors())
     assert asyncio.run(read(source_of(context, workers, statement))) == context.sql(statement).to_pylist()
     killer.join()
     assert asyncio.run(read(source_of(context, workers, QUICK))) == context.sql(QUICK).to_pylist()
@@ -240,7 +166,7 @@ def test_a_statement_that_is_dropped_frees_its_workers(context: SessionContext, 
 
     async def main() -> None:
         reading = asyncio.ensure_future(read(source_of(context, workers, ENDLESS)))
-        await asyncio.to_thread(lambda: while_it_runs(workers, lambda: None).join())
+        await asyncio.to_thread(lambda: while_it_runs(workers, lambda: None, actors()).join())
         began = time.monotonic()
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
@@ -276,8 +202,9 @@ def test_nothing_of_ray_listens_beyond_this_machine(workers: RayWorkers) -> None
     assert set(addresses) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
-def test_the_token_is_in_the_data_folder_and_nobody_elses(tmp_path: Path) -> None:
-    head = RayHead(make_settings(tmp_path))
+def test_the_token_is_in_the_data_folder_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    head = RayHead(make_settings(tmp_path, token_file=""))
     head.prepare()
     token = tmp_path / "ray-token"
     first = token.read_text()
@@ -316,8 +243,6 @@ def test_a_port_without_a_ray_head_costs_no_query(tmp_path: Path) -> None:
 
 
 def test_a_worker_of_another_build_serves_nothing(context: SessionContext) -> None:
-    from engine.worker import ForeignWorker
-
     own = this_build()
     for change in {"folder": "/elsewhere"}, {"digest": "0"}, {"datafusion": "54"}:
         worker = QueryWorker(WorkerSetup(dataclasses.replace(own, **change), 2**26))
