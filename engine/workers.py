@@ -272,7 +272,7 @@ class _Run:
         self._outputs: dict[tuple[int, int], list[Any]] = {}
         self._loop = asyncio.get_running_loop()
         self._lost: asyncio.Future[None] = self._loop.create_future()
-        self._is_cancelled = False
+        self._cancelled = threading.Event()
 
     async def result(self) -> Gathered:
         """Raises WorkersLost, TaskFailed."""
@@ -295,7 +295,7 @@ class _Run:
 
     def cancel(self) -> None:
         """Cancel every task. Blocking."""
-        self._is_cancelled = True
+        self._cancelled.set()
         for ref in self._refs:
             with contextlib.suppress(Exception):
                 self._session.ray.cancel(ref)
@@ -312,7 +312,7 @@ class _Run:
         held = [ray.put(_as_buffer(rows)) for rows in self._stages.held]
         for stage in range(len(self._stages.stages) - 1):
             for task in self._stages.tasks(stage):
-                if self._is_cancelled:
+                if self._cancelled.is_set():
                     return
                 reads = [self._refs_of(read) for read in task.reads]
                 arguments = [ref for refs in reads for ref in refs] + [held[at] for at in task.held]
@@ -320,7 +320,7 @@ class _Run:
                 call = actor.handle.run.options(num_returns=1 + task.outputs)
                 figures, *outputs = call.remote(task, [len(refs) for refs in reads], *arguments)
                 self._refs.append(figures)
-                if self._is_cancelled:  # while it was handed in: `cancel` may not have met it
+                if self._cancelled.is_set():  # while it was handed in: `cancel` may not have met it
                     ray.cancel(figures)
                 self._outputs[stage, task.number] = outputs
                 self.pending += 1
