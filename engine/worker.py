@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import socket
+import platform
 import sys
 import tempfile
 import threading
@@ -53,7 +53,10 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
-    """What every worker gets. ``memory_bytes`` is one pool for its tasks; ``bucket``: of the S3 store, if it is one."""
+    """What every worker gets. ``memory_bytes`` is one pool for its tasks; ``bucket``: of the S3 store, if it is one.
+
+    ``owns_process``: nothing else runs in its process, which may be ended.
+    """
 
     build: Build
     memory_bytes: int
@@ -62,6 +65,7 @@ class WorkerSetup:
     tasks_max: int = 2
     bucket: str | None = None
     s3: S3Options | None = None
+    owns_process: bool = True
 
 
 def this_build() -> Build:
@@ -81,13 +85,14 @@ class QueryWorker:
     def __init__(self, setup: WorkerSetup) -> None:
         self._expected = setup.build
         self._build = this_build()
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._name = f"{platform.node()}:{os.getpid()}"
         self._places = asyncio.Semaphore(setup.tasks_max)
         self._active = self._begun = self._seen = 0
         self._context: TaskContext | None = None
         if self._build == self._expected:
             self._context = _task_context(setup)
-        threading.Thread(target=self._watch, name="runaway", daemon=True).start()
+        if setup.owns_process:
+            threading.Thread(target=self._watch, name="runaway", daemon=True).start()
 
     async def hello(self) -> tuple[int, Build]:
         """The process's id, and what it runs; also says that it is alive."""

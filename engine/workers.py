@@ -35,8 +35,10 @@ LOOK_SECONDS: Final = 2.0
 """How often the keeper looks after head and actors."""
 HEAD_SECONDS: Final = 10.0
 """A head that is silent for so long is given up: Ray would end this process after a minute."""
+START_SECONDS: Final = 120.0
+"""An actor that has just been started may take so long to answer, on a machine that is busy."""
 HELLO_SECONDS: Final = 30.0
-"""An actor that has just been started, or started again, may take so long to answer."""
+"""The same for one that is started again; when none of them answers, Ray is let go, and joined anew."""
 PING_SECONDS: Final = 3.0
 """An actor lost from sight gets so long to say that it is there, before a statement goes on without it."""
 STOP_SECONDS: Final = 2.0
@@ -239,7 +241,7 @@ class RayWorkers:
             num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=CONCURRENCY, scheduling_strategy="SPREAD"
         )(QueryWorker)
         handles = [kind.remote(setup) for _ in range(count)]
-        found = ray.get([handle.hello.remote() for handle in handles], timeout=HELLO_SECONDS)
+        found = ray.get([handle.hello.remote() for handle in handles], timeout=START_SECONDS)
         foreign = [build for _, build in found if build != setup.build]
         if foreign:
             raise RuntimeError(f"its workers run another Runnel: {foreign[0]}, and here it is {setup.build}")

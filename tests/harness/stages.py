@@ -27,14 +27,14 @@ def task_context() -> TaskContext:
 class LocalWorkers:
     """`engine.ladder.Workers` in this process. The first ``losses`` runs lose their workers, ``failure`` fails all."""
 
-    def __init__(self, slots: int = 3, losses: int = 0, failure: str = "") -> None:
+    def __init__(self, slots: int = 3, losses: int = 0, failure: str = "", context: TaskContext | None = None) -> None:
         self.runs: list[Stages] = []
         self.tasks: list[Task] = []
         self.is_closed = False
         self.losses = losses
         self.failure = failure
         self._slots = slots
-        self._context = task_context()
+        self._context = context or task_context()
 
     def slots(self) -> int:
         return self._slots

@@ -245,7 +245,7 @@ def test_a_port_without_a_ray_head_costs_no_query(tmp_path: Path) -> None:
 def test_a_worker_of_another_build_serves_nothing(context: SessionContext) -> None:
     own = this_build()
     for change in {"folder": "/elsewhere"}, {"digest": "0"}, {"datafusion": "54"}:
-        worker = QueryWorker(WorkerSetup(dataclasses.replace(own, **change), 2**26))
+        worker = QueryWorker(WorkerSetup(dataclasses.replace(own, **change), 2**26, owns_process=False))
         task = stages_of(context, QUICK).tasks(0)[0]
         with pytest.raises(ForeignWorker):
             asyncio.run(worker.run(task, []))
@@ -271,7 +271,7 @@ def test_a_runaway_is_told_by_its_cpu_and_by_whom_it_works_for() -> None:
 
 def test_a_worker_of_short_tasks_is_no_runaway(context: SessionContext) -> None:
     """It computes all the time, and at no look a task is under way."""
-    worker = QueryWorker(WorkerSetup(this_build(), 2**26))
+    worker = QueryWorker(WorkerSetup(this_build(), 2**26, owns_process=False))
     cpu = itertools.count()
     watch = Runaway(worker._has_served, lambda: float(next(cpu)))
     task = stages_of(context, QUICK).tasks(0)[0]
