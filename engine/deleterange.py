@@ -109,7 +109,7 @@ class _Ranges:
             if tag != other:
                 raise _Unknown
             return tag, some | more
-        if operator not in ("=", "in list", "is null"):
+        if operator not in ("=", "in list", "is null") or _is_negated(condition):
             raise _Unknown
         column, *constants = condition.rex_call_operands()
         if not _is(column, "Column") or column.to_variant().name() not in self._ids:
@@ -120,6 +120,11 @@ class _Ranges:
 
 def _is(expression: Expr, *variants: str) -> bool:
     return expression.variant_name() in variants
+
+
+def _is_negated(condition: Expr) -> bool:
+    """NOT IN, of which the operator is called as that of IN is."""
+    return _is(condition, "InList") and bool(condition.to_variant().negated())
 
 
 def _literal(expression: Expr) -> Any:
