@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from storage.deletes import RangeDelete
+
 
 class ChangeKind(enum.IntEnum):
     """Numbers are for ever: nodes tell them each other."""
@@ -22,10 +24,12 @@ class ChangeKind(enum.IntEnum):
 class RowChange:
     """Rows under users' names, for ``table``: whole ones, of a DELETE their keys only.
 
-    ``positions`` say for each partition which object was the newest in the snapshot that they rest on (LOG L26).
+    ``positions`` say for each partition which object was the newest in the snapshot that they rest on (LOG L26). A
+    DELETE by tags and time has a ``delete`` to be stored, and one row: how many rows that takes.
     """
 
     kind: ChangeKind
     table: str
     table_id: int
     positions: Mapping[int, int] = field(default_factory=dict)
+    delete: RangeDelete | None = None

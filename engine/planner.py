@@ -6,6 +6,7 @@ snapshot of each table and no other database. Physical planning and execution go
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ import pyarrow as pa
 from engine import names, stoppable
 from engine.batches import BatchSource
 from engine.changes import ChangeKind, RowChange
+from engine.deleterange import range_delete
 from engine.errors import EngineError, InvalidParameter, InvalidStatement, NotSupported, QueryFailed, UnknownTable
 from engine.files import FileRoot, FileTables
 from engine.session import (
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
     from engine.scan import SystemTable
     from engine.views import Tails, View
+    from storage.deletes import RangeDelete
     from storage.filecache import Lease
     from storage.objects import S3Options
     from storage.schema import Column, DataFile, Table, TableSnapshot
@@ -253,6 +256,7 @@ class _Naming:
         self._tails = inputs.tails
         self._describes = describes
         self._change: RowChange | None = None
+        self._range: RangeDelete | None = None
         self._files: dict[str, DataFile] = {}
         self._cached: frozenset[str] = frozenset()
 
@@ -273,15 +277,36 @@ class _Naming:
         self._reads(views)
         frame, statement = self._plan()
         self._refuse_described(frame, providers)
+        self._look_for_range(statement, providers)
         wide = [s for s in self._request.snapshots if views[s.table.name].narrows]
         if not wide or not names.words(statement) & CONDITIONS:
-            return frame
+            return self._counted(frame)
         narrowed = self._narrow(statement, providers, wide)
         if not narrowed:
-            return frame
+            return self._counted(frame)
         self._register(providers | {name: view.provider for name, view in narrowed.items()})
         self._reads(views | narrowed)
-        return self._read(statement)
+        return self._counted(self._read(statement))
+
+    def _look_for_range(self, statement: str, providers: Mapping[str, Any]) -> None:
+        """Whether a DELETE is one by tags and time: as it would be planned over a plain table."""
+        change = self._change
+        if change is None or change.kind is not ChangeKind.DELETE or change.table not in providers:
+            return
+        table = self._own_table(change.table)
+        self._register({**providers, table.name: self._views.probe(table)})
+        plain, _, _ = change_statement(self._context, statement, self._inputs.params)
+        self._range = range_delete(plain, table)
+        self._register(providers)
+
+    def _counted(self, frame: DataFrame) -> DataFrame:
+        """Of a DELETE that is stored as it is written, how many rows it takes; else the rows."""
+        if self._range is None or self._change is None:
+            return frame
+        from datafusion import functions, lit
+
+        self._change = dataclasses.replace(self._change, delete=self._range)
+        return frame.aggregate([], [functions.count(lit(1)).alias("count")])
 
     def _reads(self, views: Mapping[str, View]) -> None:
         self._files = {file.path: file for view in views.values() for file in view.files}

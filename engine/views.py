@@ -16,6 +16,7 @@ import pyarrow as pa
 from engine import viewsql
 from engine.layers import Span, split
 from engine.session import CATALOG, LAYERS_SCHEMA
+from storage.deletes import of_file
 from storage.errors import UnsupportedFormat
 from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, Op, TypeKind
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
     from engine.files import FileTables
     from engine.layers import Alone, Merge, Range
+    from storage.deletes import RangeDelete
     from storage.filecache import Lease
-    from storage.schema import Column, DataFile, Table, TableSnapshot
+    from storage.schema import Column, DataFile, PartitionSnapshot, Table, TableSnapshot
 
 VIEWS_KEPT: Final = 256
 JOINS_MAX: Final = 6
@@ -86,6 +88,8 @@ class _Layer:
 
     span: Span
     source: DataFile | pa.RecordBatch
+    deletes: tuple[RangeDelete, ...] = ()
+    """Of a file: range deletes that are not carried out in it."""
 
     @property
     def has_ops(self) -> bool:
@@ -257,7 +261,7 @@ class _Builder:
         catalog.register_schema(LAYERS_SCHEMA, self._schema)
         try:
             for part in self._snapshot.partitions:
-                self._add_partition(self._layers(part.files, self._tails.get(part.partition, ())))
+                self._add_partition(self._layers(part, self._tails.get(part.partition, ())))
             frame = _union(self._finished_parts())
             narrows = self._merges > 0 or self._layers_used > FILES_MANY
             cached = frozenset(self._used.keys() & self._cached.keys())
@@ -265,12 +269,18 @@ class _Builder:
         finally:
             catalog.register_schema(LAYERS_SCHEMA, Schema.memory_schema())
 
-    def _layers(self, files: Sequence[DataFile], tail: Sequence[pa.RecordBatch]) -> list[_Layer]:
+    def _layers(self, part: PartitionSnapshot, tail: Sequence[pa.RecordBatch]) -> list[_Layer]:
         # Before anything is made of them: there may be tens of thousands, of which a query wants a few.
         low, high = TIMES if self._pushed is None else (self._pushed.low, self._pushed.high)
-        wanted = [f for f in files if f.time_high >= low and f.time_low <= high]
+        wanted = [f for f in part.files if f.time_high >= low and f.time_low <= high]
         self._cached |= self._lease.hold(wanted)
-        layers = [_Layer(Span(f.time_low, f.time_high, (f.order_high, f.order_low)), f) for f in wanted]
+        newer = [batch.delete for batch in part.tail if batch.delete is not None]
+        layers = []
+        for file in wanted:
+            deletes = of_file(file, part.pending, newer) if part.pending or newer else ()
+            if not any(delete.takes_all(file.time_low, file.time_high) for delete in deletes):
+                span = Span(file.time_low, file.time_high, (file.order_high, file.order_low))
+                layers.append(_Layer(span, file, tuple(deletes)))
         for place, batch in enumerate(tail):
             layers.append(_Layer(_tail_span(self._table, batch, place), batch))
         cutoff = self._snapshot.cutoff_ns
@@ -289,13 +299,13 @@ class _Builder:
         ranges = self._visible(piece.ranges or ((layer.span.low, layer.span.high),))
         is_whole = not piece.ranges and ranges == [(layer.span.low, layer.span.high)]
         if layer.has_ops and ranges:
-            self._parts.append(self._without_deletes(self._shown(*self._rows(layer.source), ranges, with_op=True)))
+            self._parts.append(self._without_deletes(self._shown(*self._rows(layer), ranges, with_op=True)))
+        elif ranges and (layer.deletes or not is_whole):
+            self._parts.append(self._shown(*self._rows(layer), ranges))
         elif is_whole and isinstance(layer.source, pa.RecordBatch):
             self._whole_tails.setdefault(layer.source.schema, []).extend(_slices(layer.source))
         elif is_whole:
             self._whole.append(layer.source)
-        elif ranges:
-            self._parts.append(self._shown(*self._rows(layer.source), ranges))
 
     def _add_merge(self, layers: Sequence[_Layer], merge: Merge) -> None:
         ranges = self._visible([(merge.low, merge.high)])
@@ -309,7 +319,7 @@ class _Builder:
         self._parts.append(self._context.sql(merged(self._table, frames, has_ops)))
 
     def _merge_frame(self, layer: _Layer, ranges: Sequence[Range], with_offset: bool, with_op: bool) -> str:
-        frame = self._shown(*self._rows(layer.source), ranges, with_offset, with_op)
+        frame = self._shown(*self._rows(layer), ranges, with_offset, with_op)
         if self._pushed is not None:
             frame = frame.alias(self._pushed.qualifier)
             for condition in self._pushed.conditions:
@@ -330,12 +340,16 @@ class _Builder:
             self._parts.append(self._shown(self._context.read_batch(_empty(schema)), schema.names, []))
         return self._parts
 
-    def _rows(self, source: DataFile | pa.RecordBatch) -> tuple[DataFrame, Collection[str]]:
-        """A layer's rows and the storage names that it has."""
+    def _rows(self, layer: _Layer) -> tuple[DataFrame, Collection[str]]:
+        """A layer's rows, without those that range deletes take, and the storage names that it has."""
+        source = layer.source
         if isinstance(source, pa.RecordBatch):
             return self._context.read_batches(_slices(source)), source.schema.names
         schema = file_schema(self._table, source.has_ops)
-        return self._scans(schema, [source])[0], schema.names
+        frame = self._scans(schema, [source])[0]
+        if layer.deletes:
+            frame = frame.filter(viewsql.not_deleted(self._table, layer.deletes))
+        return frame, schema.names
 
     def _scans(self, schema: pa.Schema, files: Sequence[DataFile]) -> list[DataFrame]:
         """One scan of those that are cached, one of those in the store: a scan reads from one place only."""
@@ -420,7 +434,7 @@ def _clipped(layers: Sequence[_Layer], pushed: Pushed) -> list[_Layer]:
     for layer in layers:
         low, high = max(layer.span.low, pushed.low), min(layer.span.high, pushed.high)
         if low <= high:
-            clipped.append(_Layer(Span(low, high, layer.span.order), layer.source))
+            clipped.append(_Layer(Span(low, high, layer.span.order), layer.source, layer.deletes))
     return clipped
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from engine.layers import Range
+    from storage.deletes import RangeDelete
     from storage.schema import Column, Table
 
 SQL_TYPES: Final = {
@@ -132,6 +133,25 @@ def in_ranges(table: Table, ranges: Sequence[Range]) -> str:
     """The condition that a row of a layer lies in one of the ranges."""
     time = quote(table.by_name[TIME_COLUMN].storage_name)
     return " OR ".join(f"({time} >= {_instant(low)} AND {time} <= {_instant(high)})" for low, high in ranges)
+
+
+def not_deleted(table: Table, deletes: Sequence[RangeDelete]) -> str:
+    """The condition that a row of a layer, by storage names, is taken by none of ``deletes``; never NULL."""
+    return " AND ".join(f"NOT ({_taken(table, delete)})" for delete in deletes)
+
+
+def _taken(table: Table, delete: RangeDelete) -> str:
+    parts = [in_ranges(table, [(delete.time_low, delete.time_high)])]
+    for tag in delete.tags:
+        name = quote(table.by_id[tag.column_id].storage_name)
+        values = ", ".join(_text(value) for value in tag.values if value is not None)
+        some = f"({name} IS NOT NULL AND {name} IN ({values}))" if values else "FALSE"
+        parts.append(f"({name} IS NULL OR {some})" if None in tag.values else some)
+    return " AND ".join(parts)
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _instant(time_ns: int) -> str:

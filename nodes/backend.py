@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from engine.changes import RowChange
     from nodes.status import QueryStatus
+    from storage.deletes import RangeDelete
     from storage.keys import RowSeries
     from storage.schema import Database, Table
 
@@ -61,6 +62,8 @@ class Batch:
     rows: pa.RecordBatch
     series: RowSeries | None = None
     unchanged_since: Mapping[int, int] | None = None
+    delete: RangeDelete | None = None
+    """In place of rows: the rows of all partitions that it takes, written before it, go."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -22,10 +22,9 @@ from nodes import machine
 from nodes.mergeprocess import MergeFailed, MergeProcess
 from nodes.status import CompactionStatus
 from nodes.storeoptions import s3_options
-from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, is_oldest, plan
+from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, plan
 from storage.errors import ShardClosed, StorageError
-from storage.filechange import FileChange
-from storage.merge import READ_BYTES_MAX, MergeJob, deletes_done, names_wanted
+from storage.merge import READ_BYTES_MAX, MergeJob, change_of, merge_job, names_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from nodes.mergeworker import Answer
     from nodes.settings_model import Budgets, Settings
     from storage.budget import MemoryBudget
+    from storage.deletes import PendingDelete
+    from storage.filechange import FileChange
     from storage.objects import ObjectStore
     from storage.schema import DataFile, Table
     from storage.shard import Shard
@@ -89,8 +90,14 @@ class _Look:
     """A partition's files, since when they are those, and up to which eagerness no merge of them is worth it."""
 
     files: tuple[DataFile, ...]
-    since: float = field(default_factory=time.monotonic)
+    pending: tuple[PendingDelete, ...]
+    since: float
     eager_bytes: int = -1
+
+    @property
+    def waiting(self) -> frozenset[str]:
+        """The files in which a range delete is still to be carried out."""
+        return frozenset(path for one in self.pending for path in one.files)
 
 
 class Compactor:
@@ -133,7 +140,7 @@ class Compactor:
 
     def status(self, files_gone: int) -> CompactionStatus:
         """What was done, and what deletes still wait for; ``files_gone`` as `nodes.housekeeping` counts them."""
-        pending = sum(file.has_ops for shard in self._shards() for file in shard.state.all_files())
+        pending = sum(_files_with_deletes(shard) for shard in self._shards())
         return msgspec.structs.replace(self.counters, files_gone=files_gone, files_with_deletes=pending)
 
     async def aclose(self) -> None:
@@ -199,8 +206,9 @@ class Compactor:
             look = self._looks.get(place := (shard.log_id, table_id, partition))
             if not state.files or table_id in shard.state.drops:
                 continue
-            if look is None or look.files is not state.files:
-                look = self._looks[place] = _Look(state.files)
+            if look is None or look.files is not state.files or look.pending is not state.pending:
+                since = time.monotonic() if look is None or look.files is not state.files else look.since
+                look = self._looks[place] = _Look(state.files, state.pending, since)
             table, policy = shard.tables(table_id), self._policy(look)
             newest = max(file.schema_version for file in state.files)
             if look.eager_bytes < policy.eager_bytes and table is not None and newest <= table.version:  # L30
@@ -208,7 +216,9 @@ class Compactor:
                 wanted.append((table, look, dataclasses.replace(policy, files_max=files_max)))
         if not wanted:
             return []
-        planned = await asyncio.to_thread(lambda: [plan(look.files, policy) for _, look, policy in wanted])
+        planned = await asyncio.to_thread(
+            lambda: [plan(look.files, policy, look.waiting) for _, look, policy in wanted]
+        )
         found: list[Run] = []
         for (table, look, policy), runs in zip(wanted, planned, strict=True):
             good = [run for run in runs if self._failed.isdisjoint(file.path for file in run)]
@@ -236,7 +246,7 @@ class Compactor:
         names = batch.names(table, names_wanted(files))
         share = FULL_SPEED if self._waiting_operators or self._share is None else self._share
         state = shard.state.partitions[table.id, files[0].partition]
-        job = MergeJob(table, files, names, is_oldest(files, state.files))
+        job = merge_job(table, state, files, names)
         merging = asyncio.ensure_future(self._merger.merge(job, share))
         ended: set[asyncio.Future[Any]] = {merging, shard.closed}
         try:
@@ -256,7 +266,13 @@ class Compactor:
             merging.cancel()
             await asyncio.gather(merging, return_exceptions=True)
         self.counters.cpu_seconds += answer.cpu_seconds
-        batch.add(FileChange(files, tuple(answer.files), deletes_done(job)))
+        batch.add(change_of(job, answer.files))
+
+
+def _files_with_deletes(shard: Shard) -> int:
+    """Files with rows that delete others, and those in which a range delete is still to be carried out."""
+    waiting = {path for state in shard.state.partitions.values() for one in state.pending for path in one.files}
+    return len(waiting) + sum(file.has_ops and file.path not in waiting for file in shard.state.all_files())
 
 
 class _Batch(contextlib.AbstractAsyncContextManager["_Batch"]):

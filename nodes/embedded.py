@@ -12,12 +12,14 @@ import dataclasses
 import uuid
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 
 from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
+from nodes.batchparts import parts_of
 from nodes.compaction import new_compactor
 from nodes.copying import copy_if_asked
 from nodes.engineparts import file_cache_status, new_engine
@@ -45,7 +47,6 @@ from storage.errors import (
     TableDropping,
 )
 from storage.frames import WriteId
-from storage.keys import route
 from storage.log import Identity
 from storage.objects import open_store, prove_store
 from storage.schema import TableSnapshot
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from nodes.settings_model import Budgets, Settings
     from nodes.status import QueryStatus
     from storage.objects import ObjectStore
-    from storage.schema import PartitionSnapshot, Table
+    from storage.schema import Partition, PartitionSnapshot, Table
 
 IO_THREADS: Final = 16
 """Threads for the object store: one create for each Log may be under way, beside reads and checkpoints."""
@@ -223,17 +224,18 @@ class EmbeddedBackend:
         keyed = KeyedIds(idempotency_key) if idempotency_key else None
         parts: dict[int, list[Append]] = defaultdict(list)
         for batch in batches:
-            for partition, rows in route(batch.table, batch.rows, batch.series):
-                write_id = keyed.of(batch.table.id, partition.id) if keyed is not None else self._next_id()
-                born = self._shards[partition.log_id].state.position
-                since = None if batch.unchanged_since is None else batch.unchanged_since[partition.id]
-                parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born, since))
+            name = partial(self._write_id, batch.table, keyed)
+            for log_id, part in parts_of(batch, name, lambda log_id: self._shards[log_id].state.position):
+                parts[log_id].append(part)
         try:
             await all_or_worst([self._append_to(log_id, appends) for log_id, appends in parts.items()])
         except NoSuchTable:  # L31: a drop is under way; when it is done the name is free, and the door writes anew
             await self._catalog.finish_drops(self._drop, {batch.table.id for batch in batches})
             raise
         self._appender.relieve()
+
+    def _write_id(self, table: Table, keyed: KeyedIds | None, partition: Partition) -> WriteId:
+        return self._next_id() if keyed is None else keyed.of(table.id, partition.id)
 
     def _next_id(self) -> WriteId:
         self._writes += 1

@@ -13,7 +13,8 @@ from cluster.errors import MalformedMessage
 from engine.changes import ChangeKind, RowChange
 from protos import internal_pb2 as pb
 from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
-from storage.errors import InvalidName
+from storage.deletes import decode_delete, encode_delete
+from storage.errors import InvalidName, StorageError
 from storage.frames import NO_WRITE_ID, ZERO16, WriteId
 from storage.objects import check_path
 from storage.schema import FILE_KINDS, DataFile, Role, TypeKind
@@ -103,7 +104,11 @@ def cutoffs_from(messages: Iterable[pb.Cutoff]) -> dict[int, Cutoff]:
 def change_to(change: RowChange) -> pb.Change:
     """As a message."""
     return pb.Change(
-        table=change.table, table_id=change.table_id, kind=int(change.kind), positions=dict(change.positions)
+        table=change.table,
+        table_id=change.table_id,
+        kind=int(change.kind),
+        positions=dict(change.positions),
+        delete=b"" if change.delete is None else encode_delete(change.delete),
     )
 
 
@@ -111,7 +116,11 @@ def change_from(message: pb.Change) -> RowChange:
     """The reverse."""
     if message.kind not in ChangeKind._value2member_map_ or not message.table:
         raise MalformedMessage(f"a change of kind {message.kind} of table {message.table[:40]!r}")
-    return RowChange(ChangeKind(message.kind), message.table, message.table_id, dict(message.positions))
+    try:
+        delete = decode_delete(message.delete, None, "a change") if message.delete else None
+    except StorageError as error:
+        raise MalformedMessage(str(error)) from error
+    return RowChange(ChangeKind(message.kind), message.table, message.table_id, dict(message.positions), delete)
 
 
 # ---- changes of the Catalog (FORMAT F10) -----------------------------------------------------------------------

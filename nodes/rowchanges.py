@@ -23,7 +23,7 @@ from nodes.insert import count_result, insert, plain
 from nodes.outcomes import worst
 from storage.errors import NoSuchTable, RequestTooLarge, RowsChanged, StorageError
 from storage.keys import route
-from storage.schema import OP_COLUMN, OP_TYPE, Op, Role
+from storage.schema import NO_ROWS, OP_COLUMN, OP_TYPE, Op, Role
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from engine.changes import RowChange
     from nodes.backend import Backend, ChangeResult, Principal
     from nodes.resulttext import ReadyResult
+    from storage.deletes import RangeDelete
     from storage.schema import Table
 
 READS_MAX: Final = 4
@@ -66,6 +67,8 @@ async def carry_out(
     assert change is not None, "the rows of a statement that writes"
     if change.kind is ChangeKind.INSERT:
         return await insert(backend, database, change.table, rows, principal)
+    if change.delete is not None:
+        return await _delete_range(backend, database, rows, change.delete, principal)
     progress = _Progress()
     for attempt in range(READS_MAX):
         found = rows if attempt == 0 else await again()
@@ -79,6 +82,19 @@ async def carry_out(
                 error.args = (f"{error} ({progress.rows} rows, of other shards, were changed before)",)
             raise
     raise AssertionError("the last attempt returns or raises")
+
+
+async def _delete_range(
+    backend: Backend, database: str, rows: ChangeResult, delete: RangeDelete, principal: Principal
+) -> ReadyResult:
+    """A DELETE by tags and time is stored as it was written (L26); it also takes what was written since the count."""
+    change = rows.change
+    assert change is not None
+    (count,) = (await _gathered(rows)).column(0).to_pylist()
+    if count:
+        table = await _table(backend, database, change)
+        await backend.write([Batch(table, NO_ROWS, delete=delete)], principal)
+    return count_result(count)
 
 
 async def _change(

@@ -53,7 +53,9 @@ Global___WriteId: _TypeAlias = WriteId  # noqa: Y015
 
 @_typing.final
 class AppendPart(_message.Message):
-    """One shard part of a write. `frame` is the payload of one frame of the Log, of type `frame_type` (FORMAT F8)."""
+    """One shard part of a write, rows or a range delete. `frame` is the payload of one frame of the Log, of type
+    `frame_type` (FORMAT F8).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -362,11 +364,14 @@ class TailPartition(_message.Message):
     PARTITION_FIELD_NUMBER: _builtins.int
     CHANGED_AT_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
     partition: _builtins.int
     changed_at: _builtins.int
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataFile]: ...
+    @_builtins.property
+    def pending(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingDelete]: ...
     def __init__(
         self,
         *,
@@ -374,14 +379,44 @@ class TailPartition(_message.Message):
         partition: _builtins.int = ...,
         changed_at: _builtins.int = ...,
         files: _abc.Iterable[Global___DataFile] | None = ...,
+        pending: _abc.Iterable[Global___PendingDelete] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "files", b"files", "partition", b"partition", "table_id", b"table_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "files", b"files", "partition", b"partition", "pending", b"pending", "table_id", b"table_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TailPartition: _TypeAlias = TailPartition  # noqa: Y015
+
+@_typing.final
+class PendingDelete(_message.Message):
+    """A range delete that is not carried out in all files yet (LOG L25)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    DELETE_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    order: _builtins.int
+    delete: _builtins.bytes
+    """its record (FORMAT F10)"""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        order: _builtins.int = ...,
+        delete: _builtins.bytes = ...,
+        files: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "files", b"files", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PendingDelete: _TypeAlias = PendingDelete  # noqa: Y015
 
 @_typing.final
 class Cutoff(_message.Message):
@@ -475,11 +510,14 @@ class TailRows(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     BASE_OFFSET_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    DELETE_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
     partition: _builtins.int
     sequence: _builtins.int
     base_offset: _builtins.int
     rows: _builtins.bytes
+    delete: _builtins.bytes
+    """instead of rows: the record of a range delete"""
     def __init__(
         self,
         *,
@@ -488,10 +526,11 @@ class TailRows(_message.Message):
         sequence: _builtins.int = ...,
         base_offset: _builtins.int = ...,
         rows: _builtins.bytes = ...,
+        delete: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_offset", b"base_offset", "partition", b"partition", "rows", b"rows", "sequence", b"sequence", "table_id", b"table_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_offset", b"base_offset", "delete", b"delete", "partition", b"partition", "rows", b"rows", "sequence", b"sequence", "table_id", b"table_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1061,11 +1100,14 @@ class Change(_message.Message):
     TABLE_FIELD_NUMBER: _builtins.int
     TABLE_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    DELETE_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
     table: _builtins.str
     table_id: _builtins.int
     kind: _builtins.int
     """engine.changes.ChangeKind"""
+    delete: _builtins.bytes
+    """of a DELETE by tags and time: its record (FORMAT F10); there is one row, their number"""
     @_builtins.property
     def positions(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
         """partition -> the newest object in the snapshot that they rest on (LOG L26)"""
@@ -1076,11 +1118,12 @@ class Change(_message.Message):
         table: _builtins.str = ...,
         table_id: _builtins.int = ...,
         kind: _builtins.int = ...,
+        delete: _builtins.bytes = ...,
         positions: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "positions", b"positions", "table", b"table", "table_id", b"table_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "kind", b"kind", "positions", b"positions", "table", b"table", "table_id", b"table_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

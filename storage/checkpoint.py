@@ -40,14 +40,14 @@ class Section(enum.IntEnum):
     WRITE_IDS = 4
     DROPS = 5
     CUTOFFS = 6
-    DELETES = 7  # reserved: pending deletes
+    DELETES = 7
     TRANSACTIONS = 8  # reserved
     PINS = 9  # reserved
     PARTS = 10
     CATALOG = 11
 
 
-RESERVED_SECTIONS: Final = frozenset({Section.DELETES, Section.TRANSACTIONS, Section.PINS})
+RESERVED_SECTIONS: Final = frozenset({Section.TRANSACTIONS, Section.PINS})
 
 _FILE_SCHEMA: Final = pa.schema(
     [
@@ -74,6 +74,12 @@ SCHEMAS: Final[Mapping[Section, pa.Schema]] = {
     ),
     Section.DROPS: pa.schema([("table_id", pa.uint64()), ("revision", pa.uint64())]),
     Section.CUTOFFS: pa.schema([("database_id", pa.uint64()), ("cutoff", pa.int64()), ("recorded_ms", pa.int64())]),
+    Section.DELETES: pa.schema(
+        [
+            ("table_id", pa.uint64()), ("partition", pa.uint32()), ("order", pa.int64()), ("delete", pa.binary()),
+            ("files", pa.list_(pa.string())),
+        ]
+    ),
     Section.PARTS: pa.schema(
         [("section", pa.uint8()), ("owner_id", pa.uint64()), ("path", pa.string()), ("rows", pa.int64())]
     ),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -128,13 +128,18 @@ class Policy:
         return total <= self.eager_bytes or (len(layers) >= RUN_LAYERS_MIN and 2 * max(layers.values()) <= total)
 
 
-def plan(files: Iterable[DataFile], policy: Policy = Policy()) -> list[tuple[DataFile, ...]]:
-    """Runs of one partition's files, each worth a merge by itself; no file is in two of them."""
+def plan(
+    files: Iterable[DataFile], policy: Policy = Policy(), waiting: Collection[str] = ()
+) -> list[tuple[DataFile, ...]]:
+    """Runs of one partition's files, each worth a merge by itself; no file is in two of them.
+
+    In the files ``waiting`` (paths) a range delete is still to be carried out.
+    """
     layers = Layers.of(files)
     found = (
         _apart(layers, _small_runs(layers, policy))
         or _apart(layers, _deep_runs(layers, policy))
-        or _apart(layers, _delete_runs(layers, policy))
+        or _apart(layers, _delete_runs(layers, policy, waiting))
     )
     return [tuple(layers.files[i] for i in run) for run in found]
 
@@ -209,9 +214,13 @@ def _deep_runs(layers: Layers, policy: Policy) -> Iterator[list[int]]:
                 break
 
 
-def _delete_runs(layers: Layers, policy: Policy) -> Iterator[list[int]]:
-    """Files with deletes, each with everything below them: afterwards what was deleted is gone, and so are they."""
-    taken: set[int] = set()
+def _delete_runs(layers: Layers, policy: Policy, waiting: Collection[str]) -> Iterator[list[int]]:
+    """Files ``waiting`` by themselves; and those with deletes as rows, each with everything below them.
+
+    Afterwards what was deleted is gone, and so are the deletes.
+    """
+    taken = {index for index, file in enumerate(layers.files) if file.path in waiting}
+    yield from ([index] for index in sorted(taken))
     for index in np.flatnonzero([file.has_ops for file in layers.files])[::-1]:
         run = layers.with_older([int(index)], policy.files_max)
         size = sum(layers.files[i].bytes for i in run)

@@ -137,9 +137,11 @@ def create_datafile(store: ObjectStore, paths: Iterable[str], data: pa.Buffer | 
 
 def write_datafile(
     store: ObjectStore, table: Table, log_id: int, epoch: int, partition: int, tail: Sequence[TailBatch]
-) -> DataFile:
-    """Fold ``tail``, write it as one DataFile, and say what a Checkpoint has to name."""
+) -> DataFile | None:
+    """Fold ``tail``, write it as one DataFile, and say what a Checkpoint has to name; None if no row is left of it."""
     rows = fold(table, tail)
+    if not rows.num_rows:
+        return None
     data = encode_parquet(table, rows)
     paths = [data_path(log_id, table.database_id, table.id, epoch) for _ in range(CREATE_TRIES_MAX)]
     path = create_datafile(store, paths, data)

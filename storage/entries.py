@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from storage import deletes
 from storage.errors import CorruptObject, SchemaConflict, UnsupportedFormat
 from storage.frames import NO_WRITE_ID, Entry, EntryKind, Frame, FrameType, WriteId
 from storage.schema import OP_COLUMN, OP_COLUMN_ID, OP_TYPE, TIME_COLUMN
@@ -21,6 +22,7 @@ from storage.schema import OP_COLUMN, OP_COLUMN_ID, OP_TYPE, TIME_COLUMN
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from storage.deletes import RangeDelete
     from storage.schema import Table
 
 IPC_FROM_ROWS: Final = 8
@@ -31,6 +33,7 @@ RECORD_KEYS: Final[Mapping[EntryKind, frozenset[str]]] = {
     EntryKind.DROP: frozenset({"v", "revision"}),
     EntryKind.SKIP: frozenset({"v", "sequence", "skipped_at_ms"}),
     EntryKind.RECORD: frozenset({"v", "revision", "effects"}),
+    EntryKind.DELETE: deletes.RECORD_KEYS,
 }
 """The keys of each record, all of them and no others (docs/format.md)."""
 _COUNT: Final = struct.Struct("<II")
@@ -138,6 +141,21 @@ def rows_entry(table: Table, partition: int, rows: pa.RecordBatch, write_id: Wri
         row_count=rows.num_rows,
         time_low=int(times.min()),
         time_high=int(times.max()),
+        write_id=write_id,
+    )
+
+
+def delete_entry(table: Table, partition: int, delete: RangeDelete, write_id: WriteId = NO_WRITE_ID) -> Entry:
+    """The entry of a range delete: it takes an offset in its partition (F12)."""
+    return record_entry(
+        EntryKind.DELETE,
+        deletes.to_record(delete),
+        table_id=table.id,
+        partition=partition,
+        schema_version=table.version,
+        offset_count=1,
+        time_low=delete.time_low,
+        time_high=delete.time_high,
         write_id=write_id,
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from storage.deletes import PendingDelete
     from storage.frames import Entry, LogObject
     from storage.schema import DataFile
     from storage.shardstate import PartitionState
@@ -35,7 +36,9 @@ class FileChange:
     removed: tuple[DataFile, ...]
     added: tuple[DataFile, ...]
     changes_from: int = 0
-    """Deletes below this offset are dropped with it: who follows changes must begin here, or above (L25)."""
+    """Rows that delete others, below this offset, go with it: who follows changes must begin here, or above (L25)."""
+    deletes: frozenset[int] = frozenset()
+    """The range deletes, by their offsets, that are carried out in ``added``."""
 
     @property
     def partition(self) -> Key:
@@ -51,13 +54,23 @@ class FileLists:
     parts: tuple[Part, ...]
 
 
-def standing(changes: Sequence[FileChange], paths: Iterable[str]) -> list[bool]:
-    """Which changes fit the list of ``paths``: one is void if a file that it removes is gone (L21)."""
+def standing(
+    changes: Sequence[FileChange], paths: Iterable[str], pending: Mapping[Key, Sequence[PendingDelete]]
+) -> list[bool]:
+    """Which changes fit the list of ``paths`` (L21).
+
+    One is void if a file that it removes is gone, or if a delete that names one was applied since, so that what it
+    adds still has its rows.
+    """
     there = set(paths)
     stands = []
     for change in changes:
         removed = {file.path for file in change.removed}
-        stands.append(removed <= there)
+        missed = [
+            one for one in pending.get(change.partition, ())
+            if one.order not in change.deletes and not removed.isdisjoint(one.files)
+        ]  # fmt: skip
+        stands.append(removed <= there and not (missed and change.added))
         if stands[-1]:
             there -= removed
     return stands

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.deletes import without_deleted
 from storage.errors import UnsupportedFormat
 from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, RESERVED_PREFIX, TIME_COLUMN, Op, Role
 
@@ -40,7 +41,8 @@ DICTIONARY_VALUES_MIN: Final = 4096
 def fold(table: Table, tail: Sequence[TailBatch], base: pa.RecordBatch | None = None) -> pa.RecordBatch:
     """Fold `tail`, and `base` below it, into one batch with one row for each key.
 
-    `base` is what an earlier `fold` of older rows of the same table returned. The result is sorted by tags
+    `base` is what an earlier `fold` of older rows of the same table returned. Range deletes in `tail` take what stands
+    before them. The result is sorted by tags
     (by their UTF-8 bytes, NULL first, in the order of `table.tags`), then by time. Its columns are named by
     storage names: time, tags (dictionary<int32, string>, the dictionary sorted and without unused values),
     fields, `_runnel_op` (int8) if a row is not a patch, and `_runnel_offset` (int64): the greatest offset of the key.
@@ -196,15 +198,17 @@ def _gather(table: Table, tail: Sequence[TailBatch], base: pa.RecordBatch | None
     groups: dict[pa.Schema, list[TailBatch]] = defaultdict(list)
     ordered = sorted(tail, key=lambda batch: batch.first_offset)
     for batch in ordered:
-        groups[batch.rows.schema].append(batch)
+        if batch.delete is None:
+            groups[batch.rows.schema].append(batch)
     parts = [] if base is None else [pa.Table.from_batches([base])]
     for schema, batches in groups.items():
         part = _conform(table, pa.Table.from_batches([b.rows for b in batches], schema))
         parts.append(part.append_column(OFFSET_COLUMN, pa.array(_offsets(batches))))
+    deletes = [(batch.first_offset, batch.delete) for batch in ordered if batch.delete is not None]
     if not parts:
         time = table.by_name[TIME_COLUMN]
         return pa.schema([(time.storage_name, time.arrow_type), (OFFSET_COLUMN, pa.int64())]).empty_table(), None
-    rows = pa.concat_tables(parts, promote_options="default")
+    rows = without_deleted(table, pa.concat_tables(parts, promote_options="default"), deletes)
     if len(groups) > 1:
         return rows, np.argsort(_int64(rows.column(OFFSET_COLUMN)), kind="stable")
     return rows, None

@@ -20,20 +20,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.compaction import RUN_FILES_MAX, TARGET_BYTES
+from storage.compaction import RUN_FILES_MAX, TARGET_BYTES, is_oldest
 from storage.datafile import CREATE_TRIES_MAX, ROW_GROUP_ROWS, create_datafile, file_schema, kind_of, parquet_writer
+from storage.deletes import PendingDelete, of_file
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
+from storage.filechange import FileChange
 from storage.fold import fold_layers
+from storage.pendingdeletes import known_deletes
 from storage.rangereader import RangeReader
 from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, DataFile, Op, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
 
+    from storage.deletes import RangeDelete
     from storage.objects import ObjectStore
+    from storage.shardstate import PartitionState
 
     Key = tuple[tuple[bytes, ...] | int, ...]
     """A row's tags in the order of the table's, each () for NULL or (its UTF-8 bytes,); then its time in ns."""
@@ -63,6 +68,8 @@ class MergeJob:
     names: tuple[str, ...]
     is_oldest: bool = False
     """No older file shares a moment with the run: its deletes have nothing left to delete (L25)."""
+    deletes: tuple[PendingDelete, ...] = ()
+    """Range deletes to be carried out, each in those of ``files`` that it names."""
 
 
 def new_files_max(files: Sequence[DataFile], target_bytes: int = TARGET_BYTES) -> int:
@@ -94,7 +101,7 @@ def merge_files(
     assert 0 < len(files) <= RUN_FILES_MAX, "the planner bounds a run"
     share = read_bytes // len(files)
     try:
-        inputs = [_Input(store, file, table, share) for file in files]
+        inputs = [_Input(store, file, table, share, of_file(file, job.deletes, ())) for file in files]
         cuts = _cuts(inputs, new_files_max(files, target_bytes), pause)
         present = frozenset[str]().union(*(layer.names for layer in inputs))
         outputs = _Outputs(table, present, cuts, scratch, WRITE_FACTOR * read_bytes)
@@ -126,8 +133,19 @@ def _folded(table: Table, inputs: Sequence[_Input]) -> Iterator[pa.RecordBatch]:
             return
 
 
-def deletes_done(job: MergeJob) -> int:
-    """The offset from which on all changes can still be seen once ``job`` is done: its deletes cannot (L25). 0: all."""
+def merge_job(table: Table, state: PartitionState, files: tuple[DataFile, ...], names: tuple[str, ...]) -> MergeJob:
+    """Merge a run of a partition's files, with everything that is known now of deletes (L21, L25)."""
+    return MergeJob(table, files, names, is_oldest(files, state.files), known_deletes(state))
+
+
+def change_of(job: MergeJob, added: Iterable[DataFile]) -> FileChange:
+    """What a merge that is done makes of the list of files."""
+    known = frozenset(one.order for one in job.deletes)
+    return FileChange(job.files, tuple(added), _changes_from(job), known)
+
+
+def _changes_from(job: MergeJob) -> int:
+    """The offset from which on all changes can still be seen: deletes as rows go with the oldest run (L25). 0: all."""
     has_ops = any(file.has_ops for file in job.files)
     return max(file.offset_high for file in job.files) + 1 if job.is_oldest and has_ops else 0
 
@@ -143,9 +161,13 @@ def without_deletes(rows: pa.RecordBatch) -> pa.RecordBatch:
 class _Input:
     """One file, read in its order. `fill`, then `take` what is at or below a key."""
 
-    def __init__(self, store: ObjectStore, file: DataFile, table: Table, share_bytes: int) -> None:
-        """Rows of about ``share_bytes`` are kept ready."""
+    def __init__(
+        self, store: ObjectStore, file: DataFile, table: Table, share_bytes: int, deletes: Sequence[RangeDelete]
+    ) -> None:
+        """Rows of about ``share_bytes`` are kept ready; those that ``deletes`` take are left out."""
         self.file = file
+        self._table = table
+        self._deletes = deletes
         source = open_file(store, file)
         metadata = pq.read_metadata(source)
         present = metadata.schema.to_arrow_schema().names
@@ -183,8 +205,16 @@ class _Input:
             if batch is None:
                 self._ended = True
             elif batch.num_rows:
-                self._ready.append((self._key(batch, batch.num_rows - 1), batch))
-                self._held += batch.nbytes
+                last = self._key(batch, batch.num_rows - 1)
+                left = self._left(batch)
+                self._ready.append((last, left))
+                self._held += left.nbytes
+
+    def _left(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows that no delete takes. There may be none: their last key is reached all the same."""
+        rows = pa.Table.from_batches([batch])
+        gone = [delete.matches(self._table, rows) for delete in self._deletes]
+        return batch.filter(pa.array(~np.logical_or.reduce(gone))) if gone else batch
 
     @property
     def reached(self) -> Key | None:
@@ -197,13 +227,14 @@ class _Input:
         while self._ready and (bound is None or self._ready[0][0] <= bound):
             taken.append(self._ready.popleft()[1])
         if self._ready and bound is not None:
-            last, batch = self._ready[0]
+            last, batch = self._ready[0]  # a key that a delete took may be the last: `bound` is below it
             count = bisect.bisect_right(range(batch.num_rows), bound, key=lambda row: self._key(batch, row))
             if count:
                 taken.append(batch.slice(0, count))
                 self._ready[0] = (last, batch.slice(count))
         self._held = sum(batch.nbytes for _, batch in self._ready)
-        return [pa.Table.from_batches(taken)] if taken else []
+        rows = pa.Table.from_batches(taken) if taken else None
+        return [] if rows is None or not rows.num_rows else [rows]
 
     def _key(self, batch: pa.RecordBatch, row: int) -> Key:
         tags = [None if name is None else batch.column(name)[row].as_py() for name in self._tags]

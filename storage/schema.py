@@ -9,9 +9,12 @@ from __future__ import annotations
 import enum
 import functools
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from storage.deletes import PendingDelete, RangeDelete
 
 TIME_COLUMN: Final = "time"
 RESERVED_PREFIX: Final = "_runnel_"
@@ -194,10 +197,22 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class TailBatch:
-    """Rows of the memtable: ``rows`` has fields named by storage names; row i has offset ``first_offset + i``."""
+    """Rows of the memtable: ``rows`` has fields named by storage names; row i has offset ``first_offset + i``.
+
+    Or a range delete at ``first_offset``, which takes what stands before it; then there are no rows.
+    """
 
     first_offset: int
     rows: pa.RecordBatch
+    delete: RangeDelete | None = None
+
+    @property
+    def end(self) -> int:
+        """The offset after it."""
+        return self.first_offset + (self.rows.num_rows if self.delete is None else 1)
+
+
+NO_ROWS: Final = pa.RecordBatch.from_arrays([], names=[])
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +227,8 @@ class PartitionSnapshot:
     position: tuple[int, int, int]
     files: tuple[DataFile, ...]
     tail: tuple[TailBatch, ...]
+    pending: tuple[PendingDelete, ...] = ()
+    """Deletes at or below k that are not carried out in all files yet; those of the tail hold for all files."""
 
 
 @dataclass(frozen=True, slots=True)

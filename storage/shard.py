@@ -14,10 +14,11 @@ import functools
 import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from storage.appends import Append, EncodedAppend, decode_append
+from storage.appends import Append, EncodedAppend, append_entry, decode_append
 from storage.checkpoint import FILES_INLINE_MAX, Part, encode_part
 from storage.datafile import write_datafile
-from storage.entries import record_entry, rows_entry
+from storage.deletes import DELETES_MAX
+from storage.entries import record_entry
 from storage.errors import (
     CatalogBehind,
     FsyncFailed,
@@ -249,6 +250,7 @@ class Shard:
                 raise WriteRefused(
                     f"shard {self.log_id}: a write born at {part.born} is below the horizon {self.state.horizon}"
                 )
+            self._check_deletes(part)
             table = self.tables(part.table_id)
             if table is None or table.version < part.schema_version:  # L30: a file of ours would lack the new columns
                 raise CatalogBehind(
@@ -257,9 +259,21 @@ class Shard:
             if table.deleted or part.table_id in self.state.drops:  # L30, L31: ids are never used again
                 raise NoSuchTable(f"table {table.name!r} (id {table.id}) was dropped")
 
+    def _check_deletes(self, part: Append | EncodedAppend) -> None:
+        """L23: deletes that wait for compaction cost every query; there is an end to them."""
+        state = self.state.partitions.get((part.table_id, part.partition))
+        if not part.is_delete or state is None:
+            return
+        waiting = len(state.pending) + sum(entry.batch.delete is not None for entry in state.tail)
+        if waiting >= DELETES_MAX:
+            raise LogBacklogFull(
+                f"shard {self.log_id}: {waiting} deletes of table {part.table_id} wait for compaction to carry them "
+                "out; let it (runnel compact), or try again later"
+            )
+
     def _encode(self, parts: Sequence[Append]) -> list[_Queued]:
         self._require_room(sum(held_bytes(p.rows) for p in parts))  # first: who waits for room asks many times
-        return [(rows_entry(p.table, p.partition, p.rows, p.write_id), p.rows) for p in parts]
+        return [(append_entry(p), p.rows) for p in parts]
 
     def _decode(self, parts: Sequence[EncodedAppend]) -> list[_Queued]:
         self._require_room(sum(len(p.frame) for p in parts))
@@ -285,7 +299,7 @@ class Shard:
             )
         self._reserve(size + encoded)  # under way they are held twice
         try:
-            futures = driver.append(entries, [rows for _, rows in queued])
+            futures = driver.append(entries, [rows if e.kind == EntryKind.ROWS else None for e, rows in queued])
         except StorageError:
             self._arrived(size + encoded)
             raise
@@ -302,10 +316,10 @@ class Shard:
     def _check_unchanged(self, parts: Sequence[_Part], queued: Sequence[_Queued]) -> None:
         """L26: decided here, in commit order: what is under way goes into the Log before these parts."""
         for part, (entry, rows) in zip(parts, queued, strict=True):
-            since, place = part.unchanged_since, (entry.table_id, entry.partition)
+            since, place = part.unchanged_since, _place(entry)
             if since is None:
                 continue
-            before = [r for sent in self._under_way.values() for e, r in sent if (e.table_id, e.partition) == place]
+            before = [one for sent in self._under_way.values() for one in sent if _place(one[0]) == place]
             table = self._table(entry.table_id)
             if changed_since(table, rows, since, self.state.partitions.get(place), before):
                 raise RowsChanged(
@@ -510,7 +524,7 @@ class Shard:
         for (table_id, partition), tail in frozen.tails.items():
             table = self._table(table_id)
             file = await self._in_thread(write_datafile, self._store, table, self.log_id, epoch, partition, tail)
-            files.append(file)
+            files += [] if file is None else [file]
         return files
 
     async def _commit(self, covered: int, sections: tuple[Entry, ...]) -> None:
@@ -555,7 +569,8 @@ class Shard:
     async def _replace_files(self, changes: Sequence[FileChange], stands: list[bool]) -> None:
         async with self._checkpointing:
             self.driver.check_owner()
-            stands += standing(changes, (file.path for file in self.state.all_files()))
+            pending = {key: state.pending for key, state in self.state.partitions.items() if state.pending}
+            stands += standing(changes, (file.path for file in self.state.all_files()), pending)
             if any(stands):
                 await self._replace_now([change for change, stand in zip(changes, stands, strict=True) if stand])
 
@@ -613,6 +628,10 @@ class Shard:
         except FsyncFailed as error:  # L34: what the disk holds is unknown; the process ends
             self._on_fatal(error)
             raise
+
+
+def _place(entry: Entry) -> tuple[int, int]:
+    return entry.table_id, entry.partition
 
 
 async def _offsets(outcomes: Sequence[int | asyncio.Future[Position] | None]) -> list[int]:

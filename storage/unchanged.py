@@ -16,24 +16,32 @@ from storage.schema import TIME_COLUMN, TailBatch
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from storage.frames import Entry
     from storage.schema import Table
     from storage.shardstate import PartitionState
 
 
 def changed_since(
-    table: Table, rows: pa.RecordBatch, since: int, state: PartitionState | None, under_way: Iterable[pa.RecordBatch]
+    table: Table,
+    rows: pa.RecordBatch,
+    since: int,
+    state: PartitionState | None,
+    under_way: Iterable[tuple[Entry, pa.RecordBatch]],
 ) -> bool:
-    """Whether one of the keys of ``rows`` may have been written by an object above ``since``.
+    """Whether one of the keys of ``rows`` may have been written or deleted by an object above ``since``.
 
-    ``under_way`` are rows of the partition that go into the Log before these.
+    ``under_way`` are entries of the partition that go into the Log before these, with their rows.
     """
-    newer = list(under_way)
+    newer = [(entry.time_low, entry.time_high, batch) for entry, batch in under_way]
     if state is not None:
         if state.filed_at > since:
             return True  # in a file it cannot be told any more what came after the snapshot
-        newer += [entry.batch.rows for entry in state.tail if entry.sequence > since]
-    low, high = _times(rows)
-    meeting = [batch for batch in newer if _meets(batch, low, high)]
+        newer += [(e.time_low, e.time_high, e.batch.rows) for e in state.tail if e.sequence > since]
+    times = rows.column(TIME_COLUMN).view(pa.int64()).to_numpy()
+    low, high = int(times.min()), int(times.max())
+    meeting = [batch for first, last, batch in newer if first <= high and last >= low]
+    if any(not batch.num_rows for batch in meeting):
+        return True  # a range delete: whether it takes one of these rows is not looked into
     return bool(meeting) and share_key(table, [rows], meeting)
 
 
@@ -47,13 +55,3 @@ def share_key(table: Table, some: Sequence[pa.RecordBatch], others: Sequence[pa.
 def _keys(table: Table, batches: Sequence[pa.RecordBatch]) -> list[TailBatch]:
     key = {TIME_COLUMN, *(tag.storage_name for tag in table.tags)}
     return [TailBatch(0, b.select([name for name in b.schema.names if name in key])) for b in batches]
-
-
-def _times(rows: pa.RecordBatch) -> tuple[int, int]:
-    times = rows.column(TIME_COLUMN).view(pa.int64()).to_numpy()
-    return int(times.min()), int(times.max())
-
-
-def _meets(rows: pa.RecordBatch, low: int, high: int) -> bool:
-    first, last = _times(rows)
-    return first <= high and last >= low

@@ -11,12 +11,14 @@ import asyncio
 import random
 import uuid
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import grpc
 import structlog
 
 from cluster.errors import ClusterError, PeerUnavailable
+from nodes.batchparts import parts_of
 from nodes.clusterqueries import ClusterQueries
 from nodes.copying import copy_if_asked
 from nodes.gateway.movedcalls import MovedCalls
@@ -42,8 +44,6 @@ from storage.errors import (
     TableDropping,
 )
 from storage.frames import WriteId
-from storage.keys import route
-from storage.shard import Append
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Sequence
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from nodes.status import QueryStatus
     from storage.appends import EncodedAppend
     from storage.catalogstate import CatalogSnapshot
+    from storage.schema import Partition, Table
 
 WRITE_ID_KIND: Final = 1
 """Ids of a gateway's writes: remembered down to the horizon (FORMAT F14)."""
@@ -182,14 +183,14 @@ class RemoteBackend:
         """L8: table, partition, Log and id of every row are fixed here, before the first try."""
         parts: dict[int, list[EncodedAppend]] = {}
         for batch in batches:
-            for partition, rows in route(batch.table, batch.rows, batch.series, share=True):
-                born = self._born.get(partition.log_id, 0)
-                write_id = self._next_id(WRITE_ID_KIND) if keyed is None else keyed.of(batch.table.id, partition.id)
-                since = None if batch.unchanged_since is None else batch.unchanged_since[partition.id]
-                append = Append(batch.table, partition.id, rows, write_id, born, since)
-                parts.setdefault(partition.log_id, []).append(encode_append(append))
+            name = partial(self._write_id, batch.table, keyed)
+            for log_id, part in parts_of(batch, name, lambda log_id: self._born.get(log_id, 0), share=True):
+                parts.setdefault(log_id, []).append(encode_append(part))
         revision = self.catalog.revision
         return [_Part(shard, revision, appends, born=self._born.get(shard, 0)) for shard, appends in parts.items()]
+
+    def _write_id(self, table: Table, keyed: KeyedIds | None, partition: Partition) -> WriteId:
+        return self._next_id(WRITE_ID_KIND) if keyed is None else keyed.of(table.id, partition.id)
 
     def _next_id(self, kind: int) -> WriteId:
         self._sequence += 1

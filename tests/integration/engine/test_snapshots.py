@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import engine.views
 from engine.views import FILES_MANY
+from storage.deletes import RangeDelete, TagValues
 from storage.errors import UnsupportedFormat
 from storage.schema import OP_COLUMN, Column, Op, Role, TypeKind
 from tests.harness.queries import Row, World, make_table, sorted_rows
@@ -345,3 +347,63 @@ def test_f11_deletes_alone_are_no_rows(tmp_path: Path) -> None:
     world.add_tail([{"time": 9, "host": "a", OP_COLUMN: Op.DELETE.code}, {"time": 9, "host": "b", "usage": 2}])
     check(world)
     assert world.ask("SELECT count(*) AS n, count(usage) AS m, max(time) AS t FROM cpu") == [{"n": 2, "m": 2, "t": 9}]
+
+
+def test_l26_range_deletes_take_what_was_written_before_them(tmp_path: Path) -> None:
+    """Of files and tails, alone and merged; rows that are written after them stay."""
+    world = World(tmp_path, make_table(tags=("host", "rack"), fields={"n": TypeKind.INT64, "s": TypeKind.STRING}))
+    host, rack = world.table.tags[0].id, world.table.tags[1].id
+    deletes = [
+        RangeDelete(2, 4),
+        RangeDelete(tags=(TagValues(host, ("a", "it's")),)),
+        RangeDelete(0, 6, (TagValues(host, (None, "b")), TagValues(rack, (None,)))),
+        RangeDelete(tags=(TagValues(rack, ("x",)),)),
+        RangeDelete(7, 7, (TagValues(host, (None,)),)),
+    ]
+    tags: list[Row] = [{}, {"host": "a"}, {"host": "b"}, {"host": "it's", "rack": "x"}, {"host": "b", "rack": "x"}]
+    chooser = random.Random(3)
+    for step in range(40):
+        kind = chooser.choice(["rows", "rows", "delete", "checkpoint"])
+        if kind == "delete":
+            world.add_delete(chooser.choice(deletes))
+        elif kind == "checkpoint" and world.part().tail:
+            world.checkpoint()
+        else:
+            field: Row = {"n": step} if step % 2 else {"s": str(step)}
+            world.add_tail([{"time": chooser.randrange(9)} | chooser.choice(tags) | field for _ in range(6)])
+        check(world)
+        narrow = "SELECT * FROM cpu WHERE time >= to_timestamp_nanos(3) AND host = 'b'"
+        wanted = [row for row in world.expected() if row["time"] >= 3 and row.get("host") == "b"]
+        assert sorted_rows(world.ask(narrow)) == sorted_rows(wanted)
+    assert len(world.expected()) > 5
+
+
+def test_l26_a_growing_tail_with_deletes_is_right_each_time(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    host = world.table.tags[0].id
+
+    async def grow(engine: Engine) -> None:
+        for n in range(1, 40):
+            world.add_tail(points(range(n, n + 5), n) + points(range(n, n + 3), n, "b"))
+            if n % 3 == 0:
+                world.add_delete(RangeDelete(n - 1, n + 1, (TagValues(host, ("a",)),) if n % 2 else ()))
+            if n % 10 == 0:
+                world.checkpoint()
+            rows = await world.rows(engine, "SELECT * FROM cpu")
+            assert sorted_rows(rows) == sorted_rows(world.expected())
+
+    world.run(grow)
+
+
+def test_l26_files_that_a_delete_takes_whole_are_not_read(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    gone = world.add_file(points(range(10), 1))
+    kept = world.add_file(points(range(10, 20), 2))
+    world.add_delete(RangeDelete(-5, 9))
+    for _ in range(2):
+        plan = world.ask("EXPLAIN SELECT * FROM cpu")[1]["plan"]
+        assert gone.path not in plan
+        assert kept.path in plan
+        world.add_tail(points(range(30, 31), 3))
+        world.checkpoint()
+        check(world)

@@ -152,7 +152,7 @@ def test_a_model_of_random_changes(node: RunningNode) -> None:
     chooser = random.Random(11)
     rows: dict[tuple[str, int], dict[str, int]] = {}
     for _ in range(120):
-        step = chooser.choice(["write", "write", "write", "delete", "update", "checkpoint", "compact"])
+        step = chooser.choice(["write", "write", "write", "delete", "range", "update", "checkpoint", "compact"])
         low = chooser.randrange(20)
         if step == "write":
             host, at, name = chooser.choice("abc"), chooser.randrange(20), chooser.choice("xy")
@@ -161,6 +161,11 @@ def test_a_model_of_random_changes(node: RunningNode) -> None:
         elif step == "delete" and rows:
             wanted = {key for key, row in rows.items() if row.get("x", -1) >= low}
             assert changed(node, f"DELETE FROM model WHERE x >= {low}") == len(wanted)
+            rows = {key: row for key, row in rows.items() if key not in wanted}
+        elif step == "range" and rows:
+            wanted = {key for key in rows if low <= key[1] <= low + 3 and key[0] in ("a", "c")}
+            where = f"time >= to_timestamp_seconds({low}) AND time <= to_timestamp_seconds({low + 3})"
+            assert changed(node, f"DELETE FROM model WHERE {where} AND host IN ('a', 'c')") == len(wanted)
             rows = {key: row for key, row in rows.items() if key not in wanted}
         elif step == "update" and rows and any("y" in row for row in rows.values()):
             found = {key for key in rows if key[1] < low}
@@ -180,6 +185,81 @@ def test_a_model_of_random_changes(node: RunningNode) -> None:
                 for r in node.query("SELECT *, date_part('epoch', time) AS t FROM model")
             }
             assert got == rows, step
+
+
+@pytest.mark.parametrize("condition", ["host = 'h1'", "time < '1970-01-01T00:00:30Z'", "host = 'h2' OR host = 'h3'"])
+def test_l26_a_range_is_gone_at_once_and_from_the_disk_after_a_merge(node: RunningNode, condition: str) -> None:
+    name = f"range{abs(hash(condition))}"
+    lines = [f'{name},host=h{n % 5} s="text{n}" {n}' for n in range(100)]
+    node.write("\n".join(lines[:50]))
+    checkpoint(node)
+    node.write("\n".join(lines[50:]))
+    (before,) = node.query(f"SELECT count(*) AS n FROM {name} WHERE {condition}")
+    rest = node.query(f"SELECT * FROM {name} WHERE NOT ({condition}) ORDER BY time")
+    assert changed(node, f"DELETE FROM {name} WHERE {condition}") == before["n"] > 0
+    node.write(f'{name},host=h1 s="new" 7')  # written after it
+    (new,) = node.query(f"SELECT * FROM {name} WHERE s = 'new'")
+    for step in ("", "checkpoint", "restart", "compact"):
+        if step == "checkpoint":
+            checkpoint(node)
+            assert pending(node) > 0
+        elif step == "restart":
+            node.kill()
+            node.start()
+        elif step == "compact":
+            assert compact(node) > 0
+            assert pending(node) == 0
+        assert node.query(f"SELECT * FROM {name} WHERE s <> 'new' ORDER BY time") == rest, step
+        assert node.query(f"SELECT * FROM {name} WHERE s = 'new'") == [new], step
+    paths = node.query(f"SELECT path FROM system.parquet_files WHERE table_name = '{name}'")
+    stored = sum(pq.read_metadata(node.data / "store" / row["path"]).num_rows for row in paths)
+    assert stored == len(rest) + 1
+
+
+V2 = "/api/v2/delete"
+
+
+def test_through_the_api_of_influxdb_2(node: RunningNode) -> None:
+    def delete(body: Any, query: str = "org=o&bucket=v2") -> tuple[int, str]:
+        status, answer = node.request("POST", f"{V2}?{query}", json.dumps(body).encode(), JSON)
+        return status, answer.decode()
+
+    def count(table: str) -> int:
+        ((_, n),) = node.query(f"SELECT count(*) AS n FROM {table}", "v2")[0].items()
+        assert isinstance(n, int)
+        return n
+
+    lines = "\n".join(f"{m},host=h{n % 2} v={n}i {n}" for n in range(20) for m in ("cpu", "mem"))
+    node.write(lines, "v2", precision="s")
+    times = {"start": "1970-01-01T00:00:00Z", "stop": "1970-01-01T00:00:09Z"}
+    both = '_measurement="cpu" AND host="h1"'
+    assert delete(times | {"predicate": both}) == (204, "")
+    assert (count("cpu"), count("mem")) == (15, 20)
+    assert node.query("SELECT count(*) AS n FROM cpu WHERE host = 'h1'", "v2") == [{"n": 5}]
+    assert delete(times | {"predicate": "host='h0' and \"_measurement\"='mem'"}) == (204, "")
+    assert (count("cpu"), count("mem")) == (15, 15)
+    assert delete({"start": "1970-01-01T01:00:19.000000000+01:00", "stop": "1970-01-01T00:00:19Z"}) == (204, "")
+    assert (count("cpu"), count("mem")) == (14, 14)
+    assert delete(times | {"predicate": 'rack="x"'}) == (204, "")
+    assert delete(times | {"predicate": '_measurement="nowhere"'}) == (204, "")
+    assert (count("cpu"), count("mem")) == (14, 14)
+    node.kill()
+    node.start()
+    assert (count("cpu"), count("mem")) == (14, 14)
+    for body, query, status, text in (
+        (times, "bucket=nowhere", 404, "nowhere"),
+        (times, "org=o", 400, "bucket"),
+        ({"stop": "1970-01-01T00:00:09Z"}, "bucket=v2", 400, "start"),
+        (times | {"start": "yesterday"}, "bucket=v2", 400, "start is not a time"),
+        (times | {"start": "1971-01-01T00:00:00Z"}, "bucket=v2", 400, "start is after stop"),
+        (times | {"predicate": 'host!="a"'}, "bucket=v2", 400, "cannot be understood"),
+        (times | {"predicate": 'host="a" OR host="b"'}, "bucket=v2", 400, "join conditions by AND"),
+        (times | {"predicate": 'v="1"'}, "bucket=v2", 400, "no tag"),
+    ):
+        got, answer = delete(body, query)
+        assert (got, text in answer) == (status, True), (body, query, got, answer)
+        assert json.loads(answer)["code"]
+    assert (count("cpu"), count("mem")) == (14, 14)
 
 
 def test_counters_that_two_change_at_once_lose_nothing(node: RunningNode) -> None:
@@ -221,11 +301,16 @@ def test_in_a_cluster(tmp_path: Path) -> None:
         assert cluster.query("g2", "SELECT count(*) AS n, min(v) AS v FROM t") == [{"n": 2500, "v": 1}]
         assert change("g2", "UPDATE t SET v = v * 10 WHERE v < 100", format="csv").ok().text == "count\n50\n"
         assert cluster.query("g1", "SELECT sum(v) AS s FROM t WHERE v < 1000 AND v % 10 = 0") == [{"s": 25_000}]
+        assert change("g2", "DELETE FROM t WHERE host IN ('h1', 'h3')").ok().json == [{"count": 200}]
+        for gateway in ("g1", "g2"):
+            assert cluster.query(gateway, "SELECT count(*) AS n FROM t") == [{"n": 2300}]
         refused = change("g1", "UPDATE t SET host = 'x'")
         assert (refused.status, "part of the rows' key" in refused.text) == (405, True)
         assert set(cluster.stop().values()) == {0}
         cluster.start()
         cluster.wait_settled()
-        assert cluster.query("g1", "SELECT count(*) AS n FROM t") == [{"n": 2500}]
+        assert cluster.query("g1", "SELECT count(*) AS n FROM t") == [{"n": 2300}]
+        assert change("g1", "DELETE FROM t WHERE time >= '1970-01-01T00:00:00.000001Z'").ok().json[0]["count"] > 0
+        assert cluster.query("g2", "SELECT max(time) < '1970-01-01T00:00:00.000001Z' AS b FROM t") == [{"b": True}]
         assert set(cluster.stop().values()) == {0}
         assert cluster.alarms() == []

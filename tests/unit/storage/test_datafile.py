@@ -16,14 +16,13 @@ from storage.datafile import (
     OWN_FIELD_IDS,
     ROW_GROUP_ROWS,
     encode_parquet,
-    write_datafile,
 )
 from storage.errors import StoreFull, StoreUnavailable
 from storage.fold import fold
 from storage.schema import OFFSET_COLUMN, DataFile, TailBatch
 from storage.store import epoch_of
 from tests.harness.stores import Fault, FaultStore, MemoryStore
-from tests.harness.tables import make_rows, make_table
+from tests.harness.tables import make_rows, make_table, write_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +32,7 @@ TABLE = make_table(table_id=7)
 
 def written(tail: list[TailBatch]) -> tuple[DataFile, pa.Table, MemoryStore]:
     store = MemoryStore()
-    file = write_datafile(store, TABLE, 3, 5, 1, tail)
+    file = write_file(store, TABLE, 3, 5, 1, tail)
     return file, pq.read_table(pa.BufferReader(store.get(file.path))), store
 
 
@@ -108,7 +107,7 @@ def test_l20_a_name_whose_create_is_unclear_is_given_up(fault: Fault) -> None:
     inner = MemoryStore()
     store = FaultStore(inner)
     store.arm(fault, times=CREATE_TRIES_MAX - 1)
-    file = write_datafile(store, TABLE, 3, 5, 1, [TailBatch(0, make_rows([1], ["a"]))])
+    file = write_file(store, TABLE, 3, 5, 1, [TailBatch(0, make_rows([1], ["a"]))])
     store.land_late()
     assert store.calls["create"] == CREATE_TRIES_MAX
     assert len(inner.get(file.path)) == file.bytes
@@ -122,10 +121,10 @@ def test_a_store_that_never_answers_clearly_is_unavailable_and_a_full_one_is_ful
     store = FaultStore(MemoryStore())
     store.arm(Fault.LOST_ANSWER, times=CREATE_TRIES_MAX)
     with pytest.raises(StoreUnavailable, match=f"{CREATE_TRIES_MAX} times"):
-        write_datafile(store, TABLE, 3, 5, 1, tail)
+        write_file(store, TABLE, 3, 5, 1, tail)
     store.arm(Fault.FULL)
     with pytest.raises(StoreFull):
-        write_datafile(store, TABLE, 3, 5, 1, tail)
+        write_file(store, TABLE, 3, 5, 1, tail)
 
 
 def bloom_bytes(data: pa.Buffer) -> list[dict[str, int]]:

@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.datafile import write_datafile
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.fold import fold
-from storage.merge import MergeJob, deletes_done, merge_files, names_wanted, roundest, without_deletes
+from storage.merge import MergeJob, change_of, merge_files, names_wanted, roundest, without_deletes
 from storage.schema import (
     OFFSET_COLUMN,
     OP_CODES,
@@ -33,7 +32,7 @@ from storage.schema import (
 )
 from storage.store import data_path
 from tests.harness.stores import Fault, FaultStore, MemoryStore
-from tests.harness.tables import make_rows, make_table
+from tests.harness.tables import make_rows, make_table, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +76,7 @@ def write_layers(store: ObjectStore, layers: Sequence[Layer]) -> tuple[list[Data
     files, tail, following = [], [], 0
     for layer in layers:
         batch = TailBatch(following, make_rows([t for t, _ in layer], [h for _, h in layer], following))
-        files.append(write_datafile(store, TABLE, 3, 5, 1, [batch]))
+        files.append(write_file(store, TABLE, 3, 5, 1, [batch]))
         tail.append(batch)
         following += len(layer)
     return files, tail
@@ -132,7 +131,7 @@ def test_f19_a_table_that_has_grown(tmp_path: Path) -> None:
     grown = dataclasses.replace(TABLE, columns=tuple(columns), version=2)
     rows = make_rows([2, 2], ["a", "a"], 4).drop_columns(["b", "i"])
     tagged = rows.append_column("rack", pa.array(["r", None]).dictionary_encode())
-    files.append(write_datafile(store, grown, 3, 5, 1, [TailBatch(4, tagged)]))
+    files.append(write_file(store, grown, 3, 5, 1, [TailBatch(4, tagged)]))
     (file,) = merged(store, files, tmp_path, grown)
     found = content(store, file)
     assert file.schema_version == 2
@@ -181,7 +180,7 @@ def test_merged_files_have_bloom_filters_of_their_tags_of_many_values(tmp_path: 
         rows = make_rows(range(first, first + 1000), [f"h{n % 10}" for n in range(1000)], first)
         regions = pa.array([f"r{n}" for n in range(1000)]).dictionary_encode()
         tail = [TailBatch(first, rows.append_column("r_gion_3", regions))]
-        files.append(write_datafile(store, TABLE, 3, 5, 1, tail))
+        files.append(write_file(store, TABLE, 3, 5, 1, tail))
     (made,) = merge_files(store, MergeJob(TABLE, tuple(files), names(TABLE, 6)), tmp_path)
     group = pq.read_metadata(pa.BufferReader(store.get(made.path))).row_group(0)
     columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
@@ -241,7 +240,7 @@ def test_l25_deletes_and_puts_are_merged_in_any_grouping_and_end_with_the_oldest
         rows = make_rows([t for t, _, _ in layer], [h for _, h, _ in layer], following)
         tail.append(TailBatch(following, with_ops(rows, [op for _, _, op in layer])))
         following += len(layer)
-    files = [write_datafile(store, TABLE, 3, 5, 1, [batch]) for batch in tail]
+    files = [write_file(store, TABLE, 3, 5, 1, [batch]) for batch in tail]
     groups = [group for group in (files[:cut], files[cut:]) if group]
     files = [file for group in groups for file in merged(store, group, folder)]
     job = MergeJob(TABLE, tuple(files), names(TABLE, names_wanted(files)), is_oldest)
@@ -251,7 +250,7 @@ def test_l25_deletes_and_puts_are_merged_in_any_grouping_and_end_with_the_oldest
     assert all(file.has_ops == (OP_COLUMN in expected.column_names) for file in made)
     found = [row for file in made for row in content(store, file).to_pylist()]
     assert present(found) == present(expected.to_pylist())
-    assert deletes_done(job) == (following if is_oldest and any(file.has_ops for file in files) else 0)
+    assert change_of(job, made).changes_from == (following if is_oldest and any(file.has_ops for file in files) else 0)
 
 
 def present(rows: list[dict[str, object]]) -> list[dict[str, object]]:

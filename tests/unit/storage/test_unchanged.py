@@ -8,13 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.schema import TailBatch
+from storage.deletes import RangeDelete
+from storage.entries import delete_entry, rows_entry
+from storage.schema import NO_ROWS, TailBatch
 from storage.shardstate import PartitionState, TailEntry
 from storage.unchanged import changed_since, share_key
 from tests.harness.tables import make_rows, make_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from storage.frames import Entry
 
 TABLE = make_table()
 Keys = list[tuple[int, str | None]]
@@ -58,6 +62,19 @@ def test_l26_what_was_written_above_the_snapshot_counts(since: int, keys: Keys, 
 
 def test_l26_what_is_under_way_goes_first() -> None:
     for state in (None, PartitionState()):
-        assert changed_since(TABLE, rows((1, "a")), 9, state, [rows((2, "b"), (1, "a"))])
-        assert not changed_since(TABLE, rows((1, "a")), 9, state, [rows((2, "a"), (1, "b"))])
+        assert changed_since(TABLE, rows((1, "a")), 9, state, [sent((2, "b"), (1, "a"))])
+        assert not changed_since(TABLE, rows((1, "a")), 9, state, [sent((2, "a"), (1, "b"))])
         assert not changed_since(TABLE, rows((1, "a")), 9, state, [])
+
+
+def sent(*keys: tuple[int, str | None]) -> tuple[Entry, pa.RecordBatch]:
+    return rows_entry(TABLE, 1, rows(*keys)), rows(*keys)
+
+
+def test_l26_a_range_delete_over_the_same_times_counts_as_a_change() -> None:
+    delete = RangeDelete(5, 9)
+    state = PartitionState(tail=[TailEntry(7, TailBatch(7, NO_ROWS, delete), 5, 9, 1)])
+    assert changed_since(TABLE, rows((5, "a")), 6, state, [])
+    assert not changed_since(TABLE, rows((5, "a")), 7, state, [])
+    assert not changed_since(TABLE, rows((4, "a")), 6, state, [])
+    assert changed_since(TABLE, rows((9, "a")), 7, None, [(delete_entry(TABLE, 1, delete), NO_ROWS)])
