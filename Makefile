@@ -73,9 +73,10 @@ types: .venv/.dev ## mypy strict over code and tests
 floors: .venv/.dev ## Who may import whom (import-linter)
 	$(V)/lint-imports --no-cache
 
-protos: .venv/.dev ## Generate the code beside protos/*.proto again
+protos: .venv/.dev ## Generate the code beside protos/*.proto and engine/*.proto again
 	$(V)/python -m grpc_tools.protoc -I. --plugin=protoc-gen-mypy=$(V)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(V)/protoc-gen-mypy_grpc \
 	  --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. protos/*.proto
+	$(V)/python -m grpc_tools.protoc -I. --plugin=protoc-gen-mypy=$(V)/protoc-gen-mypy --python_out=. --mypy_out=. engine/*.proto
 
 check: lint types floors unit ## What every commit passes
 
@@ -114,7 +115,7 @@ bench: .venv/.dev .venv/.kernel ## Ingest and query loads against Runnel and its
 
 lock: .venv/bin/uv ## Resolve the dependencies again (writes requirements/*.txt)
 	$(V)/uv pip compile -q --upgrade --generate-hashes --no-header --extra demo pyproject.toml -o requirements/run.txt
-	$(V)/uv pip compile -q --generate-hashes --no-header --extra demo --extra dev -c requirements/run.txt pyproject.toml -o requirements/dev.txt
+	$(V)/uv pip compile -q --generate-hashes --no-header --extra demo --extra ray --extra dev -c requirements/run.txt pyproject.toml -o requirements/dev.txt
 	echo hatchling | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/build.txt
 	printf 'moto[s3]\nflask\nflask-cors\n' | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/s3.txt
 	echo uv | $(V)/uv pip compile -q --upgrade --generate-hashes --no-header - -o requirements/uv.txt

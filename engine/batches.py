@@ -6,13 +6,25 @@ frame, so no frame that can raise may hold the stream itself: all hold a `BatchS
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.session import is_panic, running_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datafusion.record_batch import RecordBatchStream
+
+
+class Source(Protocol):
+    """The batches of one running query, wherever they are made."""
+
+    async def next(self) -> pa.RecordBatch | None:
+        """The next batch; None at the end. Raises EngineError or StorageError."""
+        ...
+
+    def drop(self) -> None:
+        """Stop the query. Idempotent."""
+        ...
 
 
 class BatchSource:

@@ -24,13 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x65ngine/dfplan.proto\x12\rrunnel.dfplan\"L\n\x0fLogicalPlanNode\x12\x39\n\x0clisting_scan\x18\x01 \x01(\x0b\x32#.runnel.dfplan.ListingTableScanNode\"X\n\x14ListingTableScanNode\x12\r\n\x05paths\x18\x02 \x03(\t\x12\x31\n\ntable_name\x18\x0e \x01(\x0b\x32\x1d.runnel.dfplan.TableReference\"A\n\x0eTableReference\x12/\n\x04\x62\x61re\x18\x01 \x01(\x0b\x32!.runnel.dfplan.BareTableReference\"#\n\x12\x42\x61reTableReference\x12\r\n\x05table\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x65ngine/dfplan.proto\x12\rrunnel.dfplan\"L\n\x0fLogicalPlanNode\x12\x39\n\x0clisting_scan\x18\x01 \x01(\x0b\x32#.runnel.dfplan.ListingTableScanNode\"X\n\x14ListingTableScanNode\x12\r\n\x05paths\x18\x02 \x03(\t\x12\x31\n\ntable_name\x18\x0e \x01(\x0b\x32\x1d.runnel.dfplan.TableReference\"A\n\x0eTableReference\x12/\n\x04\x62\x61re\x18\x01 \x01(\x0b\x32!.runnel.dfplan.BareTableReference\"#\n\x12\x42\x61reTableReference\x12\r\n\x05table\x18\x01 \x01(\t\"\xbb\n\n\x10PhysicalPlanNode\x12\x36\n\x0cparquet_scan\x18\x01 \x01(\x0b\x32\x1e.runnel.dfplan.ParquetScanNodeH\x00\x12(\n\x05\x65mpty\x18\x03 \x01(\x0b\x32\x17.runnel.dfplan.LeafNodeH\x00\x12\x33\n\nprojection\x18\x04 \x01(\x0b\x32\x1d.runnel.dfplan.ProjectionNodeH\x00\x12\x36\n\x0cglobal_limit\x18\x06 \x01(\x0b\x32\x1e.runnel.dfplan.GlobalLimitNodeH\x00\x12\x34\n\x0blocal_limit\x18\x07 \x01(\x0b\x32\x1d.runnel.dfplan.LocalLimitNodeH\x00\x12\x31\n\taggregate\x18\x08 \x01(\x0b\x32\x1c.runnel.dfplan.AggregateNodeH\x00\x12\x30\n\thash_join\x18\t \x01(\x0b\x32\x1b.runnel.dfplan.HashJoinNodeH\x00\x12\'\n\x04sort\x18\n \x01(\x0b\x32\x17.runnel.dfplan.SortNodeH\x00\x12>\n\x10\x63oalesce_batches\x18\x0b \x01(\x0b\x32\".runnel.dfplan.CoalesceBatchesNodeH\x00\x12+\n\x06\x66ilter\x18\x0c \x01(\x0b\x32\x19.runnel.dfplan.FilterNodeH\x00\x12)\n\x05merge\x18\r \x01(\x0b\x32\x18.runnel.dfplan.MergeNodeH\x00\x12\x35\n\x0brepartition\x18\x0e \x01(\x0b\x32\x1e.runnel.dfplan.RepartitionNodeH\x00\x12+\n\x06window\x18\x0f \x01(\x0b\x32\x19.runnel.dfplan.WindowNodeH\x00\x12\x32\n\ncross_join\x18\x10 \x01(\x0b\x32\x1c.runnel.dfplan.CrossJoinNodeH\x00\x12)\n\x05union\x18\x13 \x01(\x0b\x32\x18.runnel.dfplan.UnionNodeH\x00\x12G\n\x15sort_preserving_merge\x18\x15 \x01(\x0b\x32&.runnel.dfplan.SortPreservingMergeNodeH\x00\x12=\n\x10nested_loop_join\x18\x16 \x01(\x0b\x32!.runnel.dfplan.NestedLoopJoinNodeH\x00\x12.\n\ninterleave\x18\x1a \x01(\x0b\x32\x18.runnel.dfplan.UnionNodeH\x00\x12\x32\n\x0fplaceholder_row\x18\x1b \x01(\x0b\x32\x17.runnel.dfplan.LeafNodeH\x00\x12+\n\x06unnest\x18\x1e \x01(\x0b\x32\x19.runnel.dfplan.UnnestNodeH\x00\x12\x35\n\x0b\x63ooperative\x18  \x01(\x0b\x32\x1e.runnel.dfplan.CooperativeNodeH\x00\x12<\n\x0fgenerate_series\x18! \x01(\x0b\x32!.runnel.dfplan.GenerateSeriesNodeH\x00\x12;\n\x0fsort_merge_join\x18\" \x01(\x0b\x32 .runnel.dfplan.SortMergeJoinNodeH\x00\x12\x34\n\x0bmemory_scan\x18# \x01(\x0b\x32\x1d.runnel.dfplan.MemoryScanNodeH\x00\x12\x30\n\x08\x65xchange\x18\xe8\x07 \x01(\x0b\x32\x1b.runnel.dfplan.ExchangeNodeH\x00\x42\x06\n\x04kind\">\n\x0c\x45xchangeNode\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x0f\n\x07outputs\x18\x02 \x01(\r\x12\x0e\n\x06output\x18\x03 \x01(\r\">\n\x08LeafNode\x12\x13\n\x06schema\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x12\n\npartitions\x18\x02 \x01(\rB\t\n\x07_schema\"\x99\x01\n\x0fParquetScanNode\x12.\n\tbase_conf\x18\x01 \x01(\x0b\x32\x1b.runnel.dfplan.FileScanConf\x12\x16\n\tpredicate\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x12\x1c\n\x0fparquet_options\x18\x04 \x01(\x0cH\x01\x88\x01\x01\x42\x0c\n\n_predicateB\x12\n\x10_parquet_options\"\xd4\x03\n\x0c\x46ileScanConf\x12-\n\x0b\x66ile_groups\x18\x01 \x03(\x0b\x32\x18.runnel.dfplan.FileGroup\x12\x13\n\x06schema\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x12\n\nprojection\x18\x04 \x03(\r\x12\x12\n\x05limit\x18\x05 \x01(\x0cH\x01\x88\x01\x01\x12\x17\n\nstatistics\x18\x06 \x01(\x0cH\x02\x88\x01\x01\x12\x1c\n\x14table_partition_cols\x18\x07 \x03(\t\x12\x18\n\x10object_store_url\x18\x08 \x01(\t\x12\x17\n\x0foutput_ordering\x18\t \x03(\x0c\x12\x18\n\x0b\x63onstraints\x18\x0b \x01(\x0cH\x03\x88\x01\x01\x12\x17\n\nbatch_size\x18\x0c \x01(\x04H\x04\x88\x01\x01\x12\x1d\n\x10projection_exprs\x18\r \x01(\x0cH\x05\x88\x01\x01\x12&\n\x19partitioned_by_file_group\x18\x0e \x01(\x08H\x06\x88\x01\x01\x42\t\n\x07_schemaB\x08\n\x06_limitB\r\n\x0b_statisticsB\x0e\n\x0c_constraintsB\r\n\x0b_batch_sizeB\x13\n\x11_projection_exprsB\x1c\n\x1a_partitioned_by_file_group\":\n\tFileGroup\x12-\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1e.runnel.dfplan.PartitionedFile\"\xde\x01\n\x0fPartitionedFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x18\n\x10last_modified_ns\x18\x03 \x01(\x04\x12\x18\n\x10partition_values\x18\x04 \x03(\x0c\x12\'\n\x05range\x18\x05 \x01(\x0b\x32\x18.runnel.dfplan.FileRange\x12\x17\n\nstatistics\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x12\x19\n\x0c\x61rrow_schema\x18\x07 \x01(\x0cH\x01\x88\x01\x01\x42\r\n\x0b_statisticsB\x0f\n\r_arrow_schema\"\'\n\tFileRange\x12\r\n\x05start\x18\x01 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x03\"a\n\x0eProjectionNode\x12.\n\x05input\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\x0c\n\x04\x65xpr\x18\x02 \x03(\x0c\x12\x11\n\texpr_name\x18\x03 \x03(\t\"^\n\x0fGlobalLimitNode\x12.\n\x05input\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\x0c\n\x04skip\x18\x02 \x01(\r\x12\r\n\x05\x66\x65tch\x18\x03 \x01(\x03\"O\n\x0eLocalLimitNode\x12.\n\x05input\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\r\n\x05\x66\x65tch\x18\x02 \x01(\r\"\xff\x02\n\rAggregateNode\x12\x12\n\ngroup_expr\x18\x01 \x03(\x0c\x12\x11\n\taggr_expr\x18\x02 \x03(\x0c\x12*\n\x04mode\x18\x03 \x01(\x0e\x32\x1c.runnel.dfplan.AggregateMode\x12.\n\x05input\x18\x04 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\x17\n\x0fgroup_expr_name\x18\x05 \x03(\t\x12\x16\n\x0e\x61ggr_expr_name\x18\x06 \x03(\t\x12\x19\n\x0cinput_schema\x18\x07 \x01(\x0cH\x00\x88\x01\x01\x12\x11\n\tnull_expr\x18\x08 \x03(\x0c\x12\x0e\n\x06groups\x18\t \x03(\x08\x12\x13\n\x0b\x66ilter_expr\x18\n \x03(\x0c\x12\x12\n\x05limit\x18\x0b \x01(\x0cH\x01\x88\x01\x01\x12\x18\n\x10has_grouping_set\x18\x0c \x01(\x08\x12\x13\n\x06schema\x18\x0e \x01(\x0cH\x02\x88\x01\x01\x42\x0f\n\r_input_schemaB\x08\n\x06_limitB\t\n\x07_schema\"\xd8\x02\n\x0cHashJoinNode\x12-\n\x04left\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12.\n\x05right\x18\x02 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\n\n\x02on\x18\x03 \x03(\x0c\x12*\n\tjoin_type\x18\x04 \x01(\x0e\x32\x17.runnel.dfplan.JoinType\x12\x34\n\x0epartition_mode\x18\x06 \x01(\x0e\x32\x1c.runnel.dfplan.PartitionMode\x12\x15\n\rnull_equality\x18\x07 \x01(\x05\x12\x13\n\x06\x66ilter\x18\x08 \x01(\x0cH\x00\x88\x01\x01\x12\x12\n\nprojection\x18\t \x03(\r\x12\x12\n\nnull_aware\x18\n \x01(\x08\x12\x12\n\x05\x66\x65tch\x18\x0c \x01(\rH\x01\x88\x01\x01\x42\t\n\x07_filterB\x08\n\x06_fetch\"\xa6\x01\n\x08SortNode\x12.\n\x05input\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\x0c\n\x04\x65xpr\x18\x02 \x03(\x0c\x12\r\n\x05\x66\x65tch\x18\x03 \x01(\x03\x12\x1d\n\x15preserve_partitioning\x18\x04 \x01(\x08\x12\x1b\n\x0e\x64ynamic_filter\x18\x05 \x01(\x0cH\x00\x88\x01\x01\x42\x11\n\x0f_dynamic_filter\"~\n\x13\x43oalesceBatchesNode\x12.\n\x05input\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\x19\n\x11target_batch_size\x18\x02 \x01(\r\x12\x12\n\x05\x66\x65tch\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_fetch\"\xc2\x01\n\nFilterNode\x12.\n\x05input\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\x11\n\x04\x65xpr\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\"\n\x1a\x64\x65\x66\x61ult_filter_selectivity\x18\x03 \x01(\r\x12\x12\n\nprojection\x18\t \x03(\r\x12\x12\n\nbatch_size\x18\n \x01(\r\x12\x12\n\x05\x66\x65tch\x18\x0b \x01(\rH\x01\x88\x01\x01\x42\x07\n\x05_exprB\x08\n\x06_fetch\"Y\n\tMergeNode\x12.\n\x05input\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\x12\n\x05\x66\x65tch\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_fetch\"\x8c\x01\n\x0fRepartitionNode\x12.\n\x05input\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\x31\n\x0cpartitioning\x18\x05 \x01(\x0b\x32\x1b.runnel.dfplan.Partitioning\x12\x16\n\x0epreserve_order\x18\x06 \x01(\x08\"`\n\x0cPartitioning\x12\x15\n\x0bround_robin\x18\x01 \x01(\x04H\x00\x12/\n\x04hash\x18\x02 \x01(\x0b\x32\x1f.runnel.dfplan.HashPartitioningH\x00\x42\x08\n\x06method\">\n\x10HashPartitioning\x12\x11\n\thash_expr\x18\x01 \x03(\x0c\x12\x17\n\x0fpartition_count\x18\x02 \x01(\x04\"\xdd\x01\n\nWindowNode\x12.\n\x05input\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\x13\n\x0bwindow_expr\x18\x02 \x03(\x0c\x12\x16\n\x0epartition_keys\x18\x05 \x03(\x0c\x12\x13\n\x06linear\x18\x07 \x01(\x0cH\x00\x88\x01\x01\x12\x1d\n\x10partially_sorted\x18\x08 \x01(\x0cH\x01\x88\x01\x01\x12\x13\n\x06sorted\x18\t \x01(\x0cH\x02\x88\x01\x01\x42\t\n\x07_linearB\x13\n\x11_partially_sortedB\t\n\x07_sorted\"n\n\rCrossJoinNode\x12-\n\x04left\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12.\n\x05right\x18\x02 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\"<\n\tUnionNode\x12/\n\x06inputs\x18\x01 \x03(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\"f\n\x17SortPreservingMergeNode\x12.\n\x05input\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\x0c\n\x04\x65xpr\x18\x02 \x03(\x0c\x12\r\n\x05\x66\x65tch\x18\x03 \x01(\x03\"\xd3\x01\n\x12NestedLoopJoinNode\x12-\n\x04left\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12.\n\x05right\x18\x02 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12*\n\tjoin_type\x18\x03 \x01(\x0e\x32\x17.runnel.dfplan.JoinType\x12\x13\n\x06\x66ilter\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x12\n\nprojection\x18\x05 \x03(\rB\t\n\x07_filter\"\xb6\x01\n\nUnnestNode\x12.\n\x05input\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\x13\n\x06schema\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x19\n\x11list_type_columns\x18\x03 \x03(\x0c\x12\x1b\n\x13struct_type_columns\x18\x04 \x03(\x04\x12\x14\n\x07options\x18\x05 \x01(\x0cH\x01\x88\x01\x01\x42\t\n\x07_schemaB\n\n\x08_options\"A\n\x0f\x43ooperativeNode\x12.\n\x05input\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\"\xfb\x01\n\x12GenerateSeriesNode\x12\x13\n\x06schema\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x19\n\x11target_batch_size\x18\x02 \x01(\r\x12\x1a\n\rcontains_null\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x12\x17\n\nint64_args\x18\x04 \x01(\x0cH\x02\x88\x01\x01\x12\x1b\n\x0etimestamp_args\x18\x05 \x01(\x0cH\x03\x88\x01\x01\x12\x16\n\tdate_args\x18\x06 \x01(\x0cH\x04\x88\x01\x01\x42\t\n\x07_schemaB\x10\n\x0e_contains_nullB\r\n\x0b_int64_argsB\x11\n\x0f_timestamp_argsB\x0c\n\n_date_args\"\xf7\x01\n\x11SortMergeJoinNode\x12-\n\x04left\x18\x01 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12.\n\x05right\x18\x02 \x01(\x0b\x32\x1f.runnel.dfplan.PhysicalPlanNode\x12\n\n\x02on\x18\x03 \x03(\x0c\x12*\n\tjoin_type\x18\x04 \x01(\x0e\x32\x17.runnel.dfplan.JoinType\x12\x13\n\x06\x66ilter\x18\x05 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0csort_options\x18\x06 \x03(\x0c\x12\x15\n\rnull_equality\x18\x07 \x01(\x05\x42\t\n\x07_filter\"\xba\x01\n\x0eMemoryScanNode\x12\x12\n\npartitions\x18\x01 \x03(\x0c\x12%\n\x06schema\x18\x02 \x01(\x0b\x32\x15.runnel.dfplan.Schema\x12\x12\n\nprojection\x18\x03 \x03(\r\x12\x18\n\x10sort_information\x18\x04 \x03(\x0c\x12\x12\n\nshow_sizes\x18\x05 \x01(\x08\x12\x12\n\x05\x66\x65tch\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\r\n\x04held\x18\xe8\x07 \x03(\rB\x08\n\x06_fetch\"\x97\x01\n\x06Schema\x12%\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x14.runnel.dfplan.Field\x12\x35\n\x08metadata\x18\x02 \x03(\x0b\x32#.runnel.dfplan.Schema.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc8\x01\n\x05\x46ield\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\narrow_type\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x10\n\x08nullable\x18\x03 \x01(\x08\x12\x10\n\x08\x63hildren\x18\x04 \x03(\x0c\x12\x34\n\x08metadata\x18\x05 \x03(\x0b\x32\".runnel.dfplan.Field.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_arrow_type*b\n\rAggregateMode\x12\x0b\n\x07PARTIAL\x10\x00\x12\t\n\x05\x46INAL\x10\x01\x12\x15\n\x11\x46INAL_PARTITIONED\x10\x02\x12\n\n\x06SINGLE\x10\x03\x12\x16\n\x12SINGLE_PARTITIONED\x10\x04*\x8b\x01\n\x08JoinType\x12\t\n\x05INNER\x10\x00\x12\x08\n\x04LEFT\x10\x01\x12\t\n\x05RIGHT\x10\x02\x12\x08\n\x04\x46ULL\x10\x03\x12\x0c\n\x08LEFTSEMI\x10\x04\x12\x0c\n\x08LEFTANTI\x10\x05\x12\r\n\tRIGHTSEMI\x10\x06\x12\r\n\tRIGHTANTI\x10\x07\x12\x0c\n\x08LEFTMARK\x10\x08\x12\r\n\tRIGHTMARK\x10\t*<\n\rPartitionMode\x12\x10\n\x0c\x43OLLECT_LEFT\x10\x00\x12\x0f\n\x0bPARTITIONED\x10\x01\x12\x08\n\x04\x41UTO\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'engine.dfplan_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SCHEMA_METADATAENTRY']._loaded_options = None
+  _globals['_SCHEMA_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_FIELD_METADATAENTRY']._loaded_options = None
+  _globals['_FIELD_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_AGGREGATEMODE']._serialized_start=6650
+  _globals['_AGGREGATEMODE']._serialized_end=6748
+  _globals['_JOINTYPE']._serialized_start=6751
+  _globals['_JOINTYPE']._serialized_end=6890
+  _globals['_PARTITIONMODE']._serialized_start=6892
+  _globals['_PARTITIONMODE']._serialized_end=6952
   _globals['_LOGICALPLANNODE']._serialized_start=38
   _globals['_LOGICALPLANNODE']._serialized_end=114
   _globals['_LISTINGTABLESCANNODE']._serialized_start=116
@@ -39,4 +49,72 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TABLEREFERENCE']._serialized_end=271
   _globals['_BARETABLEREFERENCE']._serialized_start=273
   _globals['_BARETABLEREFERENCE']._serialized_end=308
+  _globals['_PHYSICALPLANNODE']._serialized_start=311
+  _globals['_PHYSICALPLANNODE']._serialized_end=1650
+  _globals['_EXCHANGENODE']._serialized_start=1652
+  _globals['_EXCHANGENODE']._serialized_end=1714
+  _globals['_LEAFNODE']._serialized_start=1716
+  _globals['_LEAFNODE']._serialized_end=1778
+  _globals['_PARQUETSCANNODE']._serialized_start=1781
+  _globals['_PARQUETSCANNODE']._serialized_end=1934
+  _globals['_FILESCANCONF']._serialized_start=1937
+  _globals['_FILESCANCONF']._serialized_end=2405
+  _globals['_FILEGROUP']._serialized_start=2407
+  _globals['_FILEGROUP']._serialized_end=2465
+  _globals['_PARTITIONEDFILE']._serialized_start=2468
+  _globals['_PARTITIONEDFILE']._serialized_end=2690
+  _globals['_FILERANGE']._serialized_start=2692
+  _globals['_FILERANGE']._serialized_end=2731
+  _globals['_PROJECTIONNODE']._serialized_start=2733
+  _globals['_PROJECTIONNODE']._serialized_end=2830
+  _globals['_GLOBALLIMITNODE']._serialized_start=2832
+  _globals['_GLOBALLIMITNODE']._serialized_end=2926
+  _globals['_LOCALLIMITNODE']._serialized_start=2928
+  _globals['_LOCALLIMITNODE']._serialized_end=3007
+  _globals['_AGGREGATENODE']._serialized_start=3010
+  _globals['_AGGREGATENODE']._serialized_end=3393
+  _globals['_HASHJOINNODE']._serialized_start=3396
+  _globals['_HASHJOINNODE']._serialized_end=3740
+  _globals['_SORTNODE']._serialized_start=3743
+  _globals['_SORTNODE']._serialized_end=3909
+  _globals['_COALESCEBATCHESNODE']._serialized_start=3911
+  _globals['_COALESCEBATCHESNODE']._serialized_end=4037
+  _globals['_FILTERNODE']._serialized_start=4040
+  _globals['_FILTERNODE']._serialized_end=4234
+  _globals['_MERGENODE']._serialized_start=4236
+  _globals['_MERGENODE']._serialized_end=4325
+  _globals['_REPARTITIONNODE']._serialized_start=4328
+  _globals['_REPARTITIONNODE']._serialized_end=4468
+  _globals['_PARTITIONING']._serialized_start=4470
+  _globals['_PARTITIONING']._serialized_end=4566
+  _globals['_HASHPARTITIONING']._serialized_start=4568
+  _globals['_HASHPARTITIONING']._serialized_end=4630
+  _globals['_WINDOWNODE']._serialized_start=4633
+  _globals['_WINDOWNODE']._serialized_end=4854
+  _globals['_CROSSJOINNODE']._serialized_start=4856
+  _globals['_CROSSJOINNODE']._serialized_end=4966
+  _globals['_UNIONNODE']._serialized_start=4968
+  _globals['_UNIONNODE']._serialized_end=5028
+  _globals['_SORTPRESERVINGMERGENODE']._serialized_start=5030
+  _globals['_SORTPRESERVINGMERGENODE']._serialized_end=5132
+  _globals['_NESTEDLOOPJOINNODE']._serialized_start=5135
+  _globals['_NESTEDLOOPJOINNODE']._serialized_end=5346
+  _globals['_UNNESTNODE']._serialized_start=5349
+  _globals['_UNNESTNODE']._serialized_end=5531
+  _globals['_COOPERATIVENODE']._serialized_start=5533
+  _globals['_COOPERATIVENODE']._serialized_end=5598
+  _globals['_GENERATESERIESNODE']._serialized_start=5601
+  _globals['_GENERATESERIESNODE']._serialized_end=5852
+  _globals['_SORTMERGEJOINNODE']._serialized_start=5855
+  _globals['_SORTMERGEJOINNODE']._serialized_end=6102
+  _globals['_MEMORYSCANNODE']._serialized_start=6105
+  _globals['_MEMORYSCANNODE']._serialized_end=6291
+  _globals['_SCHEMA']._serialized_start=6294
+  _globals['_SCHEMA']._serialized_end=6445
+  _globals['_SCHEMA_METADATAENTRY']._serialized_start=6398
+  _globals['_SCHEMA_METADATAENTRY']._serialized_end=6445
+  _globals['_FIELD']._serialized_start=6448
+  _globals['_FIELD']._serialized_end=6648
+  _globals['_FIELD_METADATAENTRY']._serialized_start=6398
+  _globals['_FIELD_METADATAENTRY']._serialized_end=6445
 # @@protoc_insertion_point(module_scope)

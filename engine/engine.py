@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from engine.errors import (
@@ -20,6 +20,7 @@ from engine.errors import (
     TooManyQueries,
 )
 from engine.files import FileRoot
+from engine.ladder import LadderLimits
 from engine.names import first_word, is_change
 from engine.planner import Planner, PlannerLimits, PlanRequest, bind, mentioned_tables
 from engine.running import UNKNOWN_ORIGIN, Phase, RunningQueries
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
     from pathlib import Path
 
+    from engine.ladder import Workers
     from engine.planner import Started
     from engine.running import EndListener, Origin, RunningQuery
     from engine.scan import SnapshotSource, SystemTable
@@ -61,6 +63,7 @@ class EngineLimits:
     tails_bytes_max: int = 256 * 2**20
     cache_folder: Path | None = None
     cache_bytes_max: int = 0
+    ladder: LadderLimits = field(default_factory=LadderLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,16 @@ class _Statement:
 
 
 class Engine:
-    """Runs statements. Nothing is opened or imported before the first query. ``running`` lists them."""
+    """Runs statements. Nothing is opened or imported before the first query. ``running`` lists them; ``workers`` may
+    run parts of large ones, and are the engine's from now on."""
 
     def __init__(
-        self, store_url: str, limits: EngineLimits, s3: S3Options | None = None, on_end: EndListener | None = None
+        self,
+        store_url: str,
+        limits: EngineLimits,
+        s3: S3Options | None = None,
+        on_end: EndListener | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.running = RunningQueries(on_end)
         self._limits = limits
@@ -93,7 +102,8 @@ class Engine:
             batch_rows=limits.batch_rows,
             tails_bytes_max=limits.tails_bytes_max,
         )
-        self._planner = Planner(self._root, planner_limits, s3)
+        self._workers = workers
+        self._planner = Planner(self._root, planner_limits, s3, workers, limits.ladder)
         self._places = asyncio.Semaphore(limits.queries_max)
         self._waiting = 0
         self._streams: set[QueryStream] = set()
@@ -168,6 +178,8 @@ class Engine:
             stream.stop(QueryCancelled("the engine is closing"))
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._workers is not None:
+            await self._workers.aclose()
         self._root.close()
 
     async def _enter(self, deadline: float) -> None:

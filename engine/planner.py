@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from engine import names, stoppable
-from engine.batches import BatchSource
+from engine.batches import BatchSource, Source
 from engine.changes import ChangeKind, RowChange
 from engine.deleterange import range_delete
+from engine.distribution import Distribution
 from engine.errors import EngineError, InvalidParameter, InvalidStatement, NotSupported, QueryFailed, UnknownTable
 from engine.files import FileRoot, FileTables
 from engine.session import (
@@ -36,6 +37,7 @@ from engine.tails import TailCache
 from engine.views import TIMES, Views, probe_name, usable
 from engine.viewsql import keys, quote, shown
 from storage.errors import SnapshotTooOld
+from storage.filecache import Lease
 from storage.schema import Role
 
 if TYPE_CHECKING:
@@ -44,10 +46,11 @@ if TYPE_CHECKING:
 
     from datafusion import DataFrame, Expr, SessionContext
 
+    from engine.distribution import Offer
+    from engine.ladder import LadderLimits, Workers
     from engine.scan import SystemTable
     from engine.views import Tails, View
     from storage.deletes import RangeDelete
-    from storage.filecache import Lease
     from storage.objects import S3Options
     from storage.schema import Column, DataFile, Table, TableSnapshot
 
@@ -85,7 +88,7 @@ class Started:
     """
 
     schema: pa.Schema
-    source: BatchSource
+    source: Source
     lease: Lease
     change: RowChange | None = None
 
@@ -137,7 +140,14 @@ def bind(params: Mapping[str, object]) -> dict[str, pa.Scalar]:
 class Planner:
     """Owns the DataFusion context of an engine. Thread safe."""
 
-    def __init__(self, root: FileRoot, limits: PlannerLimits, s3: S3Options | None) -> None:
+    def __init__(
+        self,
+        root: FileRoot,
+        limits: PlannerLimits,
+        s3: S3Options | None,
+        workers: Workers | None = None,
+        ladder: LadderLimits | None = None,
+    ) -> None:
         self._root = root
         self._limits = limits
         self._s3 = s3
@@ -146,10 +156,13 @@ class Planner:
         self._context: SessionContext | None = None
         self._views: Views | None = None
         self._partitions = limits.target_partitions
+        self._distribution: Distribution | None = None
+        if workers is not None and ladder is not None:
+            self._distribution = Distribution(workers, ladder, limits.memory_bytes // 2)
 
     def start(self, request: PlanRequest) -> Started:
         """Plan and start a statement. Raises EngineError, SnapshotTooOld, UnsupportedFormat."""
-        lease = self._root.lease()
+        lease = self._lease(request)
         try:
             return self._start(request, lease)
         except BaseException:
@@ -166,7 +179,7 @@ class Planner:
             named = self._name(request, inputs)
             lease.keep(named.cached)
         try:
-            source = _execute(named.context, named.frame, _bytes(tails))
+            source = self._source(named, _bytes(tails))
         except EngineError as error:
             _check_cached(lease)  # rather than the statement, one of them may be to blame
             if isinstance(error, QueryFailed):
@@ -176,6 +189,12 @@ class Planner:
         self._check_files(named.files.keys() - named.cached)
         return Started(named.frame.schema(), source, lease, named.change)
 
+    def _lease(self, request: PlanRequest) -> Lease:
+        """What the statement may have of the cache: nothing, if workers run it, who have no such files."""
+        size = sum(file.bytes for s in request.snapshots for part in s.partitions for file in part.files)
+        is_shared = self._distribution is not None and self._distribution.may_take(size)
+        return Lease() if is_shared else self._root.lease()
+
     def _name(self, request: PlanRequest, inputs: _Inputs) -> _Named:
         """Plan up to names. A statement about the schema has a context of its own, which no other query can change."""
         if describes(request.statement):
@@ -184,7 +203,27 @@ class Planner:
         with self._lock:
             context, views = self._shared()
             self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
-            return _Naming(context, views, request, inputs).named()
+            named = _Naming(context, views, request, inputs).named()
+            return dataclasses.replace(named, offer=self._offer(named, request, _bytes(inputs.tails)))
+
+    def _offer(self, named: _Named, request: PlanRequest, tails_bytes: int) -> Offer | None:
+        """The statement as its rung has it; one that ran out of memory once has had its chance."""
+        if self._distribution is None or request.frugal:
+            return None
+        size = sum(file.bytes for file in named.files.values())
+        return self._distribution.offer(
+            named.context, named.frame, size, tails_bytes, lambda count: self._set_partitions(named.context, count)
+        )
+
+    def _source(self, named: _Named, tails_bytes: int) -> Source:
+        """Plan physically and start."""
+
+        def local() -> BatchSource:
+            return _started(named.context, named.frame, tails_bytes)
+
+        if self._distribution is None or named.offer is None:
+            return local()
+        return self._distribution.source(named.context, named.offer, named.frame, local)
 
     def _set_partitions(self, context: SessionContext, partitions: int) -> None:
         if partitions != self._partitions:
@@ -233,7 +272,7 @@ class _Inputs:
 class _Named:
     """A statement whose names are resolved; it reads ``files``, by their paths, of which ``cached`` are in the cache.
 
-    ``change``: of a statement that writes, what its rows are for.
+    ``change``: of a statement that writes, what its rows are for. ``offer``: how it may run on workers.
     """
 
     context: SessionContext
@@ -241,6 +280,7 @@ class _Named:
     change: RowChange | None
     files: Mapping[str, DataFile]
     cached: frozenset[str]
+    offer: Offer | None = None
 
 
 class _Naming:
@@ -256,6 +296,7 @@ class _Naming:
         self._tails = inputs.tails
         self._describes = describes
         self._change: RowChange | None = None
+        """Of a statement that writes, once it is planned."""
         self._range: RangeDelete | None = None
         self._files: dict[str, DataFile] = {}
         self._cached: frozenset[str] = frozenset()
@@ -293,7 +334,7 @@ class _Naming:
         change = self._change
         if change is None or change.kind is not ChangeKind.DELETE or change.table not in providers:
             return
-        table = self._own_table(change.table)
+        table = self._own_table((change.table,), change.table)
         self._register({**providers, table.name: self._views.probe(table)})
         plain, _, _ = change_statement(self._context, statement, self._inputs.params)
         self._range = range_delete(plain, table)
@@ -329,18 +370,20 @@ class _Naming:
         if not names.is_change(statement):
             return read_statement(self._context, statement, self._inputs.params)
         frame, kind, spelt = change_statement(self._context, statement, self._inputs.params)
-        table = self._own_table(spelt)
+        table = self._own_table(names.change_target(statement), spelt)
         snapshot = next((s for s in self._request.snapshots if s.table.id == table.id), None)
         positions = {} if snapshot is None else {p.partition: p.position[2] for p in snapshot.partitions}
         self._change = RowChange(kind, table.name, table.id, positions)
         return _changed_rows(frame, kind, table)
 
-    def _own_table(self, spelt: str) -> Table:
-        """The database's table that is spelt so, with or without its schema, as its snapshot has it."""
+    def _own_table(self, parts: tuple[str, ...], spelt: str) -> Table:
+        """The database's table that is called so, with or without its schema, as its snapshot has it.
+
+        By the parts of its name: ``spelt``, which is what DataFusion says, joins them, and a name may have dots.
+        """
         tables = {t.name: t for t in self._request.tables} | {s.table.name: s.table for s in self._request.snapshots}
-        for table in tables.values():
-            if spelt in (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}"):
-                return table
+        if ".".join(parts) == spelt and parts[:-1] in ((), (SCHEMA,), (CATALOG, SCHEMA)) and parts[-1] in tables:
+            return tables[parts[-1]]
         raise NotSupported(f"{spelt} is not a table that can be written")
 
     def _known_names(self) -> list[str]:
@@ -465,8 +508,8 @@ def _check_cached(lease: Lease) -> None:
         raise SnapshotTooOld(f"{len(lost)} cached files were damaged, among them {lost[0]}")
 
 
-def _execute(context: SessionContext, frame: DataFrame, tails_bytes: int) -> BatchSource:
-    """Plan physically and start."""
+def _started(context: SessionContext, frame: DataFrame, tails_bytes: int) -> BatchSource:
+    """The frame's batches, made in this process. Raises EngineError, StorageError."""
     try:
         return BatchSource(stoppable.execute(context, frame, tails_bytes))
     except Exception as error:

@@ -97,7 +97,12 @@ def _set_runtime(context: SessionContext, name: str, value: str) -> None:
 
 def set_partitions(context: SessionContext, partitions: int) -> None:
     """How many partitions the statements planned from now on have."""
-    context.sql(f"SET datafusion.execution.target_partitions = {partitions}")
+    set_option(context, "execution.target_partitions", str(partitions))
+
+
+def set_option(context: SessionContext, name: str, value: str) -> None:
+    """An option of DataFusion's, without its ``datafusion.``, for statements planned from now on."""
+    context.sql(f"SET datafusion.{name} = {value}")
 
 
 def register_s3(context: SessionContext, bucket: str, options: S3Options) -> None:

@@ -19,7 +19,7 @@ from storage.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.batches import BatchSource
+    from engine.batches import Source
     from engine.changes import RowChange
     from engine.running import RunningQuery
 
@@ -35,7 +35,7 @@ class QueryStream:
     def __init__(
         self,
         schema: pa.Schema,
-        source: BatchSource,
+        source: Source,
         deadline: float,
         query: RunningQuery,
         finished: Callable[[], None],

@@ -273,7 +273,6 @@ class _Builder:
         # Before anything is made of them: there may be tens of thousands, of which a query wants a few.
         low, high = TIMES if self._pushed is None else (self._pushed.low, self._pushed.high)
         wanted = [f for f in part.files if f.time_high >= low and f.time_low <= high]
-        self._cached |= self._lease.hold(wanted)
         newer = [batch.delete for batch in part.tail if batch.delete is not None]
         layers = []
         for file in wanted:
@@ -281,6 +280,7 @@ class _Builder:
             if not any(delete.takes_all(file.time_low, file.time_high) for delete in deletes):
                 span = Span(file.time_low, file.time_high, (file.order_high, file.order_low))
                 layers.append(_Layer(span, file, tuple(deletes)))
+        self._cached |= self._lease.hold([f.source for f in layers if not isinstance(f.source, pa.RecordBatch)])
         for place, batch in enumerate(tail):
             layers.append(_Layer(_tail_span(self._table, batch, place), batch))
         cutoff = self._snapshot.cutoff_ns
@@ -346,7 +346,7 @@ class _Builder:
         if isinstance(source, pa.RecordBatch):
             return self._context.read_batches(_slices(source)), source.schema.names
         schema = file_schema(self._table, source.has_ops)
-        frame = self._scans(schema, [source])[0]
+        (frame,) = self._scans(schema, [source])
         if layer.deletes:
             frame = frame.filter(viewsql.not_deleted(self._table, layer.deletes))
         return frame, schema.names

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
+from engine.changes import ChangeKind, RowChange
 from engine.copystatement import copy_of, is_copy
 from engine.errors import InvalidStatement, NotReadOnly, NotSupported
 from nodes.copyfolder import NewFile, open_old
@@ -90,7 +91,8 @@ async def _copy_in(
     if table is None:
         raise NoSuchTable(f"there is no table {copy.table!r}: COPY adds rows to one that is there")
     opened = await asyncio.to_thread(open_old, folder, copy.file)
-    return await insert(backend, request.database, table.name, _FileRows(opened, copy.file, table), principal)
+    change = RowChange(ChangeKind.INSERT, table.name, table.id)
+    return await insert(backend, request.database, change, _FileRows(opened, copy.file, table), principal)
 
 
 class _FileRows:

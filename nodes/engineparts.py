@@ -7,6 +7,8 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from engine.engine import Engine, EngineLimits
+from engine.ladder import LadderLimits
+from nodes.rayhead import new_workers
 from nodes.slowlog import slow_log
 from nodes.status import FileCacheStatus
 from nodes.storeoptions import s3_options
@@ -37,8 +39,9 @@ def new_engine(settings: Settings, budgets: Budgets, store_url: str) -> Engine:
         tails_bytes_max=min(TAILS_BYTES_MAX, budgets.memtable_bytes),
         cache_folder=settings.file_cache_dir,
         cache_bytes_max=settings.query.file_cache_bytes_max,
+        ladder=LadderLimits(settings.ray.query_bytes_min, settings.ray.shuffle_bytes_min, settings.ray.task_bytes),
     )
-    return Engine(store_url, limits, s3_options(settings), slow_log(settings))
+    return Engine(store_url, limits, s3_options(settings), slow_log(settings), new_workers(settings))
 
 
 def file_cache_status(engine: Engine) -> FileCacheStatus:

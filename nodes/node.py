@@ -25,6 +25,7 @@ import structlog
 from nodes.backend import Backend
 from nodes.exitcodes import ExitCode, PortTaken, exit_code
 from nodes.health import Health, Phase
+from nodes.home import at_home
 from nodes.lean import keep_pandas_out
 from nodes.lockfile import LockFile
 from nodes.pages import keep_pages
@@ -327,6 +328,7 @@ def run_node(settings: Settings, parts: NodeParts, beside: Sequence[Beside] = ()
 
     keep_pages()
     keep_pandas_out()
+    settings = at_home(settings)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(Node(settings, parts).run(beside))

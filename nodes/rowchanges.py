@@ -19,9 +19,9 @@ from cluster.errors import ClusterError
 from engine.changes import ChangeKind
 from engine.errors import EngineError
 from nodes.backend import Batch
-from nodes.insert import count_result, insert, plain
+from nodes.insert import count_result, insert, plain, table_of
 from nodes.outcomes import worst
-from storage.errors import NoSuchTable, RequestTooLarge, RowsChanged, StorageError
+from storage.errors import RequestTooLarge, RowsChanged, StorageError
 from storage.keys import route
 from storage.schema import NO_ROWS, OP_COLUMN, OP_TYPE, Op, Role
 
@@ -66,7 +66,7 @@ async def carry_out(
     change = rows.change
     assert change is not None, "the rows of a statement that writes"
     if change.kind is ChangeKind.INSERT:
-        return await insert(backend, database, change.table, rows, principal)
+        return await insert(backend, database, change, rows, principal)
     if change.delete is not None:
         return await _delete_range(backend, database, rows, change.delete, principal)
     progress = _Progress()
@@ -92,7 +92,7 @@ async def _delete_range(
     assert change is not None
     (count,) = (await _gathered(rows)).column(0).to_pylist()
     if count:
-        table = await _table(backend, database, change)
+        table = await table_of(backend, database, change)
         await backend.write([Batch(table, NO_ROWS, delete=delete)], principal)
     return count_result(count)
 
@@ -104,7 +104,7 @@ async def _change(
     change = rows.change
     assert change is not None
     found = await _gathered(rows)
-    table = await _table(backend, database, change)
+    table = await table_of(backend, database, change, found.schema)
     parts = await asyncio.to_thread(_split, table, found, change)
     waiting = {log_id: part for log_id, part in parts.items() if progress.waiting is None or log_id in progress.waiting}
     writes = [backend.write([part], principal) for part in waiting.values()]
@@ -139,14 +139,6 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
-async def _table(backend: Backend, database: str, change: RowChange) -> Table:
-    """The table that the rows were read from, and no later one of its name."""
-    table = backend.catalog.table(database, change.table) or (await backend.refresh()).table(database, change.table)
-    if table is None or table.id != change.table_id:
-        raise NoSuchTable(f"table {change.table!r} was dropped")
-    return table
-
-
 def _split(table: Table, rows: pa.RecordBatch, change: RowChange) -> dict[int, Batch]:
     """By Log, since one shard takes all of its part or nothing. Raises RequestTooLarge before anything is sent."""
     by_log: defaultdict[int, list[pa.RecordBatch]] = defaultdict(list)
@@ -169,9 +161,7 @@ def _with_op(table: Table, rows: pa.RecordBatch, op: Op) -> pa.RecordBatch:
     """Under storage names, without columns that have no value, and with the op of every row."""
     columns: dict[str, Any] = {}
     for name in rows.schema.names:
-        column = table.by_name.get(name)
-        if column is None:
-            raise NoSuchTable(f"column {name!r} of table {table.name!r} is gone: it was dropped and made again")
+        column = table.by_name[name]
         array = rows.column(name).cast(column.plain_type)
         array = array.dictionary_encode() if column.role is Role.TAG else array
         if column.role is Role.TIME or array.null_count < len(array):

@@ -149,6 +149,11 @@ def environment_without(names: Iterable[str]) -> dict[str, str]:
     return {variable: value for variable, value in os.environ.items() if variable not in hidden}
 
 
+def set_environment(variables: Mapping[str, str]) -> None:
+    """Variables for a library that is told what to do by no other way, and for the processes that it starts."""
+    os.environ.update(variables)
+
+
 def history_path() -> Path:
     """Where the SQL prompt keeps its history: under ``XDG_STATE_HOME``, else ``~/.local/state``."""
     state = os.environ.get("XDG_STATE_HOME")

@@ -31,6 +31,7 @@ from nodes.settings_kinds import (
     optional,
     setting,
 )
+from nodes.settings_ray import RaySettings
 
 HTTP_PORT_DEFAULT: Final = 8181
 MEMORY_PROCESS_BYTES: Final = 256 * 2**20
@@ -269,6 +270,7 @@ class Settings:
     log: LogSettings = LogSettings()
     compaction: CompactionSettings = CompactionSettings()
     query: QuerySettings = QuerySettings()
+    ray: RaySettings = RaySettings()
     limits: LimitSettings = LimitSettings()
     logs: LogsSettings = LogsSettings()
     auth: AuthSettings = AuthSettings()

@@ -38,6 +38,8 @@ BATCH_ROWS: Final = 8_192
 """Rows encoded at once: the bytes are those of pyarrow's own 1,024, for a fifth less CPU. A page ends with a batch
 only, so with long strings it would grow too large: rows with string fields keep to `STRING_BATCH_ROWS`."""
 STRING_BATCH_ROWS: Final = 1_024
+PAGE_BYTES: Final = 2**20
+"""Of strings in a page: fewer rows are encoded at once where they are long, for whoever reads holds whole pages."""
 CREATE_TRIES_MAX: Final = 5
 """New names to try when the outcome of a DataFile's create stays unknown; the name that lost is an orphan (L20)."""
 OWN_FIELD_IDS: Final = {OFFSET_COLUMN: 2**31 - 1, OP_COLUMN: OP_COLUMN_ID}
@@ -70,6 +72,28 @@ def file_schema(table: Table, schema: pa.Schema) -> pa.Schema:
     return pa.schema(fields)
 
 
+def batch_rows(rows: pa.RecordBatch | pa.Table) -> int:
+    """How many of these rows to encode at once, so that no page grows too large."""
+    found = BATCH_ROWS
+    for column in rows.columns:
+        if pa.types.is_string(column.type):
+            length = max((_text_length(array) for array in _chunks(column)), default=0)
+            found = min(found, STRING_BATCH_ROWS, max(1, PAGE_BYTES // max(1, length)))
+    return found
+
+
+def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.StringArray]:
+    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+
+
+def _text_length(array: pa.StringArray) -> int:
+    """The mean length of `STRING_BATCH_ROWS` strings that follow each other, where they are longest."""
+    offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
+    edges = np.append(np.arange(0, len(array), STRING_BATCH_ROWS), len(array))
+    sizes = np.diff(offsets[edges]) // np.maximum(1, np.diff(edges))
+    return int(sizes.max(initial=0))
+
+
 def parquet_writer(table: Table, first: pa.Table, sink: object) -> pq.ParquetWriter:
     """A writer of DataFiles whose columns, and whose first rows, are those of ``first``.
 
@@ -88,14 +112,13 @@ def parquet_writer(table: Table, first: pa.Table, sink: object) -> pq.ParquetWri
             encodings[field.name] = "BYTE_STREAM_SPLIT"
         elif pa.types.is_string(field.type):
             dictionaries.append(field.name)
-    has_strings = any(pa.types.is_string(field.type) for field in schema)
     return pq.ParquetWriter(
         sink,
         schema,
         compression="zstd",
         use_dictionary=dictionaries,
         column_encoding=encodings,
-        write_batch_size=STRING_BATCH_ROWS if has_strings else BATCH_ROWS,
+        write_batch_size=batch_rows(first),
         store_schema=False,
         write_page_index=True,
         bloom_filter_options=_bloom_filters(table, first),

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 FILE_BYTES: Final = 512
 """What a DataFile of a kept list takes in memory, about."""
+ENTRY_BYTES: Final = 1024
+"""What a table takes that has neither rows nor files, about: tables come and go, and their ids are never used again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class KeptTails:
         if known is not None and (known.epoch, known.sequence) > (answer.epoch, answer.position):
             return
         self._drop(key)
-        size = sum(held_bytes(part.batch.rows) for parts in rows.values() for part in parts)
+        size = ENTRY_BYTES + sum(held_bytes(part.batch.rows) for parts in rows.values() for part in parts)
         size += FILE_BYTES * sum(len(listed) + sum(len(p.files) for p in pending) for listed, pending in files.values())
         self._kept[key] = KeptTable(answer.epoch, answer.position, rows, answer.checkpoint_seq, files, size)
         self.bytes += size

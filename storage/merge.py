@@ -8,6 +8,7 @@ least key that any of them has reached can be folded and written. What comes out
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 import mmap
 import tempfile
@@ -21,14 +22,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.compaction import RUN_FILES_MAX, TARGET_BYTES, is_oldest
-from storage.datafile import CREATE_TRIES_MAX, ROW_GROUP_ROWS, create_datafile, file_schema, kind_of, parquet_writer
+from storage.datafile import (
+    CREATE_TRIES_MAX,
+    ROW_GROUP_ROWS,
+    create_datafile,
+    file_schema,
+    kind_of,
+    parquet_writer,
+)
 from storage.deletes import PendingDelete, of_file
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.filechange import FileChange
 from storage.fold import fold_layers
 from storage.pendingdeletes import known_deletes
 from storage.rangereader import RangeReader
-from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, DataFile, Op, Table
+from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, DataFile, Op, Table, TypeKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,8 +58,16 @@ WRITE_FACTOR: Final = 2
 BATCH_ROWS_MAX: Final = 16_384
 """Rows that are decoded at once."""
 BATCH_ROWS_MIN: Final = 64
+TEXT_ROWS_MAX: Final = 1_024
+"""The same where there are string fields: a row may be long that comes after many short ones."""
+TEXT_BYTES: Final = 2**20
+"""Of string fields, about, in so few rows as are decoded at once where they are very long."""
 WHOLE_BYTES_MAX: Final = 4 * 2**20
 """A file of an object store up to this size is fetched with one request."""
+GROUP_BYTES_MAX: Final = 4 * 2**20
+"""Row groups of an object store up to this size are fetched whole, larger ones piece by piece."""
+STREAM_BYTES: Final = 2**20
+"""Such a piece, of one column."""
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 CUT_PLAY: Final = 0.15
 """By how much of a file's share of rows a cut may be moved to a rounder time."""
@@ -101,7 +117,7 @@ def merge_files(
     assert 0 < len(files) <= RUN_FILES_MAX, "the planner bounds a run"
     share = read_bytes // len(files)
     try:
-        inputs = [_Input(store, file, table, share, of_file(file, job.deletes, ())) for file in files]
+        inputs = [_opened(store, file, table, share, of_file(file, job.deletes, ())) for file in files]
         cuts = _cuts(inputs, new_files_max(files, target_bytes), pause)
         present = frozenset[str]().union(*(layer.names for layer in inputs))
         outputs = _Outputs(table, present, cuts, scratch, WRITE_FACTOR * read_bytes)
@@ -123,7 +139,8 @@ def _folded(table: Table, inputs: Sequence[_Input]) -> Iterator[pa.RecordBatch]:
     """The folded rows of all inputs in the order of their keys."""
     while True:
         for layer in inputs:
-            layer.fill()
+            with _naming_damage(layer.file):
+                layer.fill()
         bounds = [layer.reached for layer in inputs if layer.reached is not None]
         bound = min(bounds) if bounds else None
         taken = [rows for layer in inputs for rows in layer.take(bound)]
@@ -158,6 +175,26 @@ def without_deletes(rows: pa.RecordBatch) -> pa.RecordBatch:
     return kept.drop_columns([OP_COLUMN])
 
 
+@contextlib.contextmanager
+def _naming_damage(file: DataFile) -> Iterator[None]:
+    """Say which file is damaged: Arrow's errors, of which some look like those of a disk, name none."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise CorruptObject(f"{file.path}: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise CorruptObject(f"{file.path}: {error}") from error
+
+
+def _opened(
+    store: ObjectStore, file: DataFile, table: Table, share_bytes: int, deletes: Sequence[RangeDelete]
+) -> _Input:
+    with _naming_damage(file):
+        return _Input(store, file, table, share_bytes, deletes)
+
+
 class _Input:
     """One file, read in its order. `fill`, then `take` what is at or below a key."""
 
@@ -172,26 +209,42 @@ class _Input:
         metadata = pq.read_metadata(source)
         present = metadata.schema.to_arrow_schema().names
         tags = [tag.storage_name for tag in table.tags]
+        is_mapped = isinstance(source, pa.MemoryMappedFile)
+        piece = 0 if is_mapped else STREAM_BYTES
+        is_large = file.bytes > GROUP_BYTES_MAX * metadata.num_row_groups
         self._file = pq.ParquetFile(
             source,
             metadata=metadata,
             read_dictionary=sorted({*tags} & {*present}),
-            pre_buffer=not isinstance(source, pa.MemoryMappedFile),
+            pre_buffer=not is_mapped and not is_large,
+            buffer_size=piece if is_large else 0,
         )
+        self._probe = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, buffer_size=piece)
         known = table.by_storage_name
         columns = [name for name in present if name in known or name in (OFFSET_COLUMN, OP_COLUMN)]
         self.names = frozenset(columns) - {OFFSET_COLUMN}
         self._tags = [(tag if tag in self.names else None) for tag in tags]
         self._share = share_bytes
-        rows = min(BATCH_ROWS_MAX, max(BATCH_ROWS_MIN, share_bytes // (8 * len(columns))))
-        self._batches = self._read(rows, columns)
+        texts = {field.storage_name for field in table.fields if field.kind is TypeKind.STRING}
+        self._texts = sorted(texts & self.names)
+        self._batches = self._read(columns)
         self._ready: deque[tuple[Key, pa.RecordBatch]] = deque()
         self._held = 0
         self._ended = False
 
-    def _read(self, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def _read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for group in range(self._file.metadata.num_row_groups):  # one at a time: else all are buffered before
+            rows = min(BATCH_ROWS_MAX, max(BATCH_ROWS_MIN, self._share // (8 * len(columns))))
+            if self._texts:
+                rows = min(rows, self._text_rows(group))
             yield from self._file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
+
+    def _text_rows(self, group: int) -> int:
+        """How many rows of a row group to decode at once: only the rows themselves say how long their strings are."""
+        first = self._probe.iter_batches(BATCH_ROWS_MIN, row_groups=[group], columns=self._texts, use_threads=False)
+        probe = next(first)
+        each: int = max(1, probe.nbytes // probe.num_rows)
+        return min(TEXT_ROWS_MAX, max(self._share // each, TEXT_BYTES // each, 1))
 
     def times(self) -> Iterator[npt.NDArray[np.int64]]:
         """Some of the times, evenly spread over the rows."""
@@ -261,7 +314,8 @@ def _cuts(inputs: Sequence[_Input], count: int, pause: Callable[[], None]) -> np
     samples: list[npt.NDArray[np.int64]] = []
     weights: list[npt.NDArray[np.float64]] = []
     for layer in inputs:
-        times = np.concatenate(list(layer.times()))
+        with _naming_damage(layer.file):
+            times = np.concatenate(list(layer.times()))
         samples.append(times)
         weights.append(np.full(len(times), layer.file.rows / len(times)))
         pause()

@@ -14,25 +14,21 @@ import functools
 import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from storage import admission
 from storage.appends import Append, EncodedAppend, append_entry, decode_append
 from storage.checkpoint import FILES_INLINE_MAX, Part, encode_part
 from storage.datafile import write_datafile
-from storage.deletes import DELETES_MAX
 from storage.entries import record_entry
 from storage.errors import (
     CatalogBehind,
     FsyncFailed,
-    LogBacklogFull,
     MemoryExhausted,
-    NoSuchTable,
     OutcomeUnknown,
     RequestTooLarge,
-    RowsChanged,
     ShardClosed,
     StorageError,
     StoreFull,
     StoreUnavailable,
-    WriteRefused,
 )
 from storage.filechange import (
     FileLists,
@@ -51,7 +47,6 @@ from storage.shardlimits import ShardCounters, ShardLimits
 from storage.shardstate import ShardState, encode_frozen, held_bytes
 from storage.store import data_folder, data_path, epoch_of, log_folder, object_name, part_path, parts_folder
 from storage.tailanswer import tail_answer
-from storage.unchanged import changed_since
 from storage.writeids import RETRY_SECONDS_MAX
 
 if TYPE_CHECKING:
@@ -82,8 +77,6 @@ CUTOFF_EVERY_MS: Final = 60_000
 CHECKPOINT_PAUSE_SECONDS: Final = 1.0
 """The pause after a checkpoint that failed, before the next is tried."""
 PART_TRIES_MAX: Final = 5
-BACKLOG_SECONDS_MIN: Final = 30.0
-"""Age never refuses appends sooner: a checkpoint that was due at once may take as long as this."""
 
 
 class Shard:
@@ -123,6 +116,8 @@ class Shard:
         self._in_flight: dict[WriteId, asyncio.Future[Position]] = {}
         self._checkpointing = asyncio.Lock()
         self._recording: dict[int, asyncio.Lock] = {}
+        self._recorded: dict[int, float] = {}
+        """When this owner recorded a database's cut-off, by its monotonic clock."""
         self._due = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -217,7 +212,9 @@ class Shard:
         fresh = self._fresh(parts)
         if fresh:
             driver.check_owner()  # first: whose shard is gone must not wait for its checkpoint
-            self._check_backlog()
+            if admission.is_backlogged(self.state, self.limits):
+                self._due.set()
+                raise admission.backlog(self.state)
             self._check_first(fresh)
         sent = self._send(driver, fresh, prepare) if fresh else []
         anonymous = iter([at for part, at in zip(fresh, sent, strict=True) if part.write_id == NO_WRITE_ID])
@@ -245,31 +242,7 @@ class Shard:
 
     def _check_first(self, parts: Sequence[Append | EncodedAppend]) -> None:
         """Everything that can be refused is refused before anything is sent (L4)."""
-        for part in parts:
-            if part.write_id != NO_WRITE_ID and part.born < self.state.horizon:
-                raise WriteRefused(
-                    f"shard {self.log_id}: a write born at {part.born} is below the horizon {self.state.horizon}"
-                )
-            self._check_deletes(part)
-            table = self.tables(part.table_id)
-            if table is None or table.version < part.schema_version:  # L30: a file of ours would lack the new columns
-                raise CatalogBehind(
-                    f"shard {self.log_id}: table {part.table_id} at version {part.schema_version} is not known here yet"
-                )
-            if table.deleted or part.table_id in self.state.drops:  # L30, L31: ids are never used again
-                raise NoSuchTable(f"table {table.name!r} (id {table.id}) was dropped")
-
-    def _check_deletes(self, part: Append | EncodedAppend) -> None:
-        """L23: deletes that wait for compaction cost every query; there is an end to them."""
-        state = self.state.partitions.get((part.table_id, part.partition))
-        if not part.is_delete or state is None:
-            return
-        waiting = len(state.pending) + sum(entry.batch.delete is not None for entry in state.tail)
-        if waiting >= DELETES_MAX:
-            raise LogBacklogFull(
-                f"shard {self.log_id}: {waiting} deletes of table {part.table_id} wait for compaction to carry them "
-                "out; let it (runnel compact), or try again later"
-            )
+        admission.check_first(self.state, self.tables, parts)
 
     def _encode(self, parts: Sequence[Append]) -> list[_Queued]:
         self._require_room(sum(held_bytes(p.rows) for p in parts))  # first: who waits for room asks many times
@@ -288,7 +261,9 @@ class Shard:
         self, driver: LogDriver, parts: Sequence[_Part], prepare: Callable[[Sequence[_Part]], list[_Queued]]
     ) -> list[asyncio.Future[Position]]:
         queued = prepare(parts)
-        self._check_unchanged(parts, queued)
+        if any(part.unchanged_since is not None for part in parts):
+            under_way = [one for sent in self._under_way.values() for one in sent]
+            admission.check_unchanged(self.state, self.tables, list(zip(parts, queued, strict=True)), under_way)
         entries = [entry for entry, _ in queued]
         size = sum(held_bytes(rows) for _, rows in queued)
         encoded = sum(encoded_size(entry) for entry in entries)
@@ -312,20 +287,6 @@ class Shard:
                 self._in_flight[part.write_id] = future
                 future.add_done_callback(functools.partial(self._landed, part.write_id))
         return futures
-
-    def _check_unchanged(self, parts: Sequence[_Part], queued: Sequence[_Queued]) -> None:
-        """L26: decided here, in commit order: what is under way goes into the Log before these parts."""
-        for part, (entry, rows) in zip(parts, queued, strict=True):
-            since, place = part.unchanged_since, _place(entry)
-            if since is None:
-                continue
-            before = [one for sent in self._under_way.values() for one in sent if _place(one[0]) == place]
-            table = self._table(entry.table_id)
-            if changed_since(table, rows, since, self.state.partitions.get(place), before):
-                raise RowsChanged(
-                    f"shard {self.log_id}: rows of table {table.name!r} were written again while a statement that "
-                    "deletes or updates them was carried out; nothing of it was written here: try again"
-                )
 
     def _landed(self, write_id: WriteId, _: asyncio.Future[Position]) -> None:
         self._in_flight.pop(write_id, None)
@@ -357,25 +318,6 @@ class Shard:
         held = 0 if self._closed else self.state.tail_bytes + self._in_transit
         self._budget.adjust(held - self._reserved)
         self._reserved = held
-
-    def _check_backlog(self) -> None:
-        """L23: at twice a bound appends are refused until the checkpoint has caught up."""
-        state, limits = self.state, self.limits
-        if (
-            state.log_bytes_above_k > 2 * limits.log_bytes
-            or state.objects_above_k > 2 * limits.checkpoint_objects
-            or self._age_seconds() > max(2 * limits.checkpoint_seconds, BACKLOG_SECONDS_MIN)
-        ):
-            self._due.set()
-            raise LogBacklogFull(
-                f"shard {self.log_id}: {state.objects_above_k} objects ({state.log_bytes_above_k} bytes, the oldest "
-                f"{self._age_seconds():.0f} s old) wait for a checkpoint; one is under way, try again"
-            )
-
-    def _age_seconds(self) -> float:
-        """Of the oldest object above k; 0 when there is none, or when a clock went back."""
-        oldest = self.state.oldest_above_k_ms
-        return 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
 
     async def drop(self, table_id: int, revision: int) -> None:
         """Record that the table is dropped by ``revision`` of the Catalog; return when that is durable (L31).
@@ -420,17 +362,20 @@ class Shard:
     async def _raise_cutoff(self, database_id: int, table_ids: frozenset[int], retention_ns: int) -> None:
         known = self.state.cutoffs.get(database_id)
         now_ms = time.time_ns() // 1_000_000
-        if known is not None and now_ms - known.recorded_ms < CUTOFF_EVERY_MS:
+        since = time.monotonic() - self._recorded.get(database_id, float("-inf"))
+        if known is not None and min(now_ms - known.recorded_ms, since * 1000) < CUTOFF_EVERY_MS:
             return
         hidden = None if known is None else known.time_ns
         if not self.state.hides_a_row(table_ids, now_ms * 1_000_000 - retention_ns, hidden):
             return
-        clock_ms = await self._in_thread(self._store.clock_ms)
-        cutoff = min(now_ms, clock_ms) * 1_000_000 - retention_ns
+        clock_ms = min(now_ms, await self._in_thread(self._store.clock_ms))
+        cutoff = clock_ms * 1_000_000 - retention_ns
         if (hidden is not None and cutoff <= hidden) or not self.state.hides_a_row(table_ids, cutoff, hidden):
             return
-        record = {"database": database_id, "cutoff": cutoff, "recorded_ms": now_ms}
+        # By the same clock: what it would have been for a longer period is told from it (`Cutoff.for_period`).
+        record = {"database": database_id, "cutoff": cutoff, "recorded_ms": clock_ms}
         (future,) = self.driver.append([record_entry(EntryKind.RETENTION, record)], [None])
+        self._recorded[database_id] = time.monotonic()
         await asyncio.shield(future)
 
     def cutoff_ns(self, database_id: int, retention_ns: int = 0) -> int | None:
@@ -475,7 +420,7 @@ class Shard:
                 return
 
     def _seconds_to_age(self) -> float:
-        return max(0.05, self.limits.checkpoint_seconds - self._age_seconds())
+        return max(0.05, self.limits.checkpoint_seconds - admission.age_seconds(self.state))
 
     async def checkpoint(self) -> None:
         """Write the memtable to DataFiles, commit them, and collect what that made garbage (L18, L19).
@@ -628,10 +573,6 @@ class Shard:
         except FsyncFailed as error:  # L34: what the disk holds is unknown; the process ends
             self._on_fatal(error)
             raise
-
-
-def _place(entry: Entry) -> tuple[int, int]:
-    return entry.table_id, entry.partition
 
 
 async def _offsets(outcomes: Sequence[int | asyncio.Future[Position] | None]) -> list[int]:

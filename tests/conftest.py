@@ -26,6 +26,12 @@ CLUSTERS: Final = (
     "tests/integration/whole/test_strange_nodes",
 )
 """Files whose tests start whole clusters: one at a time, however many workers there are."""
+RAY: Final = (
+    "tests/integration/engine/test_workers",
+    "tests/integration/engine/test_ray_cluster",
+    "tests/integration/whole/test_ray",
+)
+"""Files whose tests start Ray, a dozen processes: one at a time too."""
 ONE_NODE: Final = ("tests/integration/whole/", "tests/conformance/")
 """Files whose tests share a node."""
 
@@ -35,6 +41,8 @@ def shared_by(nodeid: str) -> str:
     path = nodeid.partition("::")[0]
     if path.startswith(CLUSTERS):
         return "cluster"
+    if path.startswith(RAY):
+        return "ray"
     return path if path.startswith(ONE_NODE) else nodeid
 
 

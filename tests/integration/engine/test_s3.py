@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine.engine import Engine, EngineLimits
+from engine.ladder import LadderLimits
+from engine.worker import QueryWorker, WorkerSetup, this_build
 from storage.errors import SnapshotTooOld
 from storage.objects import CreateOutcome, open_store
 from tests.harness.queries import World, sorted_rows
 from tests.harness.s3server import S3Server, moto_server
+from tests.harness.stages import LocalWorkers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
+
+    from engine.ladder import Workers
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +41,10 @@ class Bucket:
             data = memoryview((world.folder / file.path).read_bytes())
             assert self.store.create(file.path, [data]) is CreateOutcome.CREATED
 
-    def run(self, work: Callable[[Engine], Coroutine[Any, Any, Any]]) -> Any:
+    def run(self, work: Callable[[Engine], Coroutine[Any, Any, Any]], workers: Workers | None = None) -> Any:
         async def main() -> Any:
-            engine = Engine(self.url, EngineLimits(64 * 2**20), self.options)
+            limits = EngineLimits(64 * 2**20, ladder=LadderLimits(1, 1, 1))
+            engine = Engine(self.url, limits, self.options, workers=workers)
             try:
                 return await work(engine)
             finally:
@@ -76,3 +82,17 @@ def test_a_missing_object_is_not_an_empty_one(bucket: Bucket) -> None:
                 await bucket.world.rows(engine, statement)
 
     bucket.run(ask)
+
+
+def test_workers_read_the_bucket_too(bucket: Bucket) -> None:
+    name = bucket.url.removeprefix("s3://").partition("/")[0]
+    worker = QueryWorker(WorkerSetup(this_build(), 64 * 2**20, bucket=name, s3=bucket.options, owns_process=False))
+    workers = LocalWorkers(context=worker._context)
+
+    async def ask(engine: Engine) -> None:
+        assert await bucket.world.rows(engine, "SELECT host, count(*) AS n FROM cpu GROUP BY host") == [
+            {"host": "a", "n": 160}
+        ]
+
+    bucket.run(ask, workers)
+    assert any(b"s3://" in task.plan for task in workers.tasks)

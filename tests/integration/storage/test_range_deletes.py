@@ -202,7 +202,7 @@ def test_l23_there_is_an_end_to_deletes_that_wait() -> None:
         node = await opened(MemoryStore())
         await write(node, [1])
         await node.shards[1].checkpoint()
-        with mock.patch("storage.shard.DELETES_MAX", 3):
+        with mock.patch("storage.admission.DELETES_MAX", 3):
             for n in range(3):
                 await delete(node, RangeDelete(n, n))
             with pytest.raises(LogBacklogFull, match="wait for compaction"):

@@ -25,6 +25,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "protos"
 
 
+def test_the_engines_view_of_plans_is_current(tmp_path: Path) -> None:
+    plugin = Path(sys.executable).parent / "protoc-gen-mypy"
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--plugin=protoc-gen-mypy={plugin}"]
+    command += [f"--python_out={tmp_path}", f"--mypy_out={tmp_path}", "engine/dfplan.proto"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    for name in "dfplan_pb2.py", "dfplan_pb2.pyi":
+        assert (ROOT / "engine" / name).read_text() == (tmp_path / "engine" / name).read_text(), "run: make protos"
+
+
 def test_there_are_contracts() -> None:
     assert [path.name for path in PROTOS] == ["internal.proto", "runnel.proto"]
 

@@ -11,10 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.datafile import (
+    BATCH_ROWS,
     BLOOM_VALUES_MAX,
     CREATE_TRIES_MAX,
     OWN_FIELD_IDS,
+    PAGE_BYTES,
     ROW_GROUP_ROWS,
+    STRING_BATCH_ROWS,
+    batch_rows,
     encode_parquet,
 )
 from storage.errors import StoreFull, StoreUnavailable
@@ -125,6 +129,19 @@ def test_a_store_that_never_answers_clearly_is_unavailable_and_a_full_one_is_ful
     store.arm(Fault.FULL)
     with pytest.raises(StoreFull):
         write_file(store, TABLE, 3, 5, 1, tail)
+
+
+def test_rows_with_long_strings_are_encoded_few_at_a_time() -> None:
+    """A page ends with what is encoded at once, and who reads it holds all of it."""
+    short = pa.RecordBatch.from_pydict({"i": [1] * 5_000})
+    assert batch_rows(short) == BATCH_ROWS
+    texts = pa.array(["x"] * 3_000 + ["y" * 2**16] * 1_000 + [None] * 1_000)
+    mixed = short.append_column("s", texts)
+    assert batch_rows(mixed.slice(0, 2_900)) == STRING_BATCH_ROWS
+    assert PAGE_BYTES // 2**16 <= batch_rows(mixed) <= 2 * PAGE_BYTES // 2**16
+    assert batch_rows(pa.Table.from_batches([mixed.slice(0, 10), mixed.slice(10)])) == batch_rows(mixed.slice(10))
+    assert batch_rows(mixed.slice(0, 0)) == STRING_BATCH_ROWS
+    assert batch_rows(pa.RecordBatch.from_pydict({"s": ["x" * 2**19] * 9})) == 2
 
 
 def bloom_bytes(data: pa.Buffer) -> list[dict[str, int]]:

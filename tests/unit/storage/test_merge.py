@@ -174,6 +174,63 @@ def test_l25_merges_of_the_same_times_are_cut_at_the_same_places(tmp_path: Path)
         assert not any(f.time_low <= hull[1] and f.time_high >= hull[0] for f in others)
 
 
+def test_long_strings_take_no_more_memory_than_others(tmp_path: Path) -> None:
+    """Rows are decoded by what they hold: 64 MB here, four times of which were in memory at once."""
+    store, files, count, length = MemoryStore(), [], 256, 2**15
+    for number in range(8):
+        rows = make_rows(range(number, 8 * count, 8), ["a"] * count, count * number)
+        texts = pa.array([f"{n}".ljust(length, "x") for n in range(count)])
+        rows = rows.set_column(rows.schema.names.index("s"), "s", texts)
+        files.append(write_file(store, TABLE, 3, 5, 1, [TailBatch(count * number, rows)]))
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        job = MergeJob(TABLE, tuple(files), names(TABLE, 9))
+        (file,) = merge_files(store, job, tmp_path, read_bytes=4 * 2**20)
+    finally:
+        pa.set_memory_pool(before)
+    assert file.rows == 8 * count
+    assert pool.max_memory() < 2 * 8 * count * length
+
+
+class CountingStore(MemoryStore):
+    """Remembers how much was fetched at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[int] = []
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        self.fetched.append(length)
+        return super().get_range(path, start, length)
+
+
+def test_large_row_groups_of_an_object_store_are_fetched_once_and_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, those of all files together would be as large as the merge itself."""
+    monkeypatch.setattr("storage.merge.WHOLE_BYTES_MAX", 0)
+    monkeypatch.setattr("storage.merge.GROUP_BYTES_MAX", 2**20)
+    monkeypatch.setattr("storage.merge.STREAM_BYTES", 2**16)
+    monkeypatch.setattr("storage.datafile.PAGE_BYTES", 2**16)
+    store, chooser = CountingStore(), random.Random(7)
+    files = []
+    for number in range(2):
+        rows = make_rows(range(200), ["a"] * 200, 200 * number)
+        texts = pa.array([chooser.randbytes(10_000).hex() for _ in range(200)])
+        rows = rows.set_column(rows.schema.names.index("s"), "s", texts)
+        files.append(write_file(store, TABLE, 3, 5, 1, [TailBatch(200 * number, rows)]))
+    assert all(file.bytes > 3 * 2**19 for file in files)
+    merged(store, files, tmp_path)
+    assert sum(store.fetched) < 1.75 * sum(file.bytes for file in files)
+    assert max(store.fetched) < 2**20, "a dictionary is fetched whole"
+    monkeypatch.setattr("storage.merge.GROUP_BYTES_MAX", LARGE)
+    store.fetched = []
+    merged(store, files, tmp_path)
+    assert max(store.fetched) > 3 * 2**19, "small ones with few requests"
+
+
 def test_merged_files_have_bloom_filters_of_their_tags_of_many_values(tmp_path: Path) -> None:
     store, files = MemoryStore(), []
     for first in range(0, 3000, 1000):
@@ -191,9 +248,13 @@ def test_merged_files_have_bloom_filters_of_their_tags_of_many_values(tmp_path: 
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     store = MemoryStore()
     files, _ = write_layers(store, [[(1, "a")], [(1, "a")]])
-    store.objects[files[1].path] = b"PAR1 this is no Parquet PAR1"
-    with pytest.raises(CorruptObject, match="cpu7"):
-        merged(store, files, tmp_path)
+    whole = store.get(files[1].path)
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    damages = [whole[:at] + bytes(40) + whole[at + 40 :] for at in (4, footer)]
+    for damaged in (b"PAR1 this is no Parquet PAR1", *damages):
+        store.objects[files[1].path] = damaged
+        with pytest.raises(CorruptObject, match=files[1].path):
+            merged(store, files, tmp_path)
     store.delete(files[1].path)
     with pytest.raises(ObjectMissing):
         merged(store, files, tmp_path)

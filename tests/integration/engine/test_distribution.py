@@ -1,0 +1,235 @@
+"""The engine on its ladder: what is chosen, what comes back, what is said. Workers are in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine.engine import Engine, EngineLimits
+from engine.errors import QueryTimeout, StatementFailed
+from engine.ladder import LadderLimits
+from engine.staged import StagedSource
+from storage.schema import TypeKind
+from tests.harness.queries import POOL_BYTES, World, make_table, sorted_rows, to_rows
+from tests.harness.stages import LocalWorkers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.ladder import Gathered
+    from engine.stages import Stages
+    from tests.harness.queries import Row
+
+FIELDS = {"a": TypeKind.INT64, "b": TypeKind.FLOAT64, "text": TypeKind.STRING}
+TABLE = make_table("m", ("host", "zone"), FIELDS)
+OTHER = make_table("o", ("host",), {"weight": TypeKind.INT64}, id=2)
+PARTIAL = LadderLimits(query_bytes_min=1, shuffle_bytes_min=2**40, task_bytes=1)
+SHUFFLE = LadderLimits(query_bytes_min=1, shuffle_bytes_min=1, task_bytes=1)
+LIMITS = pytest.mark.parametrize("ladder", [PARTIAL, SHUFFLE], ids=["partial/final", "full shuffle"])
+GROUPED = "SELECT host, count(*) AS n, sum(a) AS s, max(text) AS t FROM m GROUP BY host"
+STATEMENTS = (
+    GROUPED,
+    "SELECT count(*) AS n FROM m",
+    "SELECT zone, avg(b) AS b FROM m WHERE time >= to_timestamp_nanos(30) GROUP BY zone",
+    "SELECT m.host, sum(weight) AS w FROM m JOIN o ON m.host = o.host GROUP BY m.host",
+    "SELECT host, last_value(a ORDER BY time, a) AS l FROM m WHERE a IS NOT NULL GROUP BY host",
+    "SELECT * FROM m WHERE a > 50",
+    "SELECT time, host, zone FROM m ORDER BY time DESC, host, zone LIMIT 7",
+    "SELECT text FROM m WHERE text = 'nothing is called so'",
+)
+REFUSED = "a test's workers do not do that"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Layers that overlap, files that stand alone, and rows that are in memory only, also of one key several times."""
+    world = World(tmp_path, TABLE, OTHER)
+    for part in range(3):
+        for low in range(0, 80, 20):
+            rows: list[Row] = [{"time": low + t, "host": f"h{t % 5}", "a": t * part} for t in range(30)]
+            rows = [row | {"text": f"text number {row['a']}"} | ({"zone": "z"} if row["a"] % 2 else {}) for row in rows]
+            world.add_file(rows, partition=part)
+    world.add_file([{"time": 5_000 + t, "host": f"h{t % 5}", "b": t * 0.5} for t in range(200)])
+    world.add_tail([{"time": t, "host": f"h{t % 5}", "b": t * 1.0} for t in range(0, 90, 3)], partition=1)
+    world.add_file([{"time": t, "host": f"h{t}", "weight": t} for t in range(4)], OTHER)
+    return world
+
+
+class Held:
+    """An engine over a world with workers of its own."""
+
+    def __init__(self, world: World, workers: LocalWorkers, ladder: LadderLimits, **limits: Any) -> None:
+        self.world = world
+        self.workers = workers
+        chosen: dict[str, Any] = {"memory_bytes": POOL_BYTES, "query_seconds": 30.0} | limits
+        self._limits = EngineLimits(ladder=ladder, **chosen)
+
+    def ask(self, *statements: str) -> list[list[dict[str, Any]]]:
+        async def main() -> list[list[dict[str, Any]]]:
+            engine = Engine(str(self.world.folder), self._limits, workers=self.workers)
+            try:
+                return [await self.world.rows(engine, statement) for statement in statements]
+            finally:
+                await engine.close()
+
+        return asyncio.run(main())
+
+
+@LIMITS
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_merged_rows_and_rows_in_memory_are_the_same_on_every_rung(
+    world: World, ladder: LadderLimits, statement: str
+) -> None:
+    workers = LocalWorkers()
+    (got,) = Held(world, workers, ladder).ask(statement)
+    assert sorted_rows(got) == sorted_rows(world.ask(statement))
+    assert workers.runs
+    assert workers.is_closed
+
+
+def test_every_row_of_a_table_is_not_sent_to_workers_and_back(world: World) -> None:
+    workers = LocalWorkers()
+    (rows,) = Held(world, workers, SHUFFLE).ask("SELECT host, weight FROM o")
+    assert len(rows) == 4
+    assert not workers.runs
+
+
+@pytest.mark.parametrize(
+    ("limits", "slots", "runs"),
+    [(SHUFFLE, 3, 1), (SHUFFLE, 1, 0), (SHUFFLE, 0, 0), (LadderLimits(query_bytes_min=2**40), 3, 0)],
+)
+def test_workers_are_used_when_it_is_worth_it_and_some_are_free(
+    world: World, limits: LadderLimits, slots: int, runs: int
+) -> None:
+    workers = LocalWorkers(slots)
+    (rows,) = Held(world, workers, limits).ask(GROUPED)
+    assert sorted_rows(rows) == sorted_rows(world.ask(GROUPED))
+    assert len(workers.runs) == runs
+
+
+def test_a_small_statement_asks_for_no_workers(world: World) -> None:
+    """Ray starts when somebody wants to know how many there are."""
+
+    class Unasked(LocalWorkers):
+        def slots(self) -> int:
+            raise AssertionError("nobody needs workers")
+
+    Held(world, Unasked(), LadderLimits(query_bytes_min=2**40)).ask(GROUPED, "EXPLAIN SELECT 1")
+
+
+@pytest.mark.parametrize(("losses", "runs"), [(1, 2), (2, 3), (3, 3)])
+def test_stages_run_again_where_workers_are_lost_and_at_last_here(world: World, losses: int, runs: int) -> None:
+    workers = LocalWorkers(losses=losses)
+    (rows,) = Held(world, workers, SHUFFLE).ask(GROUPED)
+    assert sorted_rows(rows) == sorted_rows(world.ask(GROUPED))
+    assert len(workers.runs) == runs
+
+
+def test_a_task_that_fails_makes_the_statement_run_here(world: World) -> None:
+    workers = LocalWorkers(failure=REFUSED)
+    (rows,) = Held(world, workers, SHUFFLE).ask(GROUPED)
+    assert sorted_rows(rows) == sorted_rows(world.ask(GROUPED))
+    assert len(workers.runs) == 1
+
+
+def test_what_cannot_be_computed_says_so_as_it_does_in_one_process(world: World) -> None:
+    with pytest.raises(StatementFailed):
+        Held(world, LocalWorkers(), SHUFFLE).ask("SELECT host, sum(1 / (a - a)) AS s FROM m GROUP BY host")
+
+
+def test_more_than_half_of_the_memory_does_not_come_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Any = StagedSource.__init__
+
+    def with_little(self: StagedSource, *arguments: Any) -> None:
+        real(self, *arguments[:-1], 100)
+
+    monkeypatch.setattr(StagedSource, "__init__", with_little)
+    workers = LocalWorkers()
+    (rows,) = Held(world, workers, SHUFFLE).ask(f"EXPLAIN ANALYZE {GROUPED}")
+    assert workers.runs
+    assert "bytes came back" in plan_lines(rows)["ran here"]
+
+
+def test_the_time_limit_holds_while_workers_work(world: World) -> None:
+    cancelled: list[bool] = []
+
+    class Endless(LocalWorkers):
+        async def run(self, stages: Stages) -> Gathered:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                raise
+            raise AssertionError
+
+    with pytest.raises(QueryTimeout):
+        Held(world, Endless(), SHUFFLE, query_seconds=3.0).ask(GROUPED)
+    assert cancelled == [True]
+
+
+@LIMITS
+def test_parameters_and_an_insert_go_the_same_way(world: World, ladder: LadderLimits) -> None:
+    workers = LocalWorkers()
+    limits = EngineLimits(POOL_BYTES, ladder=ladder)
+
+    async def main() -> tuple[list[Row], str, list[Row]]:
+        engine = Engine(str(world.folder), limits, workers=workers)
+        try:
+            counted = await world.rows(engine, "SELECT count(*) AS n FROM m WHERE host = $h", params={"h": "h3"})
+            insert = "INSERT INTO o (time, host, weight) SELECT max(time), host, count(*) FROM m GROUP BY host"
+            stream = await world.start(engine, insert, may_write=True)
+            assert stream.change is not None
+            return counted, stream.change.table, [row async for batch in stream for row in to_rows(batch)]
+        finally:
+            await engine.close()
+
+    counted, target, rows = asyncio.run(main())
+    assert counted == world.ask("SELECT count(*) AS n FROM m WHERE host = 'h3'")
+    assert target == "o"
+    wanted = world.ask("SELECT max(time) AS time, host, count(*) AS weight FROM m GROUP BY host")
+    assert sorted_rows(rows) == sorted_rows(wanted)
+    assert len(workers.runs) == 2
+
+
+def plan_lines(rows: list[dict[str, Any]]) -> dict[str, str]:
+    return {row["plan_type"]: row["plan"] for row in rows}
+
+
+@LIMITS
+def test_explain_shows_rung_and_stages(world: World, ladder: LadderLimits) -> None:
+    workers = LocalWorkers()
+    lines = plan_lines(Held(world, workers, ladder).ask(f"EXPLAIN {GROUPED}")[0])
+    assert {"logical_plan", "physical_plan"} < lines.keys()
+    assert lines["rung"].startswith("partial/final: " if ladder is PARTIAL else "full shuffle: ")
+    stages = lines["stages"].splitlines()
+    assert stages[0].startswith("stage 0: ")
+    assert [line for line in stages if line.endswith(": here")]
+    assert not workers.runs
+
+
+def test_explain_says_why_a_statement_stays_here(world: World) -> None:
+    lines = plan_lines(Held(world, LocalWorkers(slots=0), SHUFFLE).ask(f"EXPLAIN {GROUPED}")[0])
+    assert lines["rung"] == "local stream: too few workers in this test"
+    assert "stages" not in lines
+
+
+def test_explain_analyze_has_the_figures_of_each_task(world: World) -> None:
+    workers = LocalWorkers()
+    lines = plan_lines(Held(world, workers, SHUFFLE).ask(f"EXPLAIN ANALYZE {GROUPED}")[0])
+    tasks = [name for name in lines if name.startswith("stage ")]
+    assert len(tasks) == len(workers.tasks) > 2
+    assert "rows and" in lines[tasks[0]]
+    assert lines["rows"] == str(len(world.ask(GROUPED)))
+
+
+def test_explain_analyze_says_that_it_ran_here_after_all(world: World) -> None:
+    lines = plan_lines(Held(world, LocalWorkers(failure=REFUSED), SHUFFLE).ask(f"EXPLAIN ANALYZE {GROUPED}")[0])
+    assert lines["ran here"] == REFUSED
+    assert "AggregateExec" in lines["Plan with Metrics"]
+
+
+def test_explain_without_workers_is_datafusions(world: World) -> None:
+    names = [row["plan_type"] for row in world.ask(f"EXPLAIN {GROUPED}")]
+    assert names == ["logical_plan", "physical_plan"]
