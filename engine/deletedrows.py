@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from engine.viewsql import not_deleted, quote
+from engine.viewsql import NEWER, not_deleted, quote
 from storage.schema import TIME_COLUMN
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def without_deleted(context: SessionContext, table: Table, frame: DataFrame, del
     if deletes.conditions:
         frame = frame.filter(not_deleted(table, deletes.conditions))
     for keys in deletes.tables:
-        frame = frame.join_on(context.read_batch(keys.rows), *_matches(table, keys), how="anti")
+        layer = frame.alias(NEWER)  # as a merge's: `engine.stoppable` need not heed it, for it makes no rows
+        frame = layer.join_on(context.read_batch(keys.rows), *_matches(table, keys), how="anti")
     return frame
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from engine.deletedrows import CONDITIONS_MAX, KEYS_MAX, divided
+import pyarrow as pa
+from datafusion import SessionContext
+
+from engine.deletedrows import CONDITIONS_MAX, KEYS_MAX, divided, without_deleted
+from engine.stoppable import joins
 from storage.deletes import RangeDelete, TagValues
+from tests.harness.queries import make_table
 
 HOST, RACK = 1, 2
 
@@ -43,3 +48,21 @@ def test_without_a_value_or_with_too_many_combinations_they_stay_conditions() ->
     found = divided([*stay, *(host(f"h{n}") for n in range(CONDITIONS_MAX))])
     assert found.conditions == stay
     assert [keys.rows.num_rows for keys in found.tables] == [CONDITIONS_MAX]
+
+
+def test_they_are_no_joins_of_the_statement() -> None:
+    """One that joins is written down and read again to be stoppable; these make no rows."""
+    context = SessionContext()
+    rows = pa.RecordBatch.from_pydict(
+        {
+            "time": pa.array([1, 5, 1], pa.timestamp("ns")),
+            "c1": pa.array(["h1", "h1", None], pa.string_view()),
+            "c2": pa.array([None, "r", "r"], pa.string_view()),
+        }
+    )
+    deletes = [RangeDelete(0, 3, (TagValues(HOST, (f"h{n}",)), TagValues(RACK, (None,)))) for n in range(20)]
+    table = make_table(tags=("host", "rack"))
+    frame = without_deleted(context, table, context.read_batch(rows), divided([*deletes, host("h2")]))
+    assert frame.select("time").to_pydict()["time"] == pa.array([5, 1], pa.timestamp("ns")).to_pylist()
+    assert "Join" in frame.logical_plan().display_indent()
+    assert not joins(frame)
