@@ -11,7 +11,8 @@ from engine.engine import Engine, EngineLimits
 from engine.errors import QueryTimeout, StatementFailed
 from engine.ladder import LadderLimits
 from engine.staged import StagedSource
-from storage.schema import TypeKind
+from storage.deletes import RangeDelete, TagValues
+from storage.schema import OP_COLUMN, Op, TypeKind
 from tests.harness.queries import POOL_BYTES, World, make_table, sorted_rows, to_rows
 from tests.harness.stages import LocalWorkers
 
@@ -87,6 +88,34 @@ def test_merged_rows_and_rows_in_memory_are_the_same_on_every_rung(
     assert sorted_rows(got) == sorted_rows(world.ask(statement))
     assert workers.runs
     assert workers.is_closed
+
+
+@LIMITS
+@pytest.mark.parametrize("deletes", [3, 40], ids=["conditions", "joined against"])
+def test_l25_l26_what_deletes_take_is_left_out_on_every_rung(world: World, ladder: LadderLimits, deletes: int) -> None:
+    """Rows that delete others, in files and in memory; range deletes that wait, and that came since."""
+    for part in range(3):
+        world.add_tail(
+            [{"time": t, "host": f"h{t % 5}", OP_COLUMN: Op.DELETE.code} for t in range(3, 90, 7)], None, part
+        )
+        world.add_tail(
+            [{"time": t, "host": f"h{t % 5}", "a": 1, OP_COLUMN: Op.PUT.code} for t in range(1, 90, 9)], None, part
+        )
+        for n in range(deletes):
+            tags = (TagValues(1, (f"h{n % 5}", "x")), TagValues(2, ((None, "z")[n % 2],)))
+            world.add_delete(RangeDelete(n, n + 2, tags), None, part)
+        if part:
+            world.checkpoint(partition=part)
+            world.add_delete(RangeDelete(60, 62), None, part)
+            world.add_tail([{"time": t, "host": "h1", "a": t} for t in range(61, 90)], None, part)
+    assert any(file.has_ops for part in world.of(TABLE).partitions for file in part.files)
+    workers = LocalWorkers()
+    statements = [GROUPED, "SELECT count(*) AS n, sum(a) AS a FROM m", "SELECT * FROM m WHERE a >= 0"]
+    found = Held(world, workers, ladder).ask(*statements)
+    assert len(workers.runs) == len(statements)
+    for statement, got in zip(statements, found, strict=True):
+        assert sorted_rows(got) == sorted_rows(world.ask(statement))
+    assert sorted_rows(found[2]) == sorted_rows([row for row in world.expected() if "a" in row])
 
 
 def test_every_row_of_a_table_is_not_sent_to_workers_and_back(world: World) -> None:
