@@ -22,6 +22,7 @@ from storage.entries import record_entry
 from storage.errors import (
     CatalogBehind,
     FsyncFailed,
+    LogBacklogFull,
     MemoryExhausted,
     OutcomeUnknown,
     RequestTooLarge,
@@ -242,7 +243,11 @@ class Shard:
 
     def _check_first(self, parts: Sequence[Append | EncodedAppend]) -> None:
         """Everything that can be refused is refused before anything is sent (L4)."""
-        admission.check_first(self.state, self.tables, parts)
+        try:
+            admission.check_first(self.state, self.tables, parts)
+        except LogBacklogFull:
+            self._due.set()  # compaction carries out what a Checkpoint lists
+            raise
 
     def _encode(self, parts: Sequence[Append]) -> list[_Queued]:
         self._require_room(sum(held_bytes(p.rows) for p in parts))  # first: who waits for room asks many times

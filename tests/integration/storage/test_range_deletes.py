@@ -24,6 +24,7 @@ from storage.tailanswer import TailRows
 from tests.harness.merging import merged
 from tests.harness.storagenode import Ledger, StorageNode, store_snapshot
 from tests.harness.stores import MemoryStore
+from tests.harness.waiting import until
 from tests.integration.storage.test_two_owners import in_a_loop, owner
 
 if TYPE_CHECKING:
@@ -214,6 +215,25 @@ def test_l23_there_is_an_end_to_deletes_that_wait() -> None:
             assert pending(node.shards[1]) == 1, "of times that no file has nothing waits"
             await delete(node, RangeDelete(9, 9))
         assert DELETES_MAX > 100
+
+    in_a_loop(work)
+
+
+def test_l23_deletes_that_are_too_many_are_checkpointed_so_that_compaction_sees_them() -> None:
+    """Else they stay in the tail until it is old, and nobody can delete anything meanwhile."""
+
+    async def work() -> None:
+        node = await opened(MemoryStore())
+        await write(node, [1, 2])
+        await node.shards[1].checkpoint()
+        with mock.patch("storage.admission.DELETES_MAX", 2):
+            for _ in range(2):
+                await delete(node, RangeDelete(1, 1))
+            with pytest.raises(LogBacklogFull):
+                await delete(node, RangeDelete(1, 1))
+            await until(lambda: pending(node.shards[1]) == 2)
+            assert await merge(node) == [True]
+            await delete(node, RangeDelete(1, 1))
 
     in_a_loop(work)
 

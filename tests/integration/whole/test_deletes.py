@@ -255,6 +255,8 @@ def test_through_the_api_of_influxdb_2(node: RunningNode) -> None:
         (times | {"predicate": 'host!="a"'}, "bucket=v2", 400, "cannot be understood"),
         (times | {"predicate": 'host="a" OR host="b"'}, "bucket=v2", 400, "join conditions by AND"),
         (times | {"predicate": 'v="1"'}, "bucket=v2", 400, "no tag"),
+        (times | {"predicate": '_field="v"'}, "bucket=v2", 400, "no tag"),
+        (times | {"predicate": 'host="C:\\temp"'}, "bucket=v2", 400, "no escape"),
     ):
         got, answer = delete(body, query)
         assert (got, text in answer) == (status, True), (body, query, got, answer)

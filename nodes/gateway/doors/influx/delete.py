@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 ANONYMOUS: Final = Principal()
 PARAMETERS: Final = frozenset({"org", "orgID", "bucket"})
 MEASUREMENT: Final = "_measurement"
+NO_TAGS: Final = frozenset({"_field", "_value", "_time", "_start", "_stop"})
+"""Flux's columns beside tags: InfluxDB deletes by none of them, and to answer 204 would say that it was done."""
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
 _WORD: Final = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s"'=!<>()]+)"""
 _CONDITION: Final = re.compile(rf"\s*({_WORD})\s*=\s*({_WORD})\s*")
+_ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
+_ESCAPES: Final = {"n": "\n", "\\": "\\", '"': '"', "'": "'"}
 _AND: Final = re.compile(r"\band\b", re.IGNORECASE)
 
 
@@ -118,7 +122,14 @@ def predicate(text: str) -> list[tuple[str, str]]:
 
 
 def _unquoted(word: str) -> str:
-    return re.sub(r"\\(.)", r"\1", word[1:-1]) if word[0] in "\"'" else word
+    """What it stands for. BadRequest for an escape that is none: C:\\temp with one backslash is no other name."""
+
+    def character(match: re.Match[str]) -> str:
+        if match.group(1) not in _ESCAPES:
+            raise BadRequest(f"{match.group()!r} in the predicate is no escape: write two backslashes for one")
+        return _ESCAPES[match.group(1)]
+
+    return _ESCAPED.sub(character, word[1:-1]) if word[0] in "\"'" else word
 
 
 def range_of(table: Table, low: int, high: int, conditions: list[tuple[str, str]]) -> RangeDelete | None:
@@ -126,6 +137,8 @@ def range_of(table: Table, low: int, high: int, conditions: list[tuple[str, str]
     tags: dict[int, str | None] = {}
     for name, value in conditions:
         column = table.by_name.get(name)
+        if name in NO_TAGS and column is None:
+            raise BadRequest(f"{name!r} is no tag: deletes are by {MEASUREMENT}, tags and time, with start and stop")
         if name == MEASUREMENT:
             if value != table.name:
                 return None
