@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from storage.checkpoint import Section, section_entry
 from storage.deletes import PendingDelete, after_merge, decode_delete, encode_delete
-from storage.errors import CorruptObject
+from storage.errors import CatalogBehind, CorruptObject
 from storage.filechange import changes_from_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from storage.deletes import RangeDelete
     from storage.filechange import FileChange
     from storage.frames import Entry
     from storage.schema import Table
@@ -84,13 +85,23 @@ def read_pending(
     only: Collection[int] | None,
     where: str,
 ) -> dict[Key, tuple[PendingDelete, ...]]:
-    """The reverse of `pending_sections`, of the tables ``only``. Raises CorruptObject, UnsupportedFormat."""
+    """The reverse of `pending_sections`, of the tables ``only``.
+
+    Raises CorruptObject, UnsupportedFormat, and CatalogBehind for a tag that is not known here yet.
+    """
     found: dict[Key, list[PendingDelete]] = {}
     for row in rows:
         if only is None or row["table_id"] in only:
             table = tables(row["table_id"])
             if table is None:
                 raise CorruptObject(f"{where}: a delete of a table that the Catalog has never named")
-            one = PendingDelete(row["order"], decode_delete(row["delete"], table, where), frozenset(row["files"]))
+            one = PendingDelete(row["order"], _decoded(row["delete"], table, where), frozenset(row["files"]))
             found.setdefault((row["table_id"], row["partition"]), []).append(one)
     return {key: tuple(pending) for key, pending in found.items()}
+
+
+def _decoded(data: bytes, table: Table, where: str) -> RangeDelete:
+    """A Checkpoint does not say which version of its table a delete was written for (L30): its tags tell."""
+    if any(tag.column_id not in table.by_id for tag in decode_delete(data, None, where).tags):
+        raise CatalogBehind(f"{where}: a delete by a tag that table {table.name!r} does not have here yet")
+    return decode_delete(data, table, where)

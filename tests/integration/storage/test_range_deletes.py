@@ -13,16 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from nodes.tailmessages import CHUNK_BYTES, chunks, rows_to
+from storage.changes import ColumnSpec, EnsureTable
 from storage.deletes import DELETE_BYTES_MAX, DELETES_MAX, RangeDelete, TagValues, of_file
-from storage.errors import LogBacklogFull, RequestTooLarge
+from storage.errors import CatalogBehind, LogBacklogFull, RequestTooLarge
 from storage.filechange import FileChange
 from storage.fold import fold
 from storage.frames import WriteId
-from storage.schema import NO_ROWS, TailBatch
+from storage.schema import NO_ROWS, Role, TailBatch, TypeKind
 from storage.shard import Append
 from storage.tailanswer import TailRows
 from tests.harness.merging import merged
-from tests.harness.storagenode import Ledger, StorageNode, store_snapshot
+from tests.harness.storagenode import DATABASE, Ledger, StorageNode, store_snapshot
 from tests.harness.stores import MemoryStore
 from tests.harness.waiting import until
 from tests.integration.storage.test_two_owners import in_a_loop, owner
@@ -196,6 +197,28 @@ def test_l21_a_merge_that_knew_of_a_delete_before_its_checkpoint_stands() -> Non
         assert await shard.replace_files([knowing]) == [True]
         assert pending(shard) == 0
         assert seen(node) == [1, 2, 4]
+
+    in_a_loop(work)
+
+
+def test_l30_a_reader_catches_up_with_the_tags_of_deletes_that_wait() -> None:
+    """It was told that the Checkpoint is corrupt, which nobody tries again."""
+
+    async def work() -> None:
+        node = await opened(MemoryStore())
+        older = node.table("t0")
+        await write(node, [1])
+        await node.shards[1].checkpoint()
+        rack = ColumnSpec("rack", Role.TAG, TypeKind.STRING)
+        await node.catalog.alter([EnsureTable(DATABASE, "t0", [rack])])
+        await delete(node, RangeDelete(tags=(TagValues(node.table("t0").by_name["rack"].id, ("x",)),)))
+        store_id = node.shards[1].identity.store_id
+        for _ in range(2):  # in the tail, and pending
+            with pytest.raises(CatalogBehind):
+                store_snapshot(node.store, store_id, 1, lambda _: older)
+            assert seen(node) == [1]
+            await node.shards[1].checkpoint()
+        assert pending(node.shards[1]) == 1
 
     in_a_loop(work)
 
