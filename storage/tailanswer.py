@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.schema import TIME_COLUMN, Role, TailBatch
+from storage.schema import OP_COLUMN, TIME_COLUMN, Role, TailBatch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TailWanted:
-    """A question: table ids with the columns wanted of each (storage names; None is all; time and tags always come).
+    """A question: table ids with the columns wanted of each (storage names; None is all; keys and ops always come).
 
     What the asker kept belongs to ``from_epoch`` and reaches to ``from_sequence``: only what is newer is needed. The
     filters leave out rows that cannot fit, not all of them: the asker filters again. Times are in ns, inclusive.
@@ -198,8 +198,8 @@ def _equal(rows: pa.RecordBatch, name: str, value: str) -> npt.NDArray[np.bool_]
 
 
 def _projected(table: Table, rows: pa.RecordBatch, columns: Collection[str] | None) -> pa.RecordBatch:
-    """The key always comes: rows are folded by it (FORMAT F11)."""
+    """The key and the op always come: rows are folded by them (FORMAT F11)."""
     if columns is None:
         return rows
-    keys = {TIME_COLUMN, *(tag.storage_name for tag in table.tags)}
+    keys = {TIME_COLUMN, OP_COLUMN, *(tag.storage_name for tag in table.tags)}
     return rows.select([name for name in rows.schema.names if name in keys or name in columns])

@@ -12,7 +12,7 @@ import pytest
 
 from storage.errors import CorruptObject
 from storage.kepttail import KeptTails, whole_snapshot
-from storage.schema import TailBatch
+from storage.schema import OP_COLUMN, OP_TYPE, Op, TailBatch
 from storage.shardstate import Cutoff, PartitionState, ShardState, TailEntry
 from storage.tailanswer import TailWanted, tail_answer
 from storage.tailcodec import pack_rows, unpack_rows
@@ -48,6 +48,15 @@ def answer(found: ShardState, wanted: TailWanted, position: int = 30) -> TailAns
 def rows_of(found: TailAnswer) -> dict[int, dict[str, Any]]:
     """Rows by offset."""
     return {r.batch.first_offset + i: row for r in found.rows for i, row in enumerate(r.batch.rows.to_pylist())}
+
+
+def test_f11_a_question_for_some_columns_is_answered_with_the_ops_of_rows() -> None:
+    """Without its op a deleted row would come back as one that patches nothing."""
+    found = state()
+    rows = make_rows([5], ["a"], 999).append_column(OP_COLUMN, pa.array([Op.DELETE.code], OP_TYPE))
+    entry = TailEntry(29, TailBatch(999, rows), 5, 5, 1)
+    found.partitions[7, 1].tail.append(entry)
+    assert rows_of(answer(found, TailWanted({7: ["f"]})))[999][OP_COLUMN] == Op.DELETE.code
 
 
 @pytest.mark.parametrize("seed", range(30))
