@@ -13,6 +13,8 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Final
 
+import pysyncobj.win_inet_pton  # noqa: F401  now, so that it is not imported later
+
 from cluster.errors import ClusterMisconfigured
 
 socket.inet_ntop = _socket.inet_ntop
