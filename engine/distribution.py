@@ -49,6 +49,10 @@ class Distribution:
         self._gather_bytes_max = gather_bytes_max
         self._tasks: TaskContext | None = None
 
+    def may_take(self, file_bytes: int) -> bool:
+        """Whether a statement that reads so much at most may run on workers."""
+        return file_bytes >= self._limits.query_bytes_min
+
     def offer(
         self,
         context: SessionContext,

@@ -11,10 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from engine.errors import NotReadOnly, QueryCancelled, QueryMemoryExhausted, QueryTimeout, TooManyQueries
+from engine.errors import (
+    NotReadOnly,
+    QueryCancelled,
+    QueryFailed,
+    QueryMemoryExhausted,
+    QueryTimeout,
+    TooManyQueries,
+)
 from engine.files import FileRoot
 from engine.ladder import LadderLimits
-from engine.names import is_insert
+from engine.names import first_word, is_change
 from engine.planner import Planner, PlannerLimits, PlanRequest, bind, mentioned_tables
 from engine.running import UNKNOWN_ORIGIN, Phase, RunningQueries
 from engine.stream import QueryStream
@@ -28,18 +35,21 @@ if TYPE_CHECKING:
     from engine.planner import Started
     from engine.running import EndListener, Origin, RunningQuery
     from engine.scan import SnapshotSource, SystemTable
+    from storage.filecache import CacheCounters, Lease
     from storage.objects import S3Options
     from storage.schema import Table, TableSnapshot
 
 PLANS_MAX: Final = 3
-"""A statement is planned so often while no row was handed out: its snapshot's files may go away (LOG L16), and one
-that runs out of memory is tried once more in a thriftier way."""
+"""A statement is planned so often while no row was handed out: its snapshot's files may go away (LOG L16), one that
+runs out of memory is tried once more in a thriftier way, and one that failed over cached files once they were looked
+at."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
     """What queries may use. ``memory_bytes`` is one fair pool for all; above it they spill, at most
-    ``spill_bytes_max`` (0: never). Over ``queries_max`` statements wait, over ``waiting_max`` they are refused."""
+    ``spill_bytes_max`` (0: never). Over ``queries_max`` statements wait, over ``waiting_max`` they are refused.
+    ``cache_folder`` has at most ``cache_bytes_max`` (0: none) of a remote store's files."""
 
     memory_bytes: int
     spill_folder: Path | None = None
@@ -51,6 +61,8 @@ class EngineLimits:
     wait_seconds: float = 60.0
     batch_rows: int = 8_192
     tails_bytes_max: int = 256 * 2**20
+    cache_folder: Path | None = None
+    cache_bytes_max: int = 0
     ladder: LadderLimits = field(default_factory=LadderLimits)
 
 
@@ -81,7 +93,7 @@ class Engine:
     ) -> None:
         self.running = RunningQueries(on_end)
         self._limits = limits
-        self._root = FileRoot(store_url, s3)
+        self._root = FileRoot(store_url, s3, limits.cache_folder, limits.cache_bytes_max)
         planner_limits = PlannerLimits(
             memory_bytes=limits.memory_bytes,
             spill_folder=limits.spill_folder,
@@ -98,6 +110,11 @@ class Engine:
         self._threads: ThreadPoolExecutor | None = None
         self._closed = False
 
+    @property
+    def cache_counters(self) -> CacheCounters:
+        """What the cache of a remote store's files has done; zeros without one."""
+        return self._root.cache_counters
+
     async def query(
         self,
         statement: str,
@@ -110,9 +127,9 @@ class Engine:
         timeout_seconds: float | None = None,
         system: Sequence[SystemTable] = (),
         origin: Origin = UNKNOWN_ORIGIN,
-        may_insert: bool = False,
+        may_write: bool = False,
     ) -> QueryStream:
-        """Plan one statement and run it up to its first batch. Of an INSERT the stream has what is to be written.
+        """Plan one statement and run it up to its first batch. One that writes gives the rows that are to be written.
 
         `tables` are the database's at `revision`; only those that the statement mentions are asked of `source`.
         The time limit is the lower of `timeout_seconds` and the engine's, and holds until the last batch. Raises
@@ -121,8 +138,9 @@ class Engine:
         params = params or {}
         bind(params)
         mentioned_tables(statement, ())
-        if is_insert(statement) and not may_insert:
-            raise NotReadOnly("INSERT changes rows, and this request may not: send it by POST")
+        if is_change(statement) and not may_write:
+            word = first_word(statement).upper()
+            raise NotReadOnly(f"{word} changes rows, and this request may not: send it by POST")
         limit = min(timeout_seconds or self._limits.query_seconds, self._limits.query_seconds)
         deadline = asyncio.get_running_loop().time() + limit
         query = self.running.add(database, statement, origin)
@@ -136,7 +154,7 @@ class Engine:
         return stream
 
     async def _attempts(self, statement: _Statement) -> QueryStream:
-        frugal = False
+        frugal = doubted = False
         for _ in range(PLANS_MAX - 1):
             try:
                 return await self._attempt(statement, frugal)
@@ -146,6 +164,10 @@ class Engine:
                 if frugal:
                     raise
                 frugal = True
+            except QueryFailed as error:
+                if doubted or not error.read_cached:
+                    raise
+                doubted = True
             statement.query.enter(Phase.WAITING)
         return await self._attempt(statement, frugal)
 
@@ -207,12 +229,16 @@ class Engine:
         started = await self._plan(request, statement.deadline, place)
         stream = QueryStream(
             started.schema, started.source, statement.deadline, statement.query,
-            lambda: self._finished(stream, place), started.target,
+            lambda: self._finished(stream, place, started.lease), started.change,
         )  # fmt: skip
         self._streams.add(stream)
         if self._closed:
             stream.stop(QueryCancelled("the engine is closing"))
-        await stream.fetch_first()
+        try:
+            await stream.fetch_first()
+        except QueryFailed as error:
+            error.read_cached = started.lease.is_doubted
+            raise
         return stream
 
     async def _plan(self, request: PlanRequest, deadline: float, place: _Place) -> Started:
@@ -231,8 +257,11 @@ class Engine:
             place.leave_after(planning)
             raise
 
-    def _finished(self, stream: QueryStream, place: _Place) -> None:
+    def _finished(self, stream: QueryStream, place: _Place, lease: Lease) -> None:
         self._streams.discard(stream)
+        if stream.outcome == QueryFailed.code:
+            lease.doubt()
+        lease.release()
         place.leave()
 
 
@@ -275,8 +304,8 @@ class _Place:
         places, self._places = self._places, None
 
         def done(future: asyncio.Future[Started]) -> None:
-            if not future.cancelled():
-                future.exception()
+            if not future.cancelled() and future.exception() is None:
+                future.result().lease.release()
             if places is not None:
                 places.release()
 

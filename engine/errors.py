@@ -87,6 +87,8 @@ class QueryFailed(EngineError):
     """The query failed while it ran (500)."""
 
     code = "query_failed"
+    read_cached: bool = False
+    """Whether it read cached files: those are read through before they are used again, so it is worth a second try."""
 
 
 class StatementFailed(QueryFailed):

@@ -7,12 +7,15 @@ a table with one invented path is encoded once per schema, and its paths are rep
 from __future__ import annotations
 
 import os.path
+import threading
 import urllib.parse
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from engine import dfplan_pb2
+from storage.errors import StoreUnavailable
+from storage.filecache import CacheCounters, FileCache, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,20 +34,40 @@ ASKED_ALONE_MAX: Final = 8
 
 
 class FileRoot:
-    """Where the store's objects are, for DataFusion (`url`) and for looking whether they still exist."""
+    """Where the store's objects are, for DataFusion (`url`) and for looking whether they still exist.
 
-    def __init__(self, store_url: str, options: S3Options | None) -> None:
+    Files of a store that is not on this machine's disk are cached in `cache_folder`, unless `cache_bytes` is 0.
+    """
+
+    def __init__(
+        self, store_url: str, options: S3Options | None, cache_folder: Path | None = None, cache_bytes: int = 0
+    ) -> None:
         scheme, separator, rest = store_url.partition("://")
         self.bucket: str | None = None
         self._options = options
         self._store_url = store_url
         self._store: ObjectStore | None = None
+        self._opening = threading.Lock()
+        self._is_closed = False
+        self._cache: FileCache | None = None
         if not separator or scheme == "file":
             self._folder = Path(urllib.parse.unquote(rest) if separator else store_url).absolute()
             self.url = "file://" + urllib.parse.quote(str(self._folder))
         else:
             self.bucket = rest.partition("/")[0]
             self.url = store_url.rstrip("/")
+            if cache_folder is not None and cache_bytes:
+                self._cache = FileCache(cache_folder.absolute(), cache_bytes, self._open_store)
+        self.cache_url = "" if cache_folder is None else "file://" + urllib.parse.quote(str(cache_folder.absolute()))
+
+    @property
+    def cache_counters(self) -> CacheCounters:
+        """What the cache of files has done; zeros without one."""
+        return CacheCounters() if self._cache is None else self._cache.counters
+
+    def lease(self) -> Lease:
+        """For one statement: the cached files that it reads stay until it is released."""
+        return Lease(self._cache)
 
     def missing(self, paths: Iterable[str]) -> list[str]:
         """Those of `paths` that do not exist (any more). Blocking."""
@@ -54,17 +77,23 @@ class FileRoot:
         return _missing(self._open_store(), paths)
 
     def close(self) -> None:
-        """Let the connection to the object store go. Idempotent."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        """Let the connection to the object store go, and fetch nothing more. Idempotent."""
+        if self._cache is not None:
+            self._cache.close()
+        with self._opening:
+            self._is_closed = True
+            if self._store is not None:
+                self._store.close()
 
     def _open_store(self) -> ObjectStore:
-        if self._store is None:
-            from storage.objects import open_store
+        with self._opening:
+            if self._is_closed:
+                raise StoreUnavailable(f"{self._store_url}: the engine is closed")
+            if self._store is None:
+                from storage.objects import open_store
 
-            self._store = open_store(self._store_url, self._options)
-        return self._store
+                self._store = open_store(self._store_url, self._options)
+            return self._store
 
 
 def _missing(store: ObjectStore, paths: Iterable[str]) -> list[str]:
@@ -85,21 +114,25 @@ def _missing(store: ObjectStore, paths: Iterable[str]) -> list[str]:
 class FileTables:
     """Makes DataFrames over lists of files; keeps one encoded plan per schema."""
 
-    def __init__(self, context: SessionContext, root_url: str) -> None:
+    def __init__(self, context: SessionContext, root_url: str, cache_url: str = "") -> None:
         self._context = context
         self._root_url = root_url
+        self._cache_url = cache_url
         self._templates: dict[pa.Schema, bytes] = {}
 
-    def table(self, schema: pa.Schema, paths: Sequence[str], scan_name: str = SCAN_NAME) -> DataFrame:
-        """A table over the files at `paths` (relative to the store); what a file lacks of `schema` is NULL.
+    def table(
+        self, schema: pa.Schema, paths: Sequence[str], scan_name: str = SCAN_NAME, is_cached: bool = False
+    ) -> DataFrame:
+        """A table over the files at `paths`, relative to the store, or to the cache's folder if `is_cached`.
 
-        `scan_name` is what plans call the scan and qualify its columns with.
+        What a file lacks of `schema` is NULL. `scan_name` is what plans call the scan and qualify its columns with.
         """
         from datafusion import LogicalPlan
 
         plan = dfplan_pb2.LogicalPlanNode.FromString(self._template(schema))
         plan.listing_scan.table_name.bare.table = scan_name
-        plan.listing_scan.paths[:] = [f"{self._root_url}/{path}" for path in paths]
+        root_url = self._cache_url if is_cached else self._root_url
+        plan.listing_scan.paths[:] = [f"{root_url}/{path}" for path in paths]
         decoded = LogicalPlan.from_bytes(self._context, plan.SerializeToString())
         return self._context.create_dataframe_from_logical_plan(decoded)
 

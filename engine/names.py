@@ -51,6 +51,8 @@ _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _NOT_PLAIN_WORDS: Final = "or xor not between case join union intersect except with lateral table values unnest"
 _NOT_PLAIN: Final = frozenset(_NOT_PLAIN_WORDS.split())
 """Next to one of these a comparison in the WHERE clause may not hold for every row, or not of the table."""
+CHANGES: Final = frozenset({"insert", "update", "delete", "truncate"})
+_BEFORE_TARGET: Final = frozenset({"into", "from", "table"})
 _AFTER_WHERE: Final = frozenset({"group", "order", "limit", "having", "offset"})
 
 
@@ -153,10 +155,14 @@ def _aliases(all_tokens: Sequence[Token]) -> list[str]:
 
 
 def _may_be_name(all_tokens: Sequence[Token], i: int) -> bool:
-    """Whether word `i` can be a column or table: not reserved, and not a function's name."""
+    """Whether word `i` can be a column or table: not reserved, and not a function's name.
+
+    After the table of an INSERT a parenthesis begins its list of columns.
+    """
     if all_tokens[i].text.lower() in RESERVED:
         return False
-    return i + 1 == len(all_tokens) or all_tokens[i + 1].text != "("
+    is_called = i + 1 < len(all_tokens) and all_tokens[i + 1].text == "("
+    return not is_called or (i > 0 and all_tokens[i - 1].text.lower() == "into")
 
 
 def first_word(statement: str) -> str:
@@ -165,9 +171,24 @@ def first_word(statement: str) -> str:
     return found[0].text.lower() if found and found[0].kind == "word" else ""
 
 
-def is_insert(statement: str) -> bool:
-    """Whether a statement begins as an INSERT does."""
-    return first_word(statement) == "insert"
+def is_change(statement: str) -> bool:
+    """Whether a statement begins as one that writes rows does."""
+    return first_word(statement) in CHANGES
+
+
+def change_target(statement: str) -> tuple[str, ...]:
+    """The parts of the name of the table that is written, as they are spelt; none if it is not where it is expected."""
+    found = tokens(statement)
+    at = 1
+    while at < len(found) and found[at].kind == "word" and found[at].text.lower() in _BEFORE_TARGET:
+        at += 1
+    parts: list[str] = []
+    while at < len(found) and found[at].kind in ("word", "quoted"):
+        parts.append(found[at].name)
+        if at + 1 == len(found) or found[at + 1].text != ".":
+            break
+        at += 2
+    return tuple(parts)
 
 
 def operators(statement: str) -> int:

@@ -6,6 +6,7 @@ snapshot of each table and no other database. Physical planning and execution go
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,14 +15,17 @@ import pyarrow as pa
 
 from engine import names, stoppable
 from engine.batches import BatchSource, Source
+from engine.changes import ChangeKind, RowChange
+from engine.deleterange import range_delete
 from engine.distribution import Distribution
-from engine.errors import InvalidParameter, InvalidStatement, NotSupported, UnknownTable
+from engine.errors import EngineError, InvalidParameter, InvalidStatement, NotSupported, QueryFailed, UnknownTable
 from engine.files import FileRoot, FileTables
 from engine.session import (
     CATALOG,
     SCHEMA,
     SYSTEM_SCHEMA,
-    insert_statement,
+    assigned,
+    change_statement,
     is_panic,
     new_context,
     planning_error,
@@ -31,8 +35,9 @@ from engine.session import (
 )
 from engine.tails import TailCache
 from engine.views import TIMES, Views, probe_name, usable
-from engine.viewsql import shown
+from engine.viewsql import keys, quote, shown
 from storage.errors import SnapshotTooOld
+from storage.filecache import Lease
 from storage.schema import Role
 
 if TYPE_CHECKING:
@@ -45,8 +50,9 @@ if TYPE_CHECKING:
     from engine.ladder import LadderLimits, Workers
     from engine.scan import SystemTable
     from engine.views import Tails, View
+    from storage.deletes import RangeDelete
     from storage.objects import S3Options
-    from storage.schema import Column, Table, TableSnapshot
+    from storage.schema import Column, DataFile, Table, TableSnapshot
 
 DESCRIBING: Final = frozenset({"show", "describe", "desc"})
 INFORMATION_SCHEMA: Final = "information_schema"
@@ -76,11 +82,15 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Started:
-    """A query that runs as its source is read. ``target``: the table that its rows are for, of an INSERT."""
+    """A query that runs as its source is read. ``change``: what its rows are for, of a statement that writes.
+
+    ``lease`` is to be released when the source is not read any more: what it holds was there for it.
+    """
 
     schema: pa.Schema
     source: Source
-    target: str = ""
+    lease: Lease
+    change: RowChange | None = None
 
 
 @dataclass(frozen=True)
@@ -152,44 +162,68 @@ class Planner:
 
     def start(self, request: PlanRequest) -> Started:
         """Plan and start a statement. Raises EngineError, SnapshotTooOld, UnsupportedFormat."""
+        lease = self._lease(request)
+        try:
+            return self._start(request, lease)
+        except BaseException:
+            lease.release()
+            raise
+
+    def _start(self, request: PlanRequest, lease: Lease) -> Started:
         params = bind(request.params)
         tails = {s.table.id: self._fold(s) for s in request.snapshots}
-        system = _system_tables(request)
-        offer = None
+        inputs = _Inputs(tails, _system_tables(request), params, lease)
+        named = self._name(request, inputs)
+        lease.keep(named.cached)
+        if lease.bring(named.files.values()):
+            named = self._name(request, inputs)
+            lease.keep(named.cached)
+        try:
+            source = self._source(named, _bytes(tails))
+        except EngineError as error:
+            _check_cached(lease)  # rather than the statement, one of them may be to blame
+            if isinstance(error, QueryFailed):
+                error.read_cached = lease.doubt()
+            raise
+        _check_cached(lease)
+        self._check_files(named.files.keys() - named.cached)
+        return Started(named.frame.schema(), source, lease, named.change)
+
+    def _lease(self, request: PlanRequest) -> Lease:
+        """What the statement may have of the cache: nothing, if workers run it, who have no such files."""
+        size = sum(file.bytes for s in request.snapshots for part in s.partitions for file in part.files)
+        is_shared = self._distribution is not None and self._distribution.may_take(size)
+        return Lease() if is_shared else self._root.lease()
+
+    def _name(self, request: PlanRequest, inputs: _Inputs) -> _Named:
+        """Plan up to names. A statement about the schema has a context of its own, which no other query can change."""
         if describes(request.statement):
             context, views = self._new_context(min(DESCRIBE_BYTES, self._limits.memory_bytes), None)
-            naming = _Naming(context, views, request, tails, system, params, describes=True)
-            frame = naming.frame()
-        else:
-            with self._lock:
-                context, views = self._shared()
-                self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
-                naming = _Naming(context, views, request, tails, system, params)
-                frame = naming.frame()
-                offer = self._offer(context, frame, naming, _bytes(tails))
-        started = self._execute(context, frame, offer, _bytes(tails), naming.target)
-        self._check_files(naming.paths)
-        return started
+            return _Naming(context, views, request, inputs, describes=True).named()
+        with self._lock:
+            context, views = self._shared()
+            self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
+            named = _Naming(context, views, request, inputs).named()
+            return dataclasses.replace(named, offer=self._offer(named, request, _bytes(inputs.tails)))
 
-    def _offer(self, context: SessionContext, frame: DataFrame, naming: _Naming, tails_bytes: int) -> Offer | None:
+    def _offer(self, named: _Named, request: PlanRequest, tails_bytes: int) -> Offer | None:
         """The statement as its rung has it; one that ran out of memory once has had its chance."""
-        if self._distribution is None or naming.request.frugal:
+        if self._distribution is None or request.frugal:
             return None
+        size = sum(file.bytes for file in named.files.values())
         return self._distribution.offer(
-            context, frame, naming.file_bytes(), tails_bytes, lambda count: self._set_partitions(context, count)
+            named.context, named.frame, size, tails_bytes, lambda count: self._set_partitions(named.context, count)
         )
 
-    def _execute(
-        self, context: SessionContext, frame: DataFrame, offer: Offer | None, tails_bytes: int, target: str
-    ) -> Started:
+    def _source(self, named: _Named, tails_bytes: int) -> Source:
         """Plan physically and start."""
 
         def local() -> BatchSource:
-            return _started(context, frame, tails_bytes)
+            return _started(named.context, named.frame, tails_bytes)
 
-        if self._distribution is None or offer is None:
-            return Started(frame.schema(), local(), target)
-        return Started(frame.schema(), self._distribution.source(context, offer, frame, local), target)
+        if self._distribution is None or named.offer is None:
+            return local()
+        return self._distribution.source(named.context, named.offer, named.frame, local)
 
     def _set_partitions(self, context: SessionContext, partitions: int) -> None:
         if partitions != self._partitions:
@@ -211,7 +245,8 @@ class Planner:
         )
         if self._root.bucket is not None and self._s3 is not None:
             register_s3(context, self._root.bucket, self._s3)
-        return context, Views(context, FileTables(context, self._root.url), limits.tails_bytes_max)
+        files = FileTables(context, self._root.url, self._root.cache_url)
+        return context, Views(context, files, limits.tails_bytes_max)
 
     def _check_files(self, paths: Collection[str]) -> None:
         """LOG L16: DataFusion reads a file that is not there when it plans as an empty one, so look after it.
@@ -223,63 +258,104 @@ class Planner:
             raise SnapshotTooOld(f"{len(missing)} files of the snapshot are gone, among them {missing[0]}")
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What a statement is planned with, beside its request: made once, however often it is planned."""
+
+    tails: Mapping[int, Tails]
+    system: Mapping[str, pa.Table]
+    params: Mapping[str, pa.Scalar]
+    lease: Lease
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A statement whose names are resolved; it reads ``files``, by their paths, of which ``cached`` are in the cache.
+
+    ``change``: of a statement that writes, what its rows are for. ``offer``: how it may run on workers.
+    """
+
+    context: SessionContext
+    frame: DataFrame
+    change: RowChange | None
+    files: Mapping[str, DataFile]
+    cached: frozenset[str]
+    offer: Offer | None = None
+
+
 class _Naming:
     """Gives one statement's names their meaning and plans it."""
 
     def __init__(
-        self,
-        context: SessionContext,
-        views: Views,
-        request: PlanRequest,
-        tails: dict[int, Tails],
-        system: Mapping[str, pa.Table],
-        params: Mapping[str, pa.Scalar],
-        describes: bool = False,
+        self, context: SessionContext, views: Views, request: PlanRequest, inputs: _Inputs, describes: bool = False
     ) -> None:
         self._context = context
         self._views = views
-        self.request = request
-        self._tails = tails
-        self._system = system
-        self._params = params
+        self._request = request
+        self._inputs = inputs
+        self._tails = inputs.tails
         self._describes = describes
-        self.target = ""
-        """Of an INSERT, once it is planned: the name of its table."""
-        self.paths: frozenset[str] = frozenset()
-        """The files that the plan reads."""
+        self._change: RowChange | None = None
+        """Of a statement that writes, once it is planned."""
+        self._range: RangeDelete | None = None
+        self._files: dict[str, DataFile] = {}
+        self._cached: frozenset[str] = frozenset()
 
-    def frame(self) -> DataFrame:
-        """The planned statement."""
-        snapshots = self.request.snapshots
+    def named(self) -> _Named:
+        """The statement with what its names mean."""
+        return _Named(self._context, self._frame(), self._change, self._files, self._cached)
+
+    def _frame(self) -> DataFrame:
+        snapshots = self._request.snapshots
         # With one table there can be no doubt whose times the statement asks for.
-        times = names.times(self.request.statement) if len(snapshots) == 1 else None
-        views = {s.table.name: self._views.view(s, self._tails[s.table.id], times or TIMES) for s in snapshots}
+        times = names.times(self._request.statement) if len(snapshots) == 1 else None
+        views = {
+            s.table.name: self._views.view(s, self._tails[s.table.id], self._inputs.lease, times or TIMES)
+            for s in snapshots
+        }
         providers: dict[str, Any] = {name: view.provider for name, view in views.items()}
         self._register(providers)
         self._reads(views)
         frame, statement = self._plan()
         self._refuse_described(frame, providers)
-        wide = [s for s in self.request.snapshots if views[s.table.name].narrows]
+        self._look_for_range(statement, providers)
+        wide = [s for s in self._request.snapshots if views[s.table.name].narrows]
         if not wide or not names.words(statement) & CONDITIONS:
-            return frame
+            return self._counted(frame)
         narrowed = self._narrow(statement, providers, wide)
         if not narrowed:
-            return frame
+            return self._counted(frame)
         self._register(providers | {name: view.provider for name, view in narrowed.items()})
         self._reads(views | narrowed)
-        return self._read(statement)
+        return self._counted(self._read(statement))
 
-    def file_bytes(self) -> int:
-        """Of the files that the plan reads, whole."""
-        parts = [part for snapshot in self.request.snapshots for part in snapshot.partitions]
-        return sum(file.bytes for part in parts for file in part.files if file.path in self.paths)
+    def _look_for_range(self, statement: str, providers: Mapping[str, Any]) -> None:
+        """Whether a DELETE is one by tags and time: as it would be planned over a plain table."""
+        change = self._change
+        if change is None or change.kind is not ChangeKind.DELETE or change.table not in providers:
+            return
+        table = self._own_table((change.table,), change.table)
+        self._register({**providers, table.name: self._views.probe(table)})
+        plain, _, _ = change_statement(self._context, statement, self._inputs.params)
+        self._range = range_delete(plain, table)
+        self._register(providers)
+
+    def _counted(self, frame: DataFrame) -> DataFrame:
+        """Of a DELETE that is stored as it is written, how many rows it takes; else the rows."""
+        if self._range is None or self._change is None:
+            return frame
+        from datafusion import functions, lit
+
+        self._change = dataclasses.replace(self._change, delete=self._range)
+        return frame.aggregate([], [functions.count(lit(1)).alias("count")])
 
     def _reads(self, views: Mapping[str, View]) -> None:
-        self.paths = frozenset(path for view in views.values() for path in view.paths)
+        self._files = {file.path: file for view in views.values() for file in view.files}
+        self._cached = frozenset().union(*(view.cached for view in views.values()))
 
     def _plan(self) -> tuple[DataFrame, str]:
         """Plan as written; if that fails, once more with names that differ in case only put right."""
-        statement = self.request.statement
+        statement = self._request.statement
         try:
             return self._read(statement), statement
         except (InvalidStatement, UnknownTable) as error:
@@ -291,24 +367,30 @@ class _Naming:
         return self._read(rewritten), rewritten
 
     def _read(self, statement: str) -> DataFrame:
-        if not names.is_insert(statement):
-            return read_statement(self._context, statement, self._params)
-        frame, spelt = insert_statement(self._context, statement, self._params)
-        self.target = self._own_table(spelt)
-        return frame
+        if not names.is_change(statement):
+            return read_statement(self._context, statement, self._inputs.params)
+        frame, kind, spelt = change_statement(self._context, statement, self._inputs.params)
+        table = self._own_table(names.change_target(statement), spelt)
+        snapshot = next((s for s in self._request.snapshots if s.table.id == table.id), None)
+        positions = {} if snapshot is None else {p.partition: p.position[2] for p in snapshot.partitions}
+        self._change = RowChange(kind, table.name, table.id, positions)
+        return _changed_rows(frame, kind, table)
 
-    def _own_table(self, spelt: str) -> str:
-        """The name of the database's table that is spelt so, with or without its schema."""
-        for table in self.request.tables:
-            if spelt in (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}"):
-                return table.name
+    def _own_table(self, parts: tuple[str, ...], spelt: str) -> Table:
+        """The database's table that is called so, with or without its schema, as its snapshot has it.
+
+        By the parts of its name: ``spelt``, which is what DataFusion says, joins them, and a name may have dots.
+        """
+        tables = {t.name: t for t in self._request.tables} | {s.table.name: s.table for s in self._request.snapshots}
+        if ".".join(parts) == spelt and parts[:-1] in ((), (SCHEMA,), (CATALOG, SCHEMA)) and parts[-1] in tables:
+            return tables[parts[-1]]
         raise NotSupported(f"{spelt} is not a table that can be written")
 
     def _known_names(self) -> list[str]:
-        tables = [s.table for s in self.request.snapshots] if not self._describes else list(self.request.tables)
-        found = [table.name for table in self.request.tables]
+        tables = [s.table for s in self._request.snapshots] if not self._describes else list(self._request.tables)
+        found = [table.name for table in self._request.tables]
         found += [column.name for table in tables for column in table.columns]
-        return [*found, *self._system]
+        return [*found, *self._inputs.system]
 
     def _register(self, providers: Mapping[str, Any]) -> None:
         from datafusion.catalog import Schema
@@ -317,10 +399,10 @@ class _Naming:
         for name, provider in providers.items():
             user.register_table(name, provider)
         if self._describes:
-            for table in self.request.tables:
+            for table in self._request.tables:
                 if table.name not in providers:
                     user.register_table(table.name, self._described(table))
-        for name, rows in self._system.items():
+        for name, rows in self._inputs.system.items():
             system.register_table(name, self._context.read_batches(_batches(rows)).into_view())
         catalog = self._context.catalog(CATALOG)
         catalog.register_schema(SCHEMA, user)
@@ -331,7 +413,7 @@ class _Naming:
         if not self._describes:
             return
         scanned = _scan_counts(frame)
-        for table in self.request.tables:
+        for table in self._request.tables:
             spelt = (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}")
             if table.name not in providers and not table.name.startswith(INFORMATION_SCHEMA) and scanned.keys() & spelt:
                 raise InvalidStatement(
@@ -366,8 +448,23 @@ class _Naming:
                 continue
             pushed = usable(table, found[0])
             if pushed.conditions:
-                narrowed[table.name] = self._views.narrowed(snapshot, self._tails[table.id], pushed)
+                tails = self._tails[table.id]
+                narrowed[table.name] = self._views.narrowed(snapshot, tails, self._inputs.lease, pushed)
         return narrowed
+
+
+def _changed_rows(frame: DataFrame, kind: ChangeKind, table: Table) -> DataFrame:
+    """The planned rows as far as they are needed: of a DELETE the keys."""
+    from datafusion import col
+
+    key = [column.name for column in keys(table)]
+    if kind is ChangeKind.DELETE:
+        return frame.select(*[col(quote(name)) for name in key])
+    if kind is ChangeKind.UPDATE and (found := assigned(frame, key)):
+        raise NotSupported(
+            f"UPDATE cannot change {found[0]!r}, a part of the rows' key: insert new rows, delete the old"
+        )
+    return frame
 
 
 def _scan_counts(frame: DataFrame) -> dict[str, int]:
@@ -402,6 +499,13 @@ def _scan_conditions(frame: DataFrame) -> dict[str, list[list[Expr]]]:
 
 def _bytes(tails: Mapping[int, Tails]) -> int:
     return sum(layer.get_total_buffer_size() for parts in tails.values() for part in parts.values() for layer in part)
+
+
+def _check_cached(lease: Lease) -> None:
+    """LOG L16, and of files in the cache the same: somebody may have laid hands on its folder. Damage is no answer."""
+    lost = lease.lost()
+    if lost:
+        raise SnapshotTooOld(f"{len(lost)} cached files were damaged, among them {lost[0]}")
 
 
 def _started(context: SessionContext, frame: DataFrame, tails_bytes: int) -> BatchSource:

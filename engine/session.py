@@ -10,6 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.changes import ChangeKind
 from engine.errors import (
     EngineError,
     InvalidStatement,
@@ -23,10 +24,10 @@ from engine.errors import (
 from storage.errors import SnapshotTooOld, StorageError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from datafusion import DataFrame, SessionContext
+    from datafusion import DataFrame, Expr, SessionContext
 
     from storage.objects import S3Options
 
@@ -47,6 +48,12 @@ _EXHAUSTED: Final = re.compile(r"Resources exhausted|Not enough memory|disk spac
 _FILE_MISSING: Final = re.compile(r"Object at location .* not found|No such file or directory|NoSuchKey")
 _STORE_DOWN: Final = re.compile(r"Object Store error|Generic \w+ error")
 _UNCOMPUTABLE: Final = re.compile(r"Arrow error: (Divide by zero|Cast|Arithmetic overflow|Compute|Parser|Invalid arg)")
+_BAD_FILE: Final = re.compile(r"Parquet error: ")
+_CHANGES: Final = {
+    "Dml: op=[Insert Into] ": ChangeKind.INSERT,
+    "Dml: op=[Delete] ": ChangeKind.DELETE,
+    "Dml: op=[Update] ": ChangeKind.UPDATE,
+}
 _PREFIX: Final = re.compile(r"^DataFusion error: ")
 
 
@@ -119,12 +126,13 @@ def read_statement(context: SessionContext, statement: str, params: Mapping[str,
     return _planned(context, statement, params, may_change=False)
 
 
-def insert_statement(
+def change_statement(
     context: SessionContext, statement: str, params: Mapping[str, Any] | None = None
-) -> tuple[DataFrame, str]:
-    """Plan what an INSERT would write, with all columns of its table, and that table's name as it is spelt there.
+) -> tuple[DataFrame, ChangeKind, str]:
+    """Plan the rows of a statement that writes, with all columns of its table; and the table's name as spelt there.
 
-    Nothing is written: DataFusion writes only when its own plan is run. Raises EngineError.
+    Of an INSERT and an UPDATE they are what is to be written, of a DELETE what is to go. Nothing is written: DataFusion
+    writes only when its own plan is run. Raises EngineError.
     """
     from datafusion.expr import DmlStatement
 
@@ -132,9 +140,36 @@ def insert_statement(
     plan = frame.logical_plan()
     change = plan.to_variant()
     # It has no other way to say which change it is; the name of a table comes later in the line.
-    if not isinstance(change, DmlStatement) or not plan.display().startswith("Dml: op=[Insert Into] "):
-        raise NotSupported("of the statements that write only INSERT INTO is served")
-    return context.create_dataframe_from_logical_plan(plan.inputs()[0]), change.table_name()
+    shown = plan.display()
+    kinds = [kind for prefix, kind in _CHANGES.items() if shown.startswith(prefix)]
+    if not isinstance(change, DmlStatement) or not kinds:
+        raise NotSupported("of the statements that write INSERT INTO, UPDATE and DELETE are served")
+    return context.create_dataframe_from_logical_plan(plan.inputs()[0]), kinds[0], change.table_name()
+
+
+def assigned(frame: DataFrame, names: Iterable[str]) -> list[str]:
+    """Those of ``names`` to which an UPDATE, whose rows are ``frame``, gives a value."""
+    from datafusion.expr import Projection
+
+    projection = frame.logical_plan().to_variant()
+    if not isinstance(projection, Projection):
+        raise NotSupported("an UPDATE that does not say which columns it changes")
+    kept = {_kept(item) for item in projection.projections()}
+    return [name for name in names if name not in kept]
+
+
+def _kept(item: Expr) -> str | None:
+    """The column that an item of a SELECT list hands on under its own name."""
+    from datafusion.expr import Alias, Expr
+
+    variant = item.to_variant()
+    name = variant.alias() if isinstance(variant, Alias) else None
+    value = variant.expr() if isinstance(variant, Alias) else item
+    inner = value if isinstance(value, Expr) else Expr(value)
+    if inner.variant_name() != "Column":  # first: most others have no variant in Python
+        return None
+    column = str(inner.to_variant().name())
+    return column if name in (None, column) else None
 
 
 def _planned(
@@ -169,7 +204,7 @@ def planning_error(error: BaseException) -> EngineError | StorageError:
     if text.startswith("This feature is not implemented"):
         return NotSupported(text)
     failed = running_error(error)
-    if is_panic(error):
+    if is_panic(error) or _BAD_FILE.match(text):
         return failed
     return InvalidStatement(text) if isinstance(failed, QueryFailed) else failed
 

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine.batches import Source
+    from engine.changes import RowChange
     from engine.running import RunningQuery
 
 
 class QueryStream:
-    """An async iterator over a query's batches, once. ``schema`` is known before the first, and so is ``target``, the
-    table that an INSERT's rows are for; to write them is the caller's.
+    """An async iterator over a query's batches, once. ``schema`` is known before the first, and so is ``change``, what
+    the rows of a statement that writes are for; to write them is the caller's.
 
     Raises QueryTimeout when the time limit passes, also while the reader dawdles; QueryMemoryExhausted,
     QueryFailed or a StorageError when the query fails; QueryKilled. Its place is given back when it ends in any way.
@@ -38,10 +39,10 @@ class QueryStream:
         deadline: float,
         query: RunningQuery,
         finished: Callable[[], None],
-        target: str = "",
+        change: RowChange | None = None,
     ) -> None:
         self.schema = schema
-        self.target = target
+        self.change = change
         self._source = source
         self._query = query
         self._owns_query = False
@@ -81,10 +82,11 @@ class QueryStream:
         self._owns_query = True
         self._query.stop_by(lambda: self.stop(self._query.killed()))
         if self._finished is None:
-            self._query.end(self._outcome)
+            self._query.end(self.outcome)
 
     @property
-    def _outcome(self) -> str:
+    def outcome(self) -> str:
+        """Of a query that has ended: an error's code, or `running.DONE`."""
         return DONE if self._failure is None else self._failure.code
 
     def stop(self, reason: EngineError | StorageError) -> None:
@@ -127,4 +129,4 @@ class QueryStream:
         if finished is not None:
             finished()
         if self._owns_query:
-            self._query.end(self._outcome)
+            self._query.end(self.outcome)

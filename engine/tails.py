@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
+from storage.deletes import without_deleted
 from storage.fold import fold, fold_rows
 
 if TYPE_CHECKING:
@@ -73,19 +74,28 @@ class TailCache:
 def extend(table: Table, kept: FoldedTail | None, tail: Sequence[TailBatch]) -> FoldedTail:
     """Fold `tail`, using what is `kept` of it if it begins at the same offset and goes at least as far."""
     first = tail[0].first_offset
-    end = tail[-1].first_offset + tail[-1].rows.num_rows
+    end = tail[-1].end
     if kept is None or kept.version != table.version or kept.first != first or kept.end > end:
         return FoldedTail(table.version, first, end, (fold(table, tail),))
     if kept.end == end:
         return kept
     fresh = _after(tail, kept.end)
-    older = kept.layers[0]
+    older = without(table, kept.layers[0], fresh)
     newer = fold(table, fresh, kept.layers[1] if len(kept.layers) > 1 else None)
     if newer.num_rows < max(NEWER_ROWS_MIN, int(older.num_rows * NEWER_SHARE_MAX)):
         return FoldedTail(table.version, first, end, (older, newer))
     both = [pa.Table.from_batches([layer]) for layer in (older, newer)]
     merged = fold_rows(table, pa.concat_tables(both, promote_options="default"))
     return FoldedTail(table.version, first, end, (merged,))
+
+
+def without(table: Table, layer: pa.RecordBatch, newer: Sequence[TailBatch]) -> pa.RecordBatch:
+    """A folded layer without the rows that range deletes among ``newer`` take."""
+    deletes = [(batch.first_offset, batch.delete) for batch in newer if batch.delete is not None]
+    if not deletes or not layer.num_rows:
+        return layer
+    rows = without_deleted(table, pa.Table.from_batches([layer]), deletes)
+    return rows.combine_chunks().to_batches()[0] if rows.num_rows else layer.slice(0, 0)
 
 
 def _after(tail: Sequence[TailBatch], offset: int) -> list[TailBatch]:

@@ -16,8 +16,9 @@ import pyarrow as pa
 from engine import viewsql
 from engine.layers import Span, split
 from engine.session import CATALOG, LAYERS_SCHEMA
+from storage.deletes import of_file
 from storage.errors import UnsupportedFormat
-from storage.schema import OFFSET_COLUMN, TIME_COLUMN, Op, TypeKind
+from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, Op, TypeKind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
     from engine.files import FileTables
     from engine.layers import Alone, Merge, Range
-    from storage.schema import Column, DataFile, Table, TableSnapshot
+    from storage.deletes import RangeDelete
+    from storage.filecache import Lease
+    from storage.schema import Column, DataFile, PartitionSnapshot, Table, TableSnapshot
 
 VIEWS_KEPT: Final = 256
 JOINS_MAX: Final = 6
@@ -70,12 +73,13 @@ class Pushed:
 class View:
     """A table to register. ``narrows`` says that a query's conditions on keys make a cheaper view of it.
 
-    ``paths`` are the files that it reads.
+    ``files`` are those that it reads; of these it reads ``cached``, by their paths, from the cache.
     """
 
     provider: Provider
     narrows: bool
-    paths: tuple[str, ...]
+    files: tuple[DataFile, ...]
+    cached: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,22 @@ class _Layer:
 
     span: Span
     source: DataFile | pa.RecordBatch
+    deletes: tuple[RangeDelete, ...] = ()
+    """Of a file: range deletes that are not carried out in it."""
+
+    @property
+    def has_ops(self) -> bool:
+        """Whether its rows may delete or replace older ones (F11)."""
+        if isinstance(self.source, pa.RecordBatch):
+            return OP_COLUMN in self.source.schema.names
+        return self.source.has_ops
 
 
-def file_schema(table: Table) -> pa.Schema:
+def file_schema(table: Table, has_ops: bool = False) -> pa.Schema:
     """How DataFiles are read: string views are what DataFusion groups, joins and compares fastest."""
     fields = [(c.storage_name, pa.string_view() if c.kind is TypeKind.STRING else c.plain_type) for c in table.columns]
-    return pa.schema([*fields, (OFFSET_COLUMN, pa.int64())])
+    ops = [(OP_COLUMN, OP_TYPE)] if has_ops else []
+    return pa.schema([*fields, *ops, (OFFSET_COLUMN, pa.int64())])
 
 
 def probe_name(table: Table) -> str:
@@ -106,11 +120,11 @@ class Views:
         self._tails_bytes_max = tails_bytes_max
         self._kept: OrderedDict[tuple[int, Range], tuple[Key, View, int]] = OrderedDict()
 
-    def view(self, snapshot: TableSnapshot, tails: Tails, times: Range = TIMES) -> View:
-        """The table as users see it at this snapshot. Raises UnsupportedFormat for ops other than patch.
+    def view(self, snapshot: TableSnapshot, tails: Tails, lease: Lease, times: Range = TIMES) -> View:
+        """The table as users see it at this snapshot. Raises UnsupportedFormat for default ops other than patch.
 
         Rows outside of `times` may be left out: each file that has none inside costs a plan 0.6 ms, and layers that
-        overlap elsewhere need no merge.
+        overlap elsewhere need no merge. What of its files is cached `lease` holds.
         """
         table = snapshot.table
         if table.default_op is not Op.PATCH:
@@ -119,11 +133,11 @@ class Views:
             times = TIMES
         key, place = _key(snapshot), (table.id, times)
         kept = self._kept.get(place)
-        if kept is not None and kept[0] == key:
+        if kept is not None and kept[0] == key and lease.hold(kept[1].files).keys() == kept[1].cached:
             self._kept.move_to_end(place)
             return kept[1]
         pushed = None if times == TIMES else Pushed(probe_name(table), (), *times)
-        view = _Builder(self._context, self._files, snapshot, tails, pushed).build()
+        view = _Builder(self._context, self._files, snapshot, tails, lease, pushed).build()
         held = sum(layer.get_total_buffer_size() for layers in tails.values() for layer in layers)
         self._kept[place] = (key, view, held)
         self._kept.move_to_end(place)
@@ -136,9 +150,9 @@ class Views:
         while self._kept and (len(self._kept) > VIEWS_KEPT or total > self._tails_bytes_max):
             total -= self._kept.popitem(last=False)[1][2]
 
-    def narrowed(self, snapshot: TableSnapshot, tails: Tails, pushed: Pushed) -> View:
+    def narrowed(self, snapshot: TableSnapshot, tails: Tails, lease: Lease, pushed: Pushed) -> View:
         """The same rows without those that no condition of `pushed` lets through, for one query."""
-        return _Builder(self._context, self._files, snapshot, tails, pushed).build()
+        return _Builder(self._context, self._files, snapshot, tails, lease, pushed).build()
 
     def probe(self, table: Table) -> Provider:
         """A table that takes every condition a query has, to learn them from an optimized plan; it is never run."""
@@ -217,6 +231,7 @@ class _Builder:
         files: FileTables,
         snapshot: TableSnapshot,
         tails: Tails,
+        lease: Lease,
         pushed: Pushed | None,
     ) -> None:
         from datafusion.catalog import Schema
@@ -226,12 +241,14 @@ class _Builder:
         self._table = snapshot.table
         self._snapshot = snapshot
         self._tails = tails
+        self._lease = lease
+        self._cached: dict[str, str] = {}
         self._pushed = pushed
         self._schema = Schema.memory_schema()
         self._registered = 0
         self._parts: list[DataFrame] = []
-        self._whole: list[str] = []
-        self._paths: set[str] = set()
+        self._whole: list[DataFile] = []
+        self._used: dict[str, DataFile] = {}
         self._whole_tails: dict[pa.Schema, list[pa.RecordBatch]] = {}
         self._merges = 0
         self._layers_used = 0
@@ -244,18 +261,26 @@ class _Builder:
         catalog.register_schema(LAYERS_SCHEMA, self._schema)
         try:
             for part in self._snapshot.partitions:
-                self._add_partition(self._layers(part.files, self._tails.get(part.partition, ())))
+                self._add_partition(self._layers(part, self._tails.get(part.partition, ())))
             frame = _union(self._finished_parts())
             narrows = self._merges > 0 or self._layers_used > FILES_MANY
-            return View(frame.into_view(), narrows, tuple(self._paths))
+            cached = frozenset(self._used.keys() & self._cached.keys())
+            return View(frame.into_view(), narrows, tuple(self._used.values()), cached)
         finally:
             catalog.register_schema(LAYERS_SCHEMA, Schema.memory_schema())
 
-    def _layers(self, files: Sequence[DataFile], tail: Sequence[pa.RecordBatch]) -> list[_Layer]:
+    def _layers(self, part: PartitionSnapshot, tail: Sequence[pa.RecordBatch]) -> list[_Layer]:
         # Before anything is made of them: there may be tens of thousands, of which a query wants a few.
         low, high = TIMES if self._pushed is None else (self._pushed.low, self._pushed.high)
-        wanted = [f for f in files if f.time_high >= low and f.time_low <= high]
-        layers = [_Layer(Span(f.time_low, f.time_high, (f.order_high, f.order_low)), f) for f in wanted]
+        wanted = [f for f in part.files if f.time_high >= low and f.time_low <= high]
+        newer = [batch.delete for batch in part.tail if batch.delete is not None]
+        layers = []
+        for file in wanted:
+            deletes = of_file(file, part.pending, newer) if part.pending or newer else ()
+            if not any(delete.takes_all(file.time_low, file.time_high) for delete in deletes):
+                span = Span(file.time_low, file.time_high, (file.order_high, file.order_low))
+                layers.append(_Layer(span, file, tuple(deletes)))
+        self._cached |= self._lease.hold([f.source for f in layers if not isinstance(f.source, pa.RecordBatch)])
         for place, batch in enumerate(tail):
             layers.append(_Layer(_tail_span(self._table, batch, place), batch))
         cutoff = self._snapshot.cutoff_ns
@@ -273,13 +298,14 @@ class _Builder:
     def _add_alone(self, layer: _Layer, piece: Alone) -> None:
         ranges = self._visible(piece.ranges or ((layer.span.low, layer.span.high),))
         is_whole = not piece.ranges and ranges == [(layer.span.low, layer.span.high)]
-        if is_whole and isinstance(layer.source, pa.RecordBatch):
+        if layer.has_ops and ranges:
+            self._parts.append(self._without_deletes(self._shown(*self._rows(layer), ranges, with_op=True)))
+        elif ranges and (layer.deletes or not is_whole):
+            self._parts.append(self._shown(*self._rows(layer), ranges))
+        elif is_whole and isinstance(layer.source, pa.RecordBatch):
             self._whole_tails.setdefault(layer.source.schema, []).extend(_slices(layer.source))
         elif is_whole:
-            self._whole.append(layer.source.path)
-            self._paths.add(layer.source.path)
-        elif ranges:
-            self._parts.append(self._shown(*self._rows(layer.source), ranges))
+            self._whole.append(layer.source)
 
     def _add_merge(self, layers: Sequence[_Layer], merge: Merge) -> None:
         ranges = self._visible([(merge.low, merge.high)])
@@ -287,12 +313,13 @@ class _Builder:
             return
         self._merges += 1
         by_group = len(merge.indexes) > JOINS_MAX
-        frames = [self._merge_frame(layers[i], ranges, by_group) for i in merge.indexes]
+        has_ops = any(layers[i].has_ops for i in merge.indexes)
+        frames = [self._merge_frame(layers[i], ranges, by_group, has_ops) for i in merge.indexes]
         merged = viewsql.group_layers if by_group else viewsql.join_layers
-        self._parts.append(self._context.sql(merged(self._table, frames)))
+        self._parts.append(self._context.sql(merged(self._table, frames, has_ops)))
 
-    def _merge_frame(self, layer: _Layer, ranges: Sequence[Range], with_offset: bool) -> str:
-        frame = self._shown(*self._rows(layer.source), ranges, with_offset)
+    def _merge_frame(self, layer: _Layer, ranges: Sequence[Range], with_offset: bool, with_op: bool) -> str:
+        frame = self._shown(*self._rows(layer), ranges, with_offset, with_op)
         if self._pushed is not None:
             frame = frame.alias(self._pushed.qualifier)
             for condition in self._pushed.conditions:
@@ -307,22 +334,42 @@ class _Builder:
         schema = file_schema(self._table)
         for tail_schema, batches in self._whole_tails.items():
             self._parts.append(self._shown(self._context.read_batches(batches), tail_schema.names, []))
-        if self._whole:
-            self._parts.insert(0, self._shown(self._files.table(schema, self._whole), schema.names, []))
+        frames = self._scans(schema, self._whole)
+        self._parts[:0] = [self._shown(frame, schema.names, []) for frame in frames]
         if not self._parts:
             self._parts.append(self._shown(self._context.read_batch(_empty(schema)), schema.names, []))
         return self._parts
 
-    def _rows(self, source: DataFile | pa.RecordBatch) -> tuple[DataFrame, Collection[str]]:
-        """A layer's rows and the storage names that it has."""
+    def _rows(self, layer: _Layer) -> tuple[DataFrame, Collection[str]]:
+        """A layer's rows, without those that range deletes take, and the storage names that it has."""
+        source = layer.source
         if isinstance(source, pa.RecordBatch):
             return self._context.read_batches(_slices(source)), source.schema.names
-        schema = file_schema(self._table)
-        self._paths.add(source.path)
-        return self._files.table(schema, [source.path]), schema.names
+        schema = file_schema(self._table, source.has_ops)
+        (frame,) = self._scans(schema, [source])
+        if layer.deletes:
+            frame = frame.filter(viewsql.not_deleted(self._table, layer.deletes))
+        return frame, schema.names
+
+    def _scans(self, schema: pa.Schema, files: Sequence[DataFile]) -> list[DataFrame]:
+        """One scan of those that are cached, one of those in the store: a scan reads from one place only."""
+        self._used |= {file.path: file for file in files}
+        cached = [self._cached[file.path] for file in files if file.path in self._cached]
+        stored = [file.path for file in files if file.path not in self._cached]
+        places = ((paths, is_cached) for paths, is_cached in ((cached, True), (stored, False)) if paths)
+        return [self._files.table(schema, paths, is_cached=is_cached) for paths, is_cached in places]
+
+    def _without_deletes(self, frame: DataFrame) -> DataFrame:
+        """A layer that stands alone, without rows that only delete what is below them."""
+        return frame.filter(viewsql.IS_THERE).drop(OP_COLUMN)
 
     def _shown(
-        self, frame: DataFrame, present: Collection[str], ranges: Sequence[Range], with_offset: bool = False
+        self,
+        frame: DataFrame,
+        present: Collection[str],
+        ranges: Sequence[Range],
+        with_offset: bool = False,
+        with_op: bool = False,
     ) -> DataFrame:
         """A layer under the users' names; without `ranges` all of its rows.
 
@@ -334,6 +381,8 @@ class _Builder:
             frame = frame.filter(viewsql.in_ranges(self._table, ranges))
         names = frozenset(present)  # not a list: ten thousand look-ups in ten thousand names took seconds
         items = [_value(column, names).alias(column.name) for column in viewsql.shown(self._table)]
+        if with_op:
+            items.append(_op(names).alias(OP_COLUMN))
         if with_offset:
             items.append(col(viewsql.quote(OFFSET_COLUMN)))
         return frame.select(*items)
@@ -362,6 +411,14 @@ def _value(column: Column, present: Collection[str]) -> Expr:
     return functions.arrow_cast(value, "Utf8View") if column.kind is TypeKind.STRING else value
 
 
+def _op(present: Collection[str]) -> Expr:
+    """What a row does to older ones; never NULL."""
+    from datafusion import col, functions, lit
+
+    patch = functions.arrow_cast(lit(viewsql.PATCH), "Int8")
+    return functions.coalesce(col(viewsql.quote(OP_COLUMN)), patch) if OP_COLUMN in present else patch
+
+
 def _union(parts: Sequence[DataFrame]) -> DataFrame:
     """The rows of all parts; the plan's depth is the logarithm of their number."""
     frames = list(parts)
@@ -377,7 +434,7 @@ def _clipped(layers: Sequence[_Layer], pushed: Pushed) -> list[_Layer]:
     for layer in layers:
         low, high = max(layer.span.low, pushed.low), min(layer.span.high, pushed.high)
         if low <= high:
-            clipped.append(_Layer(Span(low, high, layer.span.order), layer.source))
+            clipped.append(_Layer(Span(low, high, layer.span.order), layer.source, layer.deletes))
     return clipped
 
 

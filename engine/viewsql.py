@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from storage.schema import OFFSET_COLUMN, TIME_COLUMN, Role, TypeKind
+from storage.schema import OFFSET_COLUMN, OP_COLUMN, TIME_COLUMN, Op, Role, TypeKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from engine.layers import Range
+    from storage.deletes import RangeDelete
     from storage.schema import Column, Table
 
 SQL_TYPES: Final = {
@@ -38,6 +39,15 @@ def quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+PATCH: Final = Op.PATCH.code
+PUT: Final = Op.PUT.code
+OP: Final = quote(OP_COLUMN)
+OFFSET: Final = quote(OFFSET_COLUMN)
+RESET: Final = quote("_runnel_reset")
+IS_THERE: Final = f"{OP} <> {Op.DELETE.code}"
+"""The condition that a merged row was not deleted."""
+
+
 def shown(table: Table) -> list[Column]:
     """The columns in the order of `SELECT *`: by name, as InfluxDB has them."""
     return sorted(table.columns, key=lambda column: column.name)
@@ -48,38 +58,66 @@ def keys(table: Table) -> list[Column]:
     return [column for column in shown(table) if column.role is not Role.FIELD]
 
 
-def join_layers(table: Table, frames: Sequence[str]) -> str:
+def join_layers(table: Table, frames: Sequence[str], has_ops: bool = False) -> str:
     """Merge layers, newest first, each with unique keys: per field the newest value (FORMAT F11).
 
-    IS NOT DISTINCT FROM in every term, in parentheses, lets DataFusion take one hash join in which NULL tags are
-    equal; a term of another kind among them, or no parentheses, would not.
+    With ``has_ops`` the layers have `OP_COLUMN`, never NULL. IS NOT DISTINCT FROM in every term, in parentheses, lets
+    DataFusion take one hash join in which NULL tags are equal; a term of another kind among them, or no parentheses,
+    would not.
     """
     matches = " AND ".join(
         f"({NEWER}.{quote(c.name)} IS NOT DISTINCT FROM {OLDER}.{quote(c.name)})" for c in keys(table)
     )
-    items = ", ".join(
-        f"coalesce({NEWER}.{quote(c.name)}, {OLDER}.{quote(c.name)}) AS {quote(c.name)}" for c in shown(table)
-    )
+    items = [_merged(column, has_ops) for column in shown(table)]
+    if has_ops:
+        items.append(_merged_op())
     newest, *older = frames
     text = newest
     for frame in older:
-        text = f"(SELECT {items} FROM {text} AS {NEWER} FULL JOIN {frame} AS {OLDER} ON {matches})"
-    return f"SELECT {_names(shown(table))} FROM {text} AS merged"
+        text = f"(SELECT {', '.join(items)} FROM {text} AS {NEWER} FULL JOIN {frame} AS {OLDER} ON {matches})"
+    condition = f" WHERE {IS_THERE}" if has_ops else ""
+    return f"SELECT {_names(shown(table))} FROM {text} AS merged{condition}"
 
 
-def group_layers(table: Table, frames: Sequence[str]) -> str:
-    """Merge any number of layers that carry their offsets; slower than `join_layers`, but it spills."""
+def _merged(column: Column, has_ops: bool) -> str:
+    """A column of a merged row: of the newer one if it has a value there, or if it leaves nothing of the older."""
+    name = quote(column.name)
+    value = f"coalesce({NEWER}.{name}, {OLDER}.{name})"
+    if has_ops and column.role is Role.FIELD:
+        value = f"CASE WHEN {NEWER}.{OP} > {PATCH} THEN {NEWER}.{name} ELSE {value} END"
+    return f"{value} AS {name}"
+
+
+def _merged_op() -> str:
+    """A patch after a put or a delete is as a put; where one side has no row, its op is NULL."""
+    return (
+        f"CASE WHEN {NEWER}.{OP} IS NULL THEN {OLDER}.{OP} WHEN {NEWER}.{OP} > {PATCH} THEN {NEWER}.{OP} "
+        f"WHEN {OLDER}.{OP} > {PATCH} THEN {PUT} ELSE {PATCH} END AS {OP}"
+    )
+
+
+def group_layers(table: Table, frames: Sequence[str], has_ops: bool = False) -> str:
+    """Merge any number of layers that carry their offsets; slower than `join_layers`, but it spills.
+
+    With ``has_ops`` the layers have `OP_COLUMN`, never NULL, and rows before the newest put or delete do not count.
+    """
     by_key = {column.name for column in keys(table)}
-    offset = quote(OFFSET_COLUMN)
+    counts = f" AND {OFFSET} >= {RESET}" if has_ops else ""
     items = [
         name
         if column.name in by_key
-        else f"last_value({name} ORDER BY {offset}) FILTER (WHERE {name} IS NOT NULL) AS {name}"
+        else f"last_value({name} ORDER BY {OFFSET}) FILTER (WHERE {name} IS NOT NULL{counts}) AS {name}"
         for column in shown(table)
         for name in (quote(column.name),)
     ]
-    union = union_all([f"SELECT * FROM {frame}" for frame in frames])
-    return f"SELECT {', '.join(items)} FROM ({union}) AS layers GROUP BY {_names(keys(table))}"
+    rows = union_all([f"SELECT * FROM {frame}" for frame in frames])
+    by = _names(keys(table))
+    if not has_ops:
+        return f"SELECT {', '.join(items)} FROM ({rows}) AS layers GROUP BY {by}"
+    reset = f"max(CASE WHEN {OP} > {PATCH} THEN {OFFSET} ELSE -1 END) OVER (PARTITION BY {by}) AS {RESET}"
+    newest = f"last_value({OP} ORDER BY {OFFSET}) AS {OP}"
+    merged = f"SELECT {', '.join(items)}, {newest} FROM (SELECT *, {reset} FROM ({rows})) AS layers GROUP BY {by}"
+    return f"SELECT {_names(shown(table))} FROM ({merged}) AS merged WHERE {IS_THERE}"
 
 
 def union_all(parts: Iterable[str]) -> str:
@@ -95,6 +133,25 @@ def in_ranges(table: Table, ranges: Sequence[Range]) -> str:
     """The condition that a row of a layer lies in one of the ranges."""
     time = quote(table.by_name[TIME_COLUMN].storage_name)
     return " OR ".join(f"({time} >= {_instant(low)} AND {time} <= {_instant(high)})" for low, high in ranges)
+
+
+def not_deleted(table: Table, deletes: Sequence[RangeDelete]) -> str:
+    """The condition that a row of a layer, by storage names, is taken by none of ``deletes``; never NULL."""
+    return " AND ".join(f"NOT ({_taken(table, delete)})" for delete in deletes)
+
+
+def _taken(table: Table, delete: RangeDelete) -> str:
+    parts = [in_ranges(table, [(delete.time_low, delete.time_high)])]
+    for tag in delete.tags:
+        name = quote(table.by_id[tag.column_id].storage_name)
+        values = ", ".join(_text(value) for value in tag.values if value is not None)
+        some = f"({name} IS NOT NULL AND {name} IN ({values}))" if values else "FALSE"
+        parts.append(f"({name} IS NULL OR {some})" if None in tag.values else some)
+    return " AND ".join(parts)
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _instant(time_ns: int) -> str:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from engine.changes import RowChange
     from nodes.status import QueryStatus
+    from storage.deletes import RangeDelete
     from storage.keys import RowSeries
     from storage.schema import Database, Table
 
@@ -26,6 +28,7 @@ __all__ = [
     "Batch",
     "CatalogView",
     "Change",
+    "ChangeResult",
     "ColumnSpec",
     "CreateDatabase",
     "DropDatabase",
@@ -49,21 +52,26 @@ class Principal:
 class Batch:
     """Rows of one table. ``rows`` has fields named by the storage names of ``table``'s columns.
 
-    ``time`` (timestamp ns) is always there and never null; tag columns are dictionary<int32, string>. A door that
+    ``time`` (timestamp ns) is always there and never null; tag columns are dictionary<int32, string>. There may be
+    `storage.schema.OP_COLUMN` too. With ``unchanged_since``, of each partition the newest object of its Log that the
+    rows rest on, a shard refuses them if one of their keys has been written since (LOG L26). A door that
     knows each row's series says so: then rows find their partitions at a tenth of the cost.
     """
 
     table: Table
     rows: pa.RecordBatch
     series: RowSeries | None = None
+    unchanged_since: Mapping[int, int] | None = None
+    delete: RangeDelete | None = None
+    """In place of rows: the rows of all partitions that it takes, written before it, go."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueryRequest:
     """One statement. ``params`` bind ``$name``; ``timeout_seconds`` None takes the node's limit.
 
-    ``door`` and ``client`` (HOST:PORT) say where it came from, for those who look at what runs. INSERT is refused
-    unless ``may_insert``: a request that promises to change nothing (GET) must not.
+    ``door`` and ``client`` (HOST:PORT) say where it came from, for those who look at what runs. INSERT, UPDATE and
+    DELETE are refused unless ``may_write``: a request that promises to change nothing (GET) must not.
     """
 
     database: str
@@ -73,7 +81,7 @@ class QueryRequest:
     request_id: str = ""
     door: str = ""
     client: str = ""
-    may_insert: bool = False
+    may_write: bool = False
 
 
 class QueryResult(Protocol):
@@ -85,6 +93,13 @@ class QueryResult(Protocol):
     def __aiter__(self) -> AsyncIterator[pa.RecordBatch]: ...
 
     async def aclose(self) -> None: ...
+
+
+class ChangeResult(QueryResult, Protocol):
+    """The same; ``change`` says what its rows are for, if the statement is one that writes."""
+
+    @property
+    def change(self) -> RowChange | None: ...
 
 
 class CatalogView(Protocol):
@@ -121,7 +136,7 @@ class Backend(Protocol):
         """Make the rows durable; return when they are (LOG L4). Atomic per shard (L17).
 
         The same batches under the same ``idempotency_key`` are written once, however often and wherever they are
-        sent within `storage.shard.RETRY_SECONDS_MAX` (`nodes.idempotency`).
+        sent within `storage.shard.RETRY_SECONDS_MAX` (`nodes.idempotency`). Raises RowsChanged (`Batch`).
         """
         ...
 
@@ -130,7 +145,7 @@ class Backend(Protocol):
         ...
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
-        """Plan and start a statement over one snapshot per table; carry out KILL QUERY, or INSERT (`nodes.insert`)."""
+        """Plan and start a statement over one snapshot per table; carry out KILL QUERY, and what writes rows."""
         ...
 
     async def queries(self) -> Sequence[QueryStatus]:

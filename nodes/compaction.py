@@ -12,9 +12,10 @@ import contextlib
 import dataclasses
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import msgspec
 import structlog
 
 from nodes import machine
@@ -23,15 +24,16 @@ from nodes.status import CompactionStatus
 from nodes.storeoptions import s3_options
 from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, plan
 from storage.errors import ShardClosed, StorageError
-from storage.filechange import FileChange
-from storage.merge import READ_BYTES_MAX, MergeJob, names_wanted
+from storage.merge import READ_BYTES_MAX, MergeJob, change_of, merge_job, names_wanted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from nodes.mergeworker import Answer
     from nodes.settings_model import Budgets, Settings
     from storage.budget import MemoryBudget
+    from storage.deletes import PendingDelete
+    from storage.filechange import FileChange
     from storage.objects import ObjectStore
     from storage.schema import DataFile, Table
     from storage.shard import Shard
@@ -88,8 +90,14 @@ class _Look:
     """A partition's files, since when they are those, and up to which eagerness no merge of them is worth it."""
 
     files: tuple[DataFile, ...]
-    since: float = field(default_factory=time.monotonic)
+    pending: tuple[PendingDelete, ...]
+    since: float
     eager_bytes: int = -1
+
+    @property
+    def waiting(self) -> frozenset[str]:
+        """The files in which a range delete is still to be carried out."""
+        return frozenset(path for one in self.pending for path in one.files)
 
 
 class Compactor:
@@ -113,6 +121,7 @@ class Compactor:
         self._lock = asyncio.Lock()
         self._closing = False
         self._waiting_operators = 0
+        self._said = ""
         self._looks: dict[Place, _Look] = {}
         self._failed: set[str] = set()
         self._forgive_at = time.monotonic() + FORGIVE_SECONDS
@@ -130,41 +139,55 @@ class Compactor:
             except Exception:  # a defect: no row is at risk, and files that are not merged are only slow
                 log.exception("compaction failed")
 
+    def status(self, files_gone: int) -> CompactionStatus:
+        """What was done, and what deletes still wait for; ``files_gone`` as `nodes.housekeeping` counts them."""
+        pending = sum(_files_with_deletes(shard) for shard in self._shards())
+        return msgspec.structs.replace(self.counters, files_gone=files_gone, files_with_deletes=pending)
+
     async def aclose(self) -> None:
         """Merge no more; what was not committed is left to the sweep. Idempotent."""
         self._closing = True
         await self._merger.aclose()
 
     async def compact(self) -> int:
-        """Merge until nothing overlaps that can be merged, at full speed; how many merges that took."""
+        """Merge, at full speed, until of what is here now nothing overlaps that can be merged; how many merges it took.
+
+        What is written meanwhile is left out: where much is written there would be no end.
+        """
         self._forgive()
         self._waiting_operators += 1
+        here = {(s.log_id, *key): part.next_offset for s in self._shards() for key, part in s.state.partitions.items()}
         merges = 0
         try:
-            while done := await self._round():
+            while done := await self._round(here):
                 merges += done
         finally:
             self._waiting_operators -= 1
         return merges
 
-    async def _round(self) -> int:
-        """Everything that is planned now, shard by shard; how many changes stand."""
+    async def _round(self, upto: Mapping[Place, int] | None = None) -> int:
+        """Everything that is planned now, shard by shard; how many changes stand.
+
+        An operator's wants all merged of which the order is below ``upto``.
+        """
         async with self._lock:
             done = 0
+            self.counters.put_off = ""
             for shard in list(self._shards()):
                 try:
-                    done += await self._compact(shard)
+                    done += await self._compact(shard, upto)
                 except StorageError as error:
                     self._put_off(shard, str(error))
+            self._said = self.counters.put_off
             return done
 
     def _put_off(self, shard: Shard, reason: str) -> None:
-        if reason != self.counters.put_off:
+        if reason != self._said:
             log.info("compaction put off", shard=shard.log_id, reason=reason)
-        self.counters.put_off = reason
+        self._said = self.counters.put_off = reason
 
-    async def _compact(self, shard: Shard) -> int:
-        runs = await self._plan(shard)
+    async def _compact(self, shard: Shard, upto: Mapping[Place, int] | None) -> int:
+        runs = await self._plan(shard, upto)
         done = 0
         self.counters.waiting = len(runs)
         try:
@@ -173,7 +196,6 @@ class Compactor:
                     if reason := self._room(files):
                         self._put_off(shard, reason)
                         break
-                    self.counters.put_off = ""
                     await self._merge(shard, table, files, batch)
                     self.counters.waiting -= 1
                     if batch.is_due:
@@ -183,45 +205,49 @@ class Compactor:
             self.counters.waiting = 0
         return done
 
-    async def _plan(self, shard: Shard) -> list[Run]:
+    async def _plan(self, shard: Shard, upto: Mapping[Place, int] | None) -> list[Run]:
         """Of partitions whose files have changed since: what is worth a merge."""
         if time.monotonic() >= self._forgive_at:
             self._forgive()
             self._forgive_at = time.monotonic() + FORGIVE_SECONDS
-        wanted: list[tuple[Table, _Look, Policy]] = []
+        wanted: list[tuple[Table, _Look, tuple[DataFile, ...], Policy]] = []
         for (table_id, partition), state in shard.state.partitions.items():
             look = self._looks.get(place := (shard.log_id, table_id, partition))
             if not state.files or table_id in shard.state.drops:
                 continue
-            if look is None or look.files is not state.files:
-                look = self._looks[place] = _Look(state.files)
-            table, policy = shard.tables(table_id), self._policy(look)
-            newest = max(file.schema_version for file in state.files)
-            if look.eager_bytes < policy.eager_bytes and table is not None and newest <= table.version:  # L30
+            if look is None or look.files is not state.files or look.pending is not state.pending:
+                since = time.monotonic() if look is None or look.files is not state.files else look.since
+                look = self._looks[place] = _Look(state.files, state.pending, since)
+            files = state.files if upto is None else _below(state.files, upto.get(place, 0))
+            table, policy = shard.tables(table_id), self._policy(look, upto is not None)
+            newest = max((file.schema_version for file in files), default=0)
+            if files and look.eager_bytes < policy.eager_bytes and table is not None and newest <= table.version:  # L30
                 files_max = max(RUN_LAYERS_MIN, min(RUN_FILES_MAX, self._columns_max // len(table.columns)))
-                wanted.append((table, look, dataclasses.replace(policy, files_max=files_max)))
+                wanted.append((table, look, files, dataclasses.replace(policy, files_max=files_max)))
         if not wanted:
             return []
-        planned = await asyncio.to_thread(lambda: [plan(look.files, policy) for _, look, policy in wanted])
+        planned = await asyncio.to_thread(
+            lambda: [plan(files, policy, look.waiting) for _, look, files, policy in wanted]
+        )
         found: list[Run] = []
-        for (table, look, policy), runs in zip(wanted, planned, strict=True):
+        for (table, look, files, policy), runs in zip(wanted, planned, strict=True):
             good = [run for run in runs if self._failed.isdisjoint(file.path for file in run)]
             found += [(table, run) for run in good]
-            if not good:
+            if not good and files is look.files:
                 look.eager_bytes = policy.eager_bytes
         return found
 
-    def _policy(self, look: _Look) -> Policy:
+    def _policy(self, look: _Look, is_asked_for: bool) -> Policy:
         """What an operator wants merged, and what has not changed for long, is merged also where it saves little."""
-        if self._waiting_operators:
+        if is_asked_for:
             return Policy(RUN_BYTES_MAX)
         return Policy(TARGET_BYTES if time.monotonic() - look.since >= QUIET_SECONDS else 0)
 
     def _forgive(self) -> None:
-        """Look at everything anew, also at what has failed; forget shards that are not here any more."""
+        """Look at everything anew, also at what has failed; forget what is not here any more."""
         self._failed.clear()
-        here = {shard.log_id for shard in self._shards()}
-        self._looks = {place: look for place, look in self._looks.items() if place[0] in here}
+        here = {(s.log_id, *key) for s in self._shards() for key, part in s.state.partitions.items() if part.files}
+        self._looks = {place: look for place, look in self._looks.items() if place in here}
         for look in self._looks.values():
             look.eager_bytes = -1
 
@@ -229,7 +255,9 @@ class Compactor:
         """One merge. Raises ShardClosed as soon as the shard is ours no more."""
         names = batch.names(table, names_wanted(files))
         share = FULL_SPEED if self._waiting_operators or self._share is None else self._share
-        merging = asyncio.ensure_future(self._merger.merge(MergeJob(table, files, names), share))
+        state = shard.state.partitions[table.id, files[0].partition]
+        job = merge_job(table, state, files, names)
+        merging = asyncio.ensure_future(self._merger.merge(job, share))
         ended: set[asyncio.Future[Any]] = {merging, shard.closed}
         try:
             await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
@@ -248,7 +276,18 @@ class Compactor:
             merging.cancel()
             await asyncio.gather(merging, return_exceptions=True)
         self.counters.cpu_seconds += answer.cpu_seconds
-        batch.add(FileChange(files, tuple(answer.files)))
+        batch.add(change_of(job, answer.files))
+
+
+def _files_with_deletes(shard: Shard) -> int:
+    """Files with rows that delete others, and those in which a range delete is still to be carried out."""
+    waiting = {path for state in shard.state.partitions.values() for one in state.pending for path in one.files}
+    return len(waiting) + sum(file.has_ops and file.path not in waiting for file in shard.state.all_files())
+
+
+def _below(files: tuple[DataFile, ...], order: int) -> tuple[DataFile, ...]:
+    """Those of which the order is below; the very same if that is all."""
+    return files if all(f.order_high < order for f in files) else tuple(f for f in files if f.order_high < order)
 
 
 class _Batch(contextlib.AbstractAsyncContextManager["_Batch"]):

@@ -70,8 +70,8 @@ class DoorlessBackend:
         """Nothing is held here that a checkpoint could write."""
 
     async def compact(self) -> int:
-        """No shard is owned here."""
-        return 0
+        """No shard is owned here: to say that nothing is worth a merge would be misleading."""
+        raise self._of.owns_no_shards()
 
     def new_server(self, services: Sequence[GrpcService]) -> GrpcServer:
         """The gRPC server for other nodes, not entered yet."""

@@ -12,21 +12,23 @@ import dataclasses
 import uuid
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
-import msgspec
 import structlog
 
 from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
+from nodes.batchparts import parts_of
 from nodes.compaction import new_compactor
-from nodes.engineparts import new_engine
+from nodes.copying import copy_if_asked
+from nodes.engineparts import file_cache_status, new_engine
 from nodes.housekeeping import Housekeeper
 from nodes.idempotency import KeyedIds
-from nodes.insert import insert
 from nodes.localqueries import LocalQueries, kill_if_asked, origin
 from nodes.outcomes import all_or_worst
 from nodes.resulttext import result_text
+from nodes.rowchanges import carry_out
 from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
 from nodes.storeoptions import s3_options
@@ -45,7 +47,6 @@ from storage.errors import (
     TableDropping,
 )
 from storage.frames import WriteId
-from storage.keys import route
 from storage.log import Identity
 from storage.objects import open_store, prove_store
 from storage.schema import TableSnapshot
@@ -56,12 +57,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 
     from engine.engine import Engine
+    from engine.stream import QueryStream
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.compaction import Compactor
     from nodes.settings_model import Budgets, Settings
     from nodes.status import QueryStatus
     from storage.objects import ObjectStore
-    from storage.schema import PartitionSnapshot, Table
+    from storage.schema import Partition, PartitionSnapshot, Table
 
 IO_THREADS: Final = 16
 """Threads for the object store: one create for each Log may be under way, beside reads and checkpoints."""
@@ -222,16 +224,18 @@ class EmbeddedBackend:
         keyed = KeyedIds(idempotency_key) if idempotency_key else None
         parts: dict[int, list[Append]] = defaultdict(list)
         for batch in batches:
-            for partition, rows in route(batch.table, batch.rows, batch.series):
-                write_id = keyed.of(batch.table.id, partition.id) if keyed is not None else self._next_id()
-                born = self._shards[partition.log_id].state.position
-                parts[partition.log_id].append(Append(batch.table, partition.id, rows, write_id, born))
+            name = partial(self._write_id, batch.table, keyed)
+            for log_id, part in parts_of(batch, name, lambda log_id: self._shards[log_id].state.position):
+                parts[log_id].append(part)
         try:
             await all_or_worst([self._append_to(log_id, appends) for log_id, appends in parts.items()])
         except NoSuchTable:  # L31: a drop is under way; when it is done the name is free, and the door writes anew
             await self._catalog.finish_drops(self._drop, {batch.table.id for batch in batches})
             raise
         self._appender.relieve()
+
+    def _write_id(self, table: Table, keyed: KeyedIds | None, partition: Partition) -> WriteId:
+        return self._next_id() if keyed is None else keyed.of(table.id, partition.id)
 
     def _next_id(self) -> WriteId:
         self._writes += 1
@@ -252,14 +256,21 @@ class EmbeddedBackend:
             raise
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
-        """Plan and start one statement over one snapshot of each table (L14); or carry out KILL QUERY."""
-        killed = await kill_if_asked(request, self._queries)
-        if killed is not None:
-            return killed
+        """Plan and start one statement over one snapshot of each table (L14); or carry out what changes something."""
+        done = await kill_if_asked(request, self._queries)
+        done = done or await copy_if_asked(request, self, principal, self._settings.copy_dir)
+        if done is not None:
+            return done
+        stream = await self._run(request)
+        if stream.change is None:
+            return stream
+        return await carry_out(self, request.database, stream, lambda: self._run(request), principal)
+
+    async def _run(self, request: QueryRequest) -> QueryStream:
         catalog = await self.refresh()
         if catalog.database(request.database) is None:
             raise NoSuchDatabase(f"database not found: {request.database}")
-        stream = await self._engine.query(
+        return await self._engine.query(
             request.text,
             database=request.database,
             revision=catalog.revision,
@@ -269,9 +280,8 @@ class EmbeddedBackend:
             timeout_seconds=request.timeout_seconds,
             system=self._system_tables(catalog, request.database),
             origin=origin(request),
-            may_insert=request.may_insert,
+            may_write=request.may_write,
         )
-        return await insert(self, request.database, stream.target, stream, principal) if stream.target else stream
 
     async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
         """The result's bytes as DataFusion writes them."""
@@ -371,7 +381,8 @@ class EmbeddedBackend:
                 for d in catalog.databases()
             ],
             logs=[self._catalog_status(), *(log_status(shard) for shard in self._shards.values())],
-            compaction=msgspec.structs.replace(self._compactor.counters, files_gone=self._housekeeper.files_gone),
+            compaction=self._compactor.status(self._housekeeper.files_gone),
+            file_cache=file_cache_status(self._engine),
         )
 
     def _table_status(self, table: Table) -> TableStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from typing import TYPE_CHECKING, Final
 
@@ -9,6 +10,7 @@ from engine.engine import Engine, EngineLimits
 from engine.ladder import LadderLimits
 from nodes.rayhead import new_workers
 from nodes.slowlog import slow_log
+from nodes.status import FileCacheStatus
 from nodes.storeoptions import s3_options
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ TAILS_BYTES_MAX: Final = 256 * 2**20
 def new_engine(settings: Settings, budgets: Budgets, store_url: str) -> Engine:
     """An engine with an empty spill folder. Nothing of DataFusion is imported before its first statement."""
     spill = settings.spill_dir
+    if not settings.query.file_cache_bytes_max:
+        shutil.rmtree(settings.file_cache_dir, ignore_errors=True)
     shutil.rmtree(spill, ignore_errors=True)
     spill.mkdir(parents=True, exist_ok=True)
     limits = EngineLimits(
@@ -33,6 +37,13 @@ def new_engine(settings: Settings, budgets: Budgets, store_url: str) -> Engine:
         waiting_max=settings.query.waiting_max,
         wait_seconds=settings.query.wait_seconds,
         tails_bytes_max=min(TAILS_BYTES_MAX, budgets.memtable_bytes),
+        cache_folder=settings.file_cache_dir,
+        cache_bytes_max=settings.query.file_cache_bytes_max,
         ladder=LadderLimits(settings.ray.query_bytes_min, settings.ray.shuffle_bytes_min, settings.ray.task_bytes),
     )
     return Engine(store_url, limits, s3_options(settings), slow_log(settings), new_workers(settings))
+
+
+def file_cache_status(engine: Engine) -> FileCacheStatus:
+    """What the engine's cache of a remote store's files holds and has done."""
+    return FileCacheStatus(**dataclasses.asdict(engine.cache_counters))

@@ -61,6 +61,7 @@ INFLUX: Final[dict[str, HttpAnswer]] = {
     "catalog_behind": _BUSY,
     "memory_exhausted": _BUSY,
     "log_backlog_full": _BUSY,
+    "rows_changed": _BUSY,
     "request_too_large": HttpAnswer(413),
     "snapshot_too_old": _BUSY,
     "no_such_database": _MISSING,

@@ -101,6 +101,7 @@ BY_STORAGE_CODE: Final[dict[str, ExitCode]] = {
     "catalog_behind": ExitCode.TRY_LATER,
     "memory_exhausted": ExitCode.TRY_LATER,
     "log_backlog_full": ExitCode.TRY_LATER,
+    "rows_changed": ExitCode.TRY_LATER,
     "request_too_large": ExitCode.FAILURE,
     "snapshot_too_old": ExitCode.TRY_LATER,
     "no_such_database": ExitCode.FAILURE,

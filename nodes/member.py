@@ -24,6 +24,7 @@ from cluster.members import Kind, MemberMeta
 from cluster.secret import read_secret
 from cluster.swimconfig import SwimConfig
 from cluster.tlsfiles import TlsFiles, TlsSource
+from nodes.gateway.faults import BadRequest
 from nodes.node import version
 from nodes.placementview import PlacementView, PlacementWatch
 from nodes.status import ClusterStatus, MemberStatus, ShardOwner
@@ -172,6 +173,11 @@ class ClusterMember:
     def channel(self, name: str) -> PeerChannel:
         """The channel to a member. Raises PeerUnavailable."""
         return self.channel_to(self.address(name))
+
+    def owns_no_shards(self) -> BadRequest:
+        """What a node answers that is asked for work on shards and, as others of its kind, never has any."""
+        owners = ", ".join(sorted(member.name for member in self.usable(Kind.INGEST))) or "there is none now"
+        return BadRequest(f"{self.name} is a {self.kind.value} node and has no shards: ask each ingest node ({owners})")
 
     def suspect(self, name: str) -> None:
         """A call to this member failed: have gossip look at once."""

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from cluster.errors import MalformedMessage
+from engine.changes import ChangeKind, RowChange
 from protos import internal_pb2 as pb
 from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
-from storage.errors import InvalidName
+from storage.deletes import decode_delete, encode_delete
+from storage.errors import InvalidName, StorageError
 from storage.frames import NO_WRITE_ID, ZERO16, WriteId
 from storage.objects import check_path
-from storage.schema import DataFile, Role, TypeKind
+from storage.schema import FILE_KINDS, DataFile, Role, TypeKind
 from storage.shardstate import Cutoff
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def file_to(file: DataFile) -> pb.DataFile:
 
 def file_from(message: pb.DataFile) -> DataFile:
     """The reverse. The path must be one of a store; reserved kinds and fields are refused, as in a Checkpoint."""
-    if message.kind != "parquet" or message.key_id or message.borrowed:
+    if message.kind not in FILE_KINDS or message.key_id or message.borrowed:
         raise MalformedMessage(f"a file of kind {message.kind[:40]!r} with reserved fields")
     try:
         check_path(message.path)
@@ -94,6 +96,31 @@ def cutoffs_from(messages: Iterable[pb.Cutoff]) -> dict[int, Cutoff]:
             raise MalformedMessage(f"two cut-offs for database {message.database_id}")
         found[message.database_id] = Cutoff(message.time_ns, message.recorded_ms)
     return found
+
+
+# ---- what the rows of a statement are for -----------------------------------------------------------------------
+
+
+def change_to(change: RowChange) -> pb.Change:
+    """As a message."""
+    return pb.Change(
+        table=change.table,
+        table_id=change.table_id,
+        kind=int(change.kind),
+        positions=dict(change.positions),
+        delete=b"" if change.delete is None else encode_delete(change.delete),
+    )
+
+
+def change_from(message: pb.Change) -> RowChange:
+    """The reverse."""
+    if message.kind not in ChangeKind._value2member_map_ or not message.table:
+        raise MalformedMessage(f"a change of kind {message.kind} of table {message.table[:40]!r}")
+    try:
+        delete = decode_delete(message.delete, None, "a change") if message.delete else None
+    except StorageError as error:
+        raise MalformedMessage(str(error)) from error
+    return RowChange(ChangeKind(message.kind), message.table, message.table_id, dict(message.positions), delete)
 
 
 # ---- changes of the Catalog (FORMAT F10) -----------------------------------------------------------------------

@@ -192,6 +192,7 @@ class Node:
             queries_waiting=backend.queries_waiting,
             logs=backend.logs,
             compaction=backend.compaction,
+            file_cache=backend.file_cache,
         )
 
     async def checkpoint(self) -> None:

@@ -23,10 +23,10 @@ async def all_or_worst(work: Sequence[Coroutine[Any, Any, object]]) -> None:
     results = await asyncio.gather(*work, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
     if errors:
-        raise _worst(errors)
+        raise worst(errors)
 
 
-def _worst(errors: Sequence[BaseException]) -> BaseException:
+def worst(errors: Sequence[BaseException]) -> BaseException:
     """The first "unknown", else one that is not only about some tables, else one that names all of these."""
     for error in errors:
         if _is_unknown(error):

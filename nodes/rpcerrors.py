@@ -66,6 +66,7 @@ STATUS: Final[dict[str, grpc.StatusCode]] = {
     "table_dropping": _S.UNAVAILABLE,
     "memory_exhausted": _S.RESOURCE_EXHAUSTED,
     "log_backlog_full": _S.RESOURCE_EXHAUSTED,
+    "rows_changed": _S.ABORTED,
     "request_too_large": _S.INVALID_ARGUMENT,
     "snapshot_too_old": _S.ABORTED,
     "no_such_database": _S.NOT_FOUND,

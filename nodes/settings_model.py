@@ -51,7 +51,7 @@ class DataSettings:
     dir: str = setting(
         "runnel-data",
         TEXT,
-        "Folder for this node's files: the lock file, spilled queries, and the store if it has no URL.",
+        "Folder for this node's files: the lock file, spilled queries, cached files, and the store if it has no URL.",
     )
 
 
@@ -189,6 +189,14 @@ class QuerySettings:
         "Memory for all queries together. auto: `memory.query_share` of the budget.",
     )
     spill_bytes_max: int = setting("10 GiB", SIZE, "Disk for queries that do not fit into memory. 0: never spill.")
+    file_cache_bytes_max: int = setting(
+        "10 GiB",
+        SIZE,
+        "Disk for copies of an S3 store's files, whole, the least recently used go; a restart finds them. 0: none.",
+    )
+    copy_dir: str = setting(
+        "", TEXT, "The one folder whose files SQL's COPY may read and write, on the node with the door. Empty: none."
+    )
     queries_max: int = setting(64, at_least(COUNT, 1), "Queries that run at once; the others wait.")
     waiting_max: int = setting(
         512, COUNT, "Queries that wait while `query.queries_max` run; over it: 503 with Retry-After."
@@ -286,6 +294,16 @@ class Settings:
     def spill_dir(self) -> Path:
         """Where queries spill; emptied at start."""
         return self.data_dir / "spill"
+
+    @property
+    def file_cache_dir(self) -> Path:
+        """Where copies of a remote store's files lie."""
+        return self.data_dir / "file-cache"
+
+    @property
+    def copy_dir(self) -> Path | None:
+        """The folder for COPY, absolute; None if there is none."""
+        return Path(self.query.copy_dir).expanduser().absolute() if self.query.copy_dir else None
 
     @property
     def node_name(self) -> str:

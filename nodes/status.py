@@ -76,7 +76,8 @@ class CompactionStatus(msgspec.Struct, kw_only=True):
     """What compaction has done since the start. ``waiting`` are the merges that are planned and not done.
 
     ``void`` merges came too late: a file that they would have replaced was gone (LOG L21). ``files_gone`` are those of
-    expired and of dropped rows that were taken off the lists, merged or not.
+    expired and of dropped rows that were taken off the lists, merged or not. ``files_with_deletes`` have rows that
+    delete others: until they are merged with all that is below them both are on the disk.
     """
 
     waiting: int = 0
@@ -90,8 +91,23 @@ class CompactionStatus(msgspec.Struct, kw_only=True):
     rows: int = 0
     cpu_seconds: float = 0.0
     files_gone: int = 0
+    files_with_deletes: int = 0
     put_off: str = ""
     """Why the last merge that was wanted was not begun; empty if it was."""
+
+
+class FileCacheStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Copies of an S3 store's files on this node's disk: what it holds, and what was done since the start, in files."""
+
+    files: int = 0
+    bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    fetched: int = 0
+    fetched_bytes: int = 0
+    evicted: int = 0
+    damaged: int = 0
+    refused: int = 0
 
 
 class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +121,7 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     databases: list[DatabaseStatus] = []
     logs: list[LogStatus] = []
     compaction: CompactionStatus = msgspec.field(default_factory=CompactionStatus)
+    file_cache: FileCacheStatus = FileCacheStatus()
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +145,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     queries_waiting: int = 0
     logs: list[LogStatus] = []
     compaction: CompactionStatus = msgspec.field(default_factory=CompactionStatus)
+    file_cache: FileCacheStatus = FileCacheStatus()
 
 
 class Compacted(msgspec.Struct, frozen=True, kw_only=True):

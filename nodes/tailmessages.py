@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from cluster.errors import MalformedMessage
 from nodes.messages import cutoffs_from, cutoffs_to, file_to, files_from
 from protos import internal_pb2 as pb
-from storage.schema import TailBatch
+from storage.deletes import PendingDelete, decode_delete, encode_delete
+from storage.schema import NO_ROWS, TailBatch
 from storage.tailanswer import TailAnswer, TailPartition, TailRows, TailWanted
 from storage.tailcodec import pack_rows, unpack_rows
 
@@ -68,6 +69,10 @@ def head_to(answer: TailAnswer) -> pb.TailHead:
                 partition=part.partition,
                 changed_at=part.changed_at,
                 files=[file_to(file) for file in part.files],
+                pending=[
+                    pb.PendingDelete(order=one.order, delete=encode_delete(one.delete), files=sorted(one.files))
+                    for one in part.pending
+                ],
             )
             for part in answer.partitions
         ],
@@ -99,7 +104,8 @@ def rows_to(rows: Sequence[TailRows]) -> list[pb.TailRows]:
             partition=entry.partition,
             sequence=entry.sequence,
             base_offset=entry.batch.first_offset,
-            rows=pack_rows(entry.batch.rows),
+            rows=pack_rows(entry.batch.rows) if entry.batch.delete is None else b"",
+            delete=b"" if entry.batch.delete is None else encode_delete(entry.batch.delete),
         )
         for entry in rows
     ]
@@ -120,7 +126,8 @@ def small(answers: Iterable[TailAnswer], bytes_max: int) -> list[pb.ShardTail]:
 def _bytes(answer: TailAnswer) -> int:
     """About what it takes: its files count, or one shard with many would leave no room for others' rows."""
     rows: int = sum(max(ROW_BYTES_LEAST, entry.batch.rows.nbytes) for entry in answer.rows)
-    return rows + FILE_BYTES * sum(len(part.files) for part in answer.partitions)
+    named = sum(len(one.files) + 1 for part in answer.partitions for one in part.pending)
+    return rows + FILE_BYTES * (named + sum(len(part.files) for part in answer.partitions))
 
 
 def answer_from(shard: int, head: pb.TailHead, rows: Sequence[pb.TailRows]) -> TailAnswer:
@@ -138,7 +145,9 @@ def answer_from(shard: int, head: pb.TailHead, rows: Sequence[pb.TailRows]) -> T
         head.revision,
         head.from_sequence,
         tuple(
-            TailPartition(part.table_id, part.partition, part.changed_at, files_from(part.files))
+            TailPartition(
+                part.table_id, part.partition, part.changed_at, files_from(part.files), _pending_from(shard, part)
+            )
             for part in head.partitions
         ),
         tuple(_rows_from(shard, message) for message in rows),
@@ -148,7 +157,17 @@ def answer_from(shard: int, head: pb.TailHead, rows: Sequence[pb.TailRows]) -> T
     )
 
 
+def _pending_from(shard: int, part: pb.TailPartition) -> tuple[PendingDelete, ...]:
+    where = f"the head of shard {shard}'s tail"
+    return tuple(
+        PendingDelete(one.order, decode_delete(one.delete, None, where), frozenset(one.files)) for one in part.pending
+    )
+
+
 def _rows_from(shard: int, message: pb.TailRows) -> TailRows:
     where = f"the tail of shard {shard} at object {message.sequence}"
-    batch = TailBatch(message.base_offset, unpack_rows(message.rows, where))
+    if message.delete:
+        batch = TailBatch(message.base_offset, NO_ROWS, decode_delete(message.delete, None, where))
+    else:
+        batch = TailBatch(message.base_offset, unpack_rows(message.rows, where))
     return TailRows(message.table_id, message.partition, message.sequence, batch)

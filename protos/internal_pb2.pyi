@@ -53,7 +53,9 @@ Global___WriteId: _TypeAlias = WriteId  # noqa: Y015
 
 @_typing.final
 class AppendPart(_message.Message):
-    """One shard part of a write. `frame` is the payload of one frame of the Log, of type `frame_type` (FORMAT F8)."""
+    """One shard part of a write, rows or a range delete. `frame` is the payload of one frame of the Log, of type
+    `frame_type` (FORMAT F8).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -67,6 +69,7 @@ class AppendPart(_message.Message):
     ROW_COUNT_FIELD_NUMBER: _builtins.int
     TIME_LOW_FIELD_NUMBER: _builtins.int
     TIME_HIGH_FIELD_NUMBER: _builtins.int
+    UNCHANGED_SINCE_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
     partition: _builtins.int
     schema_version: _builtins.int
@@ -76,6 +79,8 @@ class AppendPart(_message.Message):
     row_count: _builtins.int
     time_low: _builtins.int
     time_high: _builtins.int
+    unchanged_since: _builtins.int
+    """refuse it if one of its keys was written by an object above this (LOG L26)"""
     @_builtins.property
     def write_id(self) -> Global___WriteId: ...
     def __init__(
@@ -91,12 +96,15 @@ class AppendPart(_message.Message):
         row_count: _builtins.int = ...,
         time_low: _builtins.int = ...,
         time_high: _builtins.int = ...,
+        unchanged_since: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["write_id", b"write_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_unchanged_since", b"_unchanged_since", "unchanged_since", b"unchanged_since", "write_id", b"write_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["born", b"born", "frame", b"frame", "frame_type", b"frame_type", "partition", b"partition", "row_count", b"row_count", "schema_version", b"schema_version", "table_id", b"table_id", "time_high", b"time_high", "time_low", b"time_low", "write_id", b"write_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_unchanged_since", b"_unchanged_since", "born", b"born", "frame", b"frame", "frame_type", b"frame_type", "partition", b"partition", "row_count", b"row_count", "schema_version", b"schema_version", "table_id", b"table_id", "time_high", b"time_high", "time_low", b"time_low", "unchanged_since", b"unchanged_since", "write_id", b"write_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__unchanged_since: _TypeAlias = _typing.Literal["unchanged_since"]  # noqa: Y015
+    _WhichOneofArgType__unchanged_since: _TypeAlias = _typing.Literal["_unchanged_since", b"_unchanged_since"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unchanged_since) -> _WhichOneofReturnType__unchanged_since | None: ...
 
 Global___AppendPart: _TypeAlias = AppendPart  # noqa: Y015
 
@@ -356,11 +364,14 @@ class TailPartition(_message.Message):
     PARTITION_FIELD_NUMBER: _builtins.int
     CHANGED_AT_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
     partition: _builtins.int
     changed_at: _builtins.int
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataFile]: ...
+    @_builtins.property
+    def pending(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingDelete]: ...
     def __init__(
         self,
         *,
@@ -368,14 +379,44 @@ class TailPartition(_message.Message):
         partition: _builtins.int = ...,
         changed_at: _builtins.int = ...,
         files: _abc.Iterable[Global___DataFile] | None = ...,
+        pending: _abc.Iterable[Global___PendingDelete] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "files", b"files", "partition", b"partition", "table_id", b"table_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "files", b"files", "partition", b"partition", "pending", b"pending", "table_id", b"table_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TailPartition: _TypeAlias = TailPartition  # noqa: Y015
+
+@_typing.final
+class PendingDelete(_message.Message):
+    """A range delete that is not carried out in all files yet (LOG L25)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    DELETE_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    order: _builtins.int
+    delete: _builtins.bytes
+    """its record (FORMAT F10)"""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        order: _builtins.int = ...,
+        delete: _builtins.bytes = ...,
+        files: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "files", b"files", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PendingDelete: _TypeAlias = PendingDelete  # noqa: Y015
 
 @_typing.final
 class Cutoff(_message.Message):
@@ -469,11 +510,14 @@ class TailRows(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     BASE_OFFSET_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    DELETE_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
     partition: _builtins.int
     sequence: _builtins.int
     base_offset: _builtins.int
     rows: _builtins.bytes
+    delete: _builtins.bytes
+    """instead of rows: the record of a range delete"""
     def __init__(
         self,
         *,
@@ -482,10 +526,11 @@ class TailRows(_message.Message):
         sequence: _builtins.int = ...,
         base_offset: _builtins.int = ...,
         rows: _builtins.bytes = ...,
+        delete: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_offset", b"base_offset", "partition", b"partition", "rows", b"rows", "sequence", b"sequence", "table_id", b"table_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_offset", b"base_offset", "delete", b"delete", "partition", b"partition", "rows", b"rows", "sequence", b"sequence", "table_id", b"table_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -960,7 +1005,7 @@ class ExecuteRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     DOOR_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
-    MAY_INSERT_FIELD_NUMBER: _builtins.int
+    MAY_WRITE_FIELD_NUMBER: _builtins.int
     database: _builtins.str
     statement: _builtins.str
     params: _builtins.bytes
@@ -975,7 +1020,7 @@ class ExecuteRequest(_message.Message):
     """where the gateway got it: "http" or "grpc" """
     client: _builtins.str
     """HOST:PORT"""
-    may_insert: _builtins.bool
+    may_write: _builtins.bool
     def __init__(
         self,
         *,
@@ -988,11 +1033,11 @@ class ExecuteRequest(_message.Message):
         format: _builtins.str = ...,
         door: _builtins.str = ...,
         client: _builtins.str = ...,
-        may_insert: _builtins.bool = ...,
+        may_write: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "database", b"database", "door", b"door", "format", b"format", "may_insert", b"may_insert", "params", b"params", "request_id", b"request_id", "revision", b"revision", "statement", b"statement", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "database", b"database", "door", b"door", "format", b"format", "may_write", b"may_write", "params", b"params", "request_id", b"request_id", "revision", b"revision", "statement", b"statement", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1004,25 +1049,85 @@ class ExecuteReply(_message.Message):
 
     IPC_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
-    TARGET_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
     ipc: _builtins.bytes
     text: _builtins.bytes
-    target: _builtins.str
-    """in the first: an INSERT's table; its rows follow as Arrow, and are the gateway's to write"""
+    @_builtins.property
+    def change(self) -> Global___Change:
+        """in the first: the rows that follow, as Arrow, are the gateway's to write"""
+
     def __init__(
         self,
         *,
         ipc: _builtins.bytes = ...,
         text: _builtins.bytes = ...,
-        target: _builtins.str = ...,
+        change: Global___Change | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ipc", b"ipc", "target", b"target", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "ipc", b"ipc", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecuteReply: _TypeAlias = ExecuteReply  # noqa: Y015
+
+@_typing.final
+class Change(_message.Message):
+    """What a statement's rows are for, instead of being shown."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PositionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    TABLE_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    DELETE_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    table_id: _builtins.int
+    kind: _builtins.int
+    """engine.changes.ChangeKind"""
+    delete: _builtins.bytes
+    """of a DELETE by tags and time: its record (FORMAT F10); there is one row, their number"""
+    @_builtins.property
+    def positions(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """partition -> the newest object in the snapshot that they rest on (LOG L26)"""
+
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        table_id: _builtins.int = ...,
+        kind: _builtins.int = ...,
+        delete: _builtins.bytes = ...,
+        positions: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "kind", b"kind", "positions", b"positions", "table", b"table", "table_id", b"table_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
 class QueriesRequest(_message.Message):

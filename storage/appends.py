@@ -6,19 +6,23 @@ and keeps the rows that `decode_append` reads from them. Whatever replay could n
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import pyarrow as pa
 
-from storage.entries import decode_rows, rows_entry
+from storage.deletes import from_record
+from storage.entries import decode_record, decode_rows, delete_entry, rows_entry
 from storage.errors import CorruptObject
 from storage.frames import NO_WRITE_ID, Entry, EntryKind, Frame, FrameType
-from storage.schema import TIME_COLUMN
+from storage.schema import NO_ROWS, OP_CODES, OP_COLUMN, TIME_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from storage.deletes import RangeDelete
     from storage.frames import WriteId
     from storage.schema import Table
 
@@ -26,6 +30,7 @@ ROW_FRAMES: Final[Mapping[int, FrameType]] = {int(t): t for t in (FrameType.ROWS
 """Types of frames that hold rows."""
 _ID_BOUNDS: Final = (2**8, 2**32, 2**64, 2**32)
 """What the directory has room for: kind, epoch, sequence, span."""
+_OPS: Final = np.array(list(OP_CODES.values()), np.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,10 @@ class Append:
     rows: pa.RecordBatch
     write_id: WriteId = NO_WRITE_ID
     born: int = 0
+    unchanged_since: int | None = None
+    """Take it only if none of its keys was written by an object above this one (LOG L26)."""
+    delete: RangeDelete | None = None
+    """A range delete in place of rows."""
 
     @property
     def table_id(self) -> int:
@@ -46,10 +55,17 @@ class Append:
     def schema_version(self) -> int:
         return self.table.version
 
+    @property
+    def is_delete(self) -> bool:
+        return self.delete is not None
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedAppend:
-    """The same, with its rows as the payload of one frame of type ``frame_type``. Times are event times in ns."""
+    """The same, with its rows or its delete as the payload of one frame of type ``frame_type``.
+
+    Times are event times in ns.
+    """
 
     table_id: int
     partition: int
@@ -61,15 +77,27 @@ class EncodedAppend:
     row_count: int
     time_low: int
     time_high: int
+    unchanged_since: int | None = None
+
+    @property
+    def is_delete(self) -> bool:
+        return self.frame_type == FrameType.RECORD
+
+
+def append_entry(append: Append) -> Entry:
+    """The entry to be logged; its base offset is given when it is sent. Raises SchemaConflict."""
+    if append.delete is not None:
+        return delete_entry(append.table, append.partition, append.delete, append.write_id)
+    return rows_entry(append.table, append.partition, append.rows, append.write_id)
 
 
 def encode_append(append: Append) -> EncodedAppend:
-    """Encode the rows, which must not be none. Raises SchemaConflict for what is not of the table."""
-    entry = rows_entry(append.table, append.partition, append.rows, append.write_id)
+    """Encode the rows, which must not be none, or the delete. Raises SchemaConflict for what is not of the table."""
+    entry = append_entry(append)
     (frame,) = entry.frames
     return EncodedAppend(
         entry.table_id, entry.partition, entry.schema_version, append.write_id, append.born, int(frame.type),
-        b"".join(frame.parts()), entry.row_count, entry.time_low, entry.time_high,
+        b"".join(frame.parts()), entry.row_count, entry.time_low, entry.time_high, append.unchanged_since,
     )  # fmt: skip
 
 
@@ -81,10 +109,13 @@ def decode_append(part: EncodedAppend, table: Table, log_id: int) -> tuple[Entry
     """
     where = f"a write to table {table.name!r} (id {table.id}), partition {part.partition}"
     frame_type = ROW_FRAMES.get(part.frame_type)
-    _refuse(frame_type is None, where, f"a frame of type {part.frame_type} does not hold rows")
+    is_delete = part.frame_type == FrameType.RECORD
+    _refuse(frame_type is None and not is_delete, where, f"a frame of type {part.frame_type} does not hold rows")
     _refuse(not _is_write_id(part.write_id), where, f"no write id: {part.write_id}")
     here = any(p.id == part.partition and p.log_id == log_id for p in table.partitions)
     _refuse(not here, where, f"log {log_id} does not hold that partition")
+    if is_delete:
+        return _decode_delete(part, table, where)
     assert frame_type is not None
     entry = Entry(
         EntryKind.ROWS, (Frame(frame_type, memoryview(part.frame)),), table_id=part.table_id,
@@ -94,6 +125,16 @@ def decode_append(part: EncodedAppend, table: Table, log_id: int) -> tuple[Entry
     rows = decode_rows(table, entry, where, full=True)
     _check_rows(part, rows, where)
     return entry, rows
+
+
+def _decode_delete(part: EncodedAppend, table: Table, where: str) -> tuple[Entry, pa.RecordBatch]:
+    """The entry of a range delete, made anew: so it says nothing that it should not."""
+    sent = Entry(EntryKind.DELETE, (Frame(FrameType.RECORD, part.frame),))
+    delete = from_record(decode_record(sent, where), table, where)
+    entry = delete_entry(table, part.partition, delete, part.write_id)
+    _refuse((part.time_low, part.time_high, part.row_count) != (delete.time_low, delete.time_high, 0), where,
+            "a delete that says other times than its entry")  # fmt: skip
+    return dataclasses.replace(entry, schema_version=part.schema_version), NO_ROWS
 
 
 def _check_rows(part: EncodedAppend, rows: pa.RecordBatch, where: str) -> None:
@@ -108,6 +149,10 @@ def _check_rows(part: EncodedAppend, rows: pa.RecordBatch, where: str) -> None:
     found = (int(times.min()), int(times.max()))
     said = (part.time_low, part.time_high)
     _refuse(found != said, where, f"times from {found[0]} to {found[1]} where {said[0]} to {said[1]} are said")
+    if OP_COLUMN in names:
+        ops = rows.column(OP_COLUMN)
+        known = ops.null_count == 0 and bool(np.isin(ops.to_numpy(), _OPS).all())
+        _refuse(not known, where, "a row has an op that is not known")
 
 
 def _is_write_id(write_id: WriteId) -> bool:

@@ -17,7 +17,7 @@ from crc32c import crc32c
 
 from storage.errors import CorruptObject, UnsupportedFormat
 from storage.frames import FORMAT_VERSION, Entry, EntryKind, Frame, FrameType, decode_frame, encode_frame
-from storage.schema import DataFile
+from storage.schema import FILE_KINDS, DataFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,14 +40,14 @@ class Section(enum.IntEnum):
     WRITE_IDS = 4
     DROPS = 5
     CUTOFFS = 6
-    DELETES = 7  # reserved: pending deletes
+    DELETES = 7
     TRANSACTIONS = 8  # reserved
     PINS = 9  # reserved
     PARTS = 10
     CATALOG = 11
 
 
-RESERVED_SECTIONS: Final = frozenset({Section.DELETES, Section.TRANSACTIONS, Section.PINS})
+RESERVED_SECTIONS: Final = frozenset({Section.TRANSACTIONS, Section.PINS})
 
 _FILE_SCHEMA: Final = pa.schema(
     [
@@ -74,6 +74,12 @@ SCHEMAS: Final[Mapping[Section, pa.Schema]] = {
     ),
     Section.DROPS: pa.schema([("table_id", pa.uint64()), ("revision", pa.uint64())]),
     Section.CUTOFFS: pa.schema([("database_id", pa.uint64()), ("cutoff", pa.int64()), ("recorded_ms", pa.int64())]),
+    Section.DELETES: pa.schema(
+        [
+            ("table_id", pa.uint64()), ("partition", pa.uint32()), ("order", pa.int64()), ("delete", pa.binary()),
+            ("files", pa.list_(pa.string())),
+        ]
+    ),
     Section.PARTS: pa.schema(
         [("section", pa.uint8()), ("owner_id", pa.uint64()), ("path", pa.string()), ("rows", pa.int64())]
     ),
@@ -152,7 +158,7 @@ def file_row(file: DataFile) -> dict[str, Any]:
 
 def file_from_row(row: Mapping[str, Any], where: str) -> DataFile:
     """The reverse of `file_row`. Reserved and refused: kinds `segment` and `bundle`, keys, borrowed files."""
-    if row["kind"] != "parquet" or row["byte_start"] or row["key_id"] or row["borrowed"]:
+    if row["kind"] not in FILE_KINDS or row["byte_start"] or row["key_id"] or row["borrowed"]:
         raise UnsupportedFormat(f"{where}: a file entry of kind {row['kind']!r} with reserved fields")
     fields = {k: v for k, v in row.items() if k != "byte_start"}
     return DataFile(**fields)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -36,7 +36,8 @@ RUN_FILES_MAX: Final = 64
 """Files that are read at once."""
 RUN_BYTES_MAX: Final = 8 * TARGET_BYTES
 """Of one merge: at most so much is written under names that no Checkpoint has yet."""
-
+DELETE_BYTES_MAX: Final = 32 * 2**20
+"""So much is rewritten for the sake of its deletes alone, however few they are."""
 MOMENTS_MAX: Final = 64
 """Of those where files overlap, so many are looked at in one plan."""
 
@@ -82,6 +83,18 @@ class Layers:
             chosen = touched
         return chosen
 
+    def with_older(self, indexes: Sequence[int], count_max: int) -> list[int]:
+        """``indexes`` with every file below that shares a moment with any of them; not all if they are very many."""
+        chosen = list(indexes)
+        while len(chosen) <= count_max:
+            older = self.orders[0] <= np.max(self.orders[1][chosen])
+            older &= (self.times[0] <= np.max(self.times[1][chosen])) & (self.times[1] >= np.min(self.times[0][chosen]))
+            found = [int(i) for i in np.flatnonzero(older)]
+            if len(found) == len(chosen):
+                break
+            chosen = found
+        return chosen
+
     def touched(self, indexes: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Which files, these among them, share a moment and an order with all of these together."""
         touched = np.ones(len(self.files), dtype=np.bool_)
@@ -115,11 +128,29 @@ class Policy:
         return total <= self.eager_bytes or (len(layers) >= RUN_LAYERS_MIN and 2 * max(layers.values()) <= total)
 
 
-def plan(files: Iterable[DataFile], policy: Policy = Policy()) -> list[tuple[DataFile, ...]]:
-    """Runs of one partition's files, each worth a merge by itself; no file is in two of them."""
+def plan(
+    files: Iterable[DataFile], policy: Policy = Policy(), waiting: Collection[str] = ()
+) -> list[tuple[DataFile, ...]]:
+    """Runs of one partition's files, each worth a merge by itself; no file is in two of them.
+
+    In the files ``waiting`` (paths) a range delete is still to be carried out.
+    """
     layers = Layers.of(files)
-    found = _apart(layers, _small_runs(layers, policy)) or _apart(layers, _deep_runs(layers, policy))
+    found = (
+        _apart(layers, _small_runs(layers, policy))
+        or _apart(layers, _deep_runs(layers, policy))
+        or _apart(layers, _delete_runs(layers, policy, waiting))
+    )
     return [tuple(layers.files[i] for i in run) for run in found]
+
+
+def is_oldest(run: Sequence[DataFile], files: Iterable[DataFile]) -> bool:
+    """Whether none of the partition's ``files`` below the run shares a moment with it: then its deletes are done (L25).
+
+    That stays so: files that come later are newer, and merges of older ones have rows only where these had.
+    """
+    order, _, low, high = _hull(run)
+    return not any(f.order_high < order and f.time_low <= high and f.time_high >= low for f in files)
 
 
 def _apart(layers: Layers, runs: Iterable[list[int]]) -> list[list[int]]:
@@ -181,6 +212,22 @@ def _deep_runs(layers: Layers, policy: Policy) -> Iterator[list[int]]:
                 taken.update(run)
                 yield run
                 break
+
+
+def _delete_runs(layers: Layers, policy: Policy, waiting: Collection[str]) -> Iterator[list[int]]:
+    """Files ``waiting`` by themselves; and those with deletes as rows, each with everything below them.
+
+    Afterwards what was deleted is gone, and so are the deletes.
+    """
+    taken = {index for index, file in enumerate(layers.files) if file.path in waiting}
+    yield from ([index] for index in sorted(taken))
+    for index in np.flatnonzero([file.has_ops for file in layers.files])[::-1]:
+        run = layers.with_older([int(index)], policy.files_max)
+        size = sum(layers.files[i].bytes for i in run)
+        fits = len(run) <= policy.files_max and size <= max(policy.eager_bytes, DELETE_BYTES_MAX)
+        if fits and taken.isdisjoint(run) and layers.is_run(run):
+            taken.update(run)
+            yield run
 
 
 def _deepest(layers: Layers) -> list[list[int]]:

@@ -14,11 +14,20 @@ import pyarrow.parquet as pq
 from storage.errors import StoreUnavailable
 from storage.fold import fold
 from storage.objects import CreateOutcome
-from storage.schema import OFFSET_COLUMN, TIME_COLUMN, DataFile, Role
+from storage.schema import (
+    OFFSET_COLUMN,
+    OP_COLUMN,
+    OP_COLUMN_ID,
+    PARQUET,
+    PARQUET_OPS,
+    TIME_COLUMN,
+    DataFile,
+    Role,
+)
 from storage.store import data_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from storage.objects import ObjectStore
     from storage.schema import Table, TailBatch
@@ -29,17 +38,27 @@ BATCH_ROWS: Final = 8_192
 """Rows encoded at once: the bytes are those of pyarrow's own 1,024, for a fifth less CPU. A page ends with a batch
 only, so with long strings it would grow too large: rows with string fields keep to `STRING_BATCH_ROWS`."""
 STRING_BATCH_ROWS: Final = 1_024
+PAGE_BYTES: Final = 2**20
+"""Of strings in a page: fewer rows are encoded at once where they are long, for whoever reads holds whole pages."""
 CREATE_TRIES_MAX: Final = 5
 """New names to try when the outcome of a DataFile's create stays unknown; the name that lost is an orphan (L20)."""
-OFFSET_FIELD_ID: Final = 2**31 - 1
+OWN_FIELD_IDS: Final = {OFFSET_COLUMN: 2**31 - 1, OP_COLUMN: OP_COLUMN_ID}
+BLOOM_VALUES_MIN: Final = 64
+"""A tag with fewer values has no Bloom filter: nearly every row group has each of them."""
+BLOOM_VALUES_MAX: Final = 65_536
+"""A Bloom filter is made for at most so many values, 64 KiB: with more it lets more through. pyarrow holds those of
+all row groups until the file ends, and each as large as it was made for."""
+BLOOM_FALSE: Final = 0.05
+"""How often a Bloom filter lets a row group through that has no such value. About a byte and a half for each value."""
 
 
 def encode_parquet(table: Table, rows: pa.RecordBatch) -> pa.Buffer:
     """The bytes of a DataFile for folded ``rows`` (named by storage names, with their offsets)."""
     sink = pa.BufferOutputStream()
     schema = file_schema(table, rows.schema)
-    with parquet_writer(table, schema, sink) as writer:
-        writer.write_table(pa.Table.from_arrays(rows.columns, schema=schema), row_group_size=ROW_GROUP_ROWS)
+    content = pa.Table.from_arrays(rows.columns, schema=schema)
+    with parquet_writer(table, content, sink) as writer:
+        writer.write_table(content, row_group_size=ROW_GROUP_ROWS)
     return sink.getvalue()
 
 
@@ -48,18 +67,44 @@ def file_schema(table: Table, schema: pa.Schema) -> pa.Schema:
     fields = []
     for field in schema:
         column = table.by_storage_name.get(field.name)
-        field_id = OFFSET_FIELD_ID if column is None else column.id
+        field_id = OWN_FIELD_IDS[field.name] if column is None else column.id
         fields.append(field.with_metadata({"PARQUET:field_id": str(field_id)}))
     return pa.schema(fields)
 
 
-def parquet_writer(table: Table, schema: pa.Schema, sink: object) -> pq.ParquetWriter:
-    """A writer of DataFiles whose columns are those of ``schema``, encoded as each is smallest."""
+def batch_rows(rows: pa.RecordBatch | pa.Table) -> int:
+    """How many of these rows to encode at once, so that no page grows too large."""
+    found = BATCH_ROWS
+    for column in rows.columns:
+        if pa.types.is_string(column.type):
+            length = max((_text_length(array) for array in _chunks(column)), default=0)
+            found = min(found, STRING_BATCH_ROWS, max(1, PAGE_BYTES // max(1, length)))
+    return found
+
+
+def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.StringArray]:
+    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+
+
+def _text_length(array: pa.StringArray) -> int:
+    """The mean length of `STRING_BATCH_ROWS` strings that follow each other, where they are longest."""
+    offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
+    edges = np.append(np.arange(0, len(array), STRING_BATCH_ROWS), len(array))
+    sizes = np.diff(offsets[edges]) // np.maximum(1, np.diff(edges))
+    return int(sizes.max(initial=0))
+
+
+def parquet_writer(table: Table, first: pa.Table, sink: object) -> pq.ParquetWriter:
+    """A writer of DataFiles whose columns, and whose first rows, are those of ``first``.
+
+    Columns are encoded as each is smallest; where tags have many values, row groups get Bloom filters of them.
+    """
+    schema = first.schema
     encodings: dict[str, str] = {}
     dictionaries: list[str] = []
     for field in schema:
         column = table.by_storage_name.get(field.name)
-        if column is not None and column.role is Role.TAG:
+        if field.name == OP_COLUMN or (column is not None and column.role is Role.TAG):
             dictionaries.append(field.name)
         elif pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type):
             encodings[field.name] = "DELTA_BINARY_PACKED"
@@ -67,18 +112,40 @@ def parquet_writer(table: Table, schema: pa.Schema, sink: object) -> pq.ParquetW
             encodings[field.name] = "BYTE_STREAM_SPLIT"
         elif pa.types.is_string(field.type):
             dictionaries.append(field.name)
-    has_strings = any(pa.types.is_string(field.type) for field in schema)
     return pq.ParquetWriter(
         sink,
         schema,
         compression="zstd",
         use_dictionary=dictionaries,
         column_encoding=encodings,
-        write_batch_size=STRING_BATCH_ROWS if has_strings else BATCH_ROWS,
+        write_batch_size=batch_rows(first),
         store_schema=False,
         write_page_index=True,
+        bloom_filter_options=_bloom_filters(table, first),
         version="2.6",
     )
+
+
+def _bloom_filters(table: Table, first: pa.Table) -> dict[str, dict[str, float]]:
+    """pyarrow's options by the columns' names.
+
+    Rows are sorted by the tags, the first of them first: of that one each row group has a short range, and its
+    statistics say as much. Measured on 4 M rows in 8 files, each with 4,000 values of the third tag: `WHERE` on one
+    value takes 10 ms of CPU in place of 30, for 0.2 % of the bytes, and no CPU that could be seen while writing.
+    """
+    filters: dict[str, dict[str, float]] = {}
+    for column in table.tags[1:]:
+        place = first.schema.get_field_index(column.storage_name)
+        chunks = first.column(place).chunks if place >= 0 else []
+        values = max((len(chunk.dictionary) for chunk in chunks), default=0)
+        if values >= BLOOM_VALUES_MIN:
+            filters[column.storage_name] = {"ndv": min(values, BLOOM_VALUES_MAX), "fpp": BLOOM_FALSE}
+    return filters
+
+
+def kind_of(columns: Collection[str]) -> str:
+    """The kind of a DataFile with these columns: one whose rows have ops must not be read without heeding them."""
+    return PARQUET_OPS if OP_COLUMN in columns else PARQUET
 
 
 def create_datafile(store: ObjectStore, paths: Iterable[str], data: pa.Buffer | memoryview) -> str:
@@ -93,9 +160,11 @@ def create_datafile(store: ObjectStore, paths: Iterable[str], data: pa.Buffer | 
 
 def write_datafile(
     store: ObjectStore, table: Table, log_id: int, epoch: int, partition: int, tail: Sequence[TailBatch]
-) -> DataFile:
-    """Fold ``tail``, write it as one DataFile, and say what a Checkpoint has to name."""
+) -> DataFile | None:
+    """Fold ``tail``, write it as one DataFile, and say what a Checkpoint has to name; None if no row is left of it."""
     rows = fold(table, tail)
+    if not rows.num_rows:
+        return None
     data = encode_parquet(table, rows)
     paths = [data_path(log_id, table.database_id, table.id, epoch) for _ in range(CREATE_TRIES_MAX)]
     path = create_datafile(store, paths, data)
@@ -115,4 +184,5 @@ def write_datafile(
         rows=rows.num_rows,
         bytes=data.size,
         schema_version=table.version,
+        kind=kind_of(rows.schema.names),
     )

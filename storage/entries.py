@@ -14,13 +14,15 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from storage import deletes
 from storage.errors import CorruptObject, SchemaConflict, UnsupportedFormat
 from storage.frames import NO_WRITE_ID, Entry, EntryKind, Frame, FrameType, WriteId
-from storage.schema import TIME_COLUMN, Role
+from storage.schema import OP_COLUMN, OP_COLUMN_ID, OP_TYPE, TIME_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from storage.deletes import RangeDelete
     from storage.schema import Table
 
 IPC_FROM_ROWS: Final = 8
@@ -31,6 +33,7 @@ RECORD_KEYS: Final[Mapping[EntryKind, frozenset[str]]] = {
     EntryKind.DROP: frozenset({"v", "revision"}),
     EntryKind.SKIP: frozenset({"v", "sequence", "skipped_at_ms"}),
     EntryKind.RECORD: frozenset({"v", "revision", "effects"}),
+    EntryKind.DELETE: deletes.RECORD_KEYS,
 }
 """The keys of each record, all of them and no others (docs/format.md)."""
 _COUNT: Final = struct.Struct("<II")
@@ -41,7 +44,9 @@ def _plain(array: pa.Array) -> pa.Array:
 
 
 def _has(table: Table, field: pa.Field) -> bool:
-    """Whether ``field`` is a column of the table under one of the two types that replay can read back."""
+    """Whether ``field`` is a column of the table under one of the two types that replay can read back, or the ops."""
+    if field.name == OP_COLUMN:
+        return bool(field.type == OP_TYPE)
     column = table.by_storage_name.get(field.name)
     return column is not None and field.type in (column.arrow_type, column.plain_type)
 
@@ -56,7 +61,7 @@ def encode_rows(table: Table, rows: pa.RecordBatch) -> Frame:
         with pa.ipc.new_stream(sink, rows.schema) as writer:
             writer.write_batch(rows)
         return Frame(FrameType.IPC, memoryview(sink.getvalue()))
-    ids = [table.by_storage_name[name].id for name in rows.schema.names]
+    ids = [OP_COLUMN_ID if name == OP_COLUMN else table.by_storage_name[name].id for name in rows.schema.names]
     head = _COUNT.pack(1, len(ids)) + np.asarray(ids, dtype="<u4").tobytes()
     head += bytes(-len(head) % 16)
     plain = pa.RecordBatch.from_arrays([_plain(c) for c in rows.columns], names=rows.schema.names)
@@ -71,17 +76,24 @@ def _decode_plain(table: Table, payload: memoryview, full: bool, where: str) -> 
     start = _COUNT.size + 4 * count
     start += -start % 16
     try:
-        columns = [table.by_id[i] for i in ids.tolist()]
+        schema = pa.schema([_plain_field(table, i) for i in ids.tolist()])
     except KeyError as error:
         raise CorruptObject(f"{where}: table {table.id} has no column {error}") from None
-    schema = pa.schema([(c.storage_name, c.plain_type) for c in columns])
     batch = pa.ipc.read_record_batch(pa.py_buffer(payload[start:]), schema)
     batch.validate(full=full)
+    tags = {tag.storage_name for tag in table.tags}
     arrays = [
-        array.dictionary_encode() if column.role is Role.TAG else array
-        for column, array in zip(columns, batch.columns, strict=True)
+        array.dictionary_encode() if name in tags else array
+        for name, array in zip(schema.names, batch.columns, strict=True)
     ]
     return pa.RecordBatch.from_arrays(arrays, names=schema.names)
+
+
+def _plain_field(table: Table, column_id: int) -> tuple[str, pa.DataType]:
+    if column_id == OP_COLUMN_ID:
+        return OP_COLUMN, OP_TYPE
+    column = table.by_id[column_id]
+    return column.storage_name, column.plain_type
 
 
 def _decode_stream(table: Table, payload: memoryview, full: bool, where: str) -> pa.RecordBatch:
@@ -129,6 +141,21 @@ def rows_entry(table: Table, partition: int, rows: pa.RecordBatch, write_id: Wri
         row_count=rows.num_rows,
         time_low=int(times.min()),
         time_high=int(times.max()),
+        write_id=write_id,
+    )
+
+
+def delete_entry(table: Table, partition: int, delete: RangeDelete, write_id: WriteId = NO_WRITE_ID) -> Entry:
+    """The entry of a range delete: it takes an offset in its partition (F12)."""
+    return record_entry(
+        EntryKind.DELETE,
+        deletes.to_record(delete),
+        table_id=table.id,
+        partition=partition,
+        schema_version=table.version,
+        offset_count=1,
+        time_low=delete.time_low,
+        time_high=delete.time_high,
         write_id=write_id,
     )
 

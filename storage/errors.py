@@ -117,6 +117,13 @@ class LogBacklogFull(StorageError):
     retriable = True
 
 
+class RowsChanged(StorageError):
+    """Rows that a DELETE or UPDATE rests on were written again before it was; nothing of it was written (LOG L26)."""
+
+    code = "rows_changed"
+    retriable = True
+
+
 class RequestTooLarge(StorageError):
     """One request does not fit into one object of a Log (FORMAT F15)."""
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import pyarrow as pa
-
-from storage.checkpoint import Part, Section, decode_tables, section_entry, section_from_table
+from storage.checkpoint import Part, Section, decode_tables, section_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    import pyarrow as pa
+
+    from storage.deletes import PendingDelete
     from storage.frames import Entry, LogObject
     from storage.schema import DataFile
     from storage.shardstate import PartitionState
@@ -34,6 +35,15 @@ class FileChange:
 
     removed: tuple[DataFile, ...]
     added: tuple[DataFile, ...]
+    changes_from: int = 0
+    """Rows that delete others, below this offset, go with it: who follows changes must begin here, or above (L25)."""
+    deletes: frozenset[int] = frozenset()
+    """The range deletes, by their offsets, that are carried out in ``added``."""
+
+    @property
+    def partition(self) -> Key:
+        """Whose files they are."""
+        return self.removed[0].table_id, self.removed[0].partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +54,23 @@ class FileLists:
     parts: tuple[Part, ...]
 
 
-def standing(changes: Sequence[FileChange], paths: Iterable[str]) -> list[bool]:
-    """Which changes fit the list of ``paths``: one is void if a file that it removes is gone (L21)."""
+def standing(
+    changes: Sequence[FileChange], paths: Iterable[str], pending: Mapping[Key, Sequence[PendingDelete]]
+) -> list[bool]:
+    """Which changes fit the list of ``paths`` (L21).
+
+    One is void if a file that it removes is gone, or if a delete that names one was applied since, so that what it
+    adds still has its rows.
+    """
     there = set(paths)
     stands = []
     for change in changes:
         removed = {file.path for file in change.removed}
-        stands.append(removed <= there)
+        missed = [
+            one for one in pending.get(change.partition, ())
+            if one.order not in change.deletes and not removed.isdisjoint(one.files)
+        ]  # fmt: skip
+        stands.append(removed <= there and not (missed and change.added))
         if stands[-1]:
             there -= removed
     return stands
@@ -71,32 +91,44 @@ def bytes_after(partitions: Mapping[Key, PartitionState], changes: Sequence[File
     """The bytes that the partitions of ``changes`` will have."""
     found: dict[Key, int] = {}
     for change in changes:
-        key = (change.removed[0].table_id, change.removed[0].partition)
+        key = change.partition
         before = found.get(key, partitions[key].bytes)
         found[key] = before + sum(f.bytes for f in change.added) - sum(f.bytes for f in change.removed)
     return found
 
 
-def repeated_sections(in_force: LogObject, revision: int, bytes_of: Mapping[Key, int], where: str) -> tuple[Entry, ...]:
+def changes_from_after(changes: Sequence[FileChange]) -> dict[Key, int]:
+    """From which offset on the changes of partitions can be seen, of those that lose deletes (L25)."""
+    found: dict[Key, int] = {}
+    for change in changes:
+        found[change.partition] = max(change.changes_from, found.get(change.partition, 0))
+    return {key: offset for key, offset in found.items() if offset}
+
+
+def repeated_sections(
+    in_force: LogObject, revision: int, bytes_of: Mapping[Key, int], changes_from: Mapping[Key, int], where: str
+) -> tuple[Entry, ...]:
     """The sections beside the files of a Checkpoint that repeats the k of ``in_force`` (L18).
 
-    ``bytes_of`` are the bytes of the partitions whose files change, ``revision`` the one that the new files rest on
-    (L30). Raises CorruptObject.
+    ``bytes_of`` are the bytes of the partitions whose files change, ``changes_from`` as `changes_from_after`,
+    ``revision`` the one that the new files rest on (L30). Raises CorruptObject.
     """
     tables = decode_tables(in_force.entries, where)
     (meta,) = tables[Section.META].to_pylist()
     same = tuple(entry for entry in in_force.entries if entry.table_id in AS_THEY_STAND)
     return (
         section_entry(Section.META, [{**meta, "revision": max(meta["revision"], revision)}]),
-        section_from_table(Section.PARTITIONS, _with_bytes(tables[Section.PARTITIONS], bytes_of)),
+        section_entry(Section.PARTITIONS, _changed(tables[Section.PARTITIONS], bytes_of, changes_from)),
         *same,
     )
 
 
-def _with_bytes(partitions: pa.Table, bytes_of: Mapping[Key, int]) -> pa.Table:
-    keys = zip(partitions["table_id"].to_pylist(), partitions["partition"].to_pylist(), strict=True)
-    at = partitions.schema.get_field_index("bytes")
-    field = partitions.schema.field(at)
-    sizes = partitions["bytes"].to_pylist()
-    new = [bytes_of.get(key, size) for key, size in zip(keys, sizes, strict=True)]
-    return partitions.set_column(at, field, pa.array(new, field.type))
+def _changed(
+    partitions: pa.Table, bytes_of: Mapping[Key, int], changes_from: Mapping[Key, int]
+) -> list[dict[str, int]]:
+    rows: list[dict[str, int]] = partitions.to_pylist()
+    for row in rows:
+        key = (row["table_id"], row["partition"])
+        row["bytes"] = bytes_of.get(key, row["bytes"])
+        row["changes_from"] = max(row["changes_from"], changes_from.get(key, 0))
+    return rows

@@ -2,8 +2,8 @@
 
 The checkpoint writer drives it to make sorted, internally unique DataFiles; the engine drives it to turn a
 memtable's tail into one layer. The key is (all tags, time), and NULL tags are equal. For each field the value
-of the row with the greatest offset that is not NULL wins. The fold is associative, so a folded batch may be
-folded again together with newer rows.
+of the row with the greatest offset that is not NULL wins, of rows from the newest put or delete on; a patch after
+one of these acts as a put. The fold is associative, so a folded batch may be folded again together with newer rows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.deletes import without_deleted
 from storage.errors import UnsupportedFormat
-from storage.schema import OFFSET_COLUMN, RESERVED_PREFIX, TIME_COLUMN, Op, Role
+from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, RESERVED_PREFIX, TIME_COLUMN, Op, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[np.int64]
 Ranks = npt.NDArray[np.int32]
+Ops = npt.NDArray[np.int8]
+PATCH: Final = Op.PATCH.code
+PUT: Final = Op.PUT.code
+DELETE: Final = Op.DELETE.code
 
 SERIES_CODE_MAX: Final = 2**62
 """Series codes are recounted before the product of the tags' cardinalities passes this."""
@@ -36,11 +41,12 @@ DICTIONARY_VALUES_MIN: Final = 4096
 def fold(table: Table, tail: Sequence[TailBatch], base: pa.RecordBatch | None = None) -> pa.RecordBatch:
     """Fold `tail`, and `base` below it, into one batch with one row for each key.
 
-    `base` is what an earlier `fold` of older rows of the same table returned. The result is sorted by tags
+    `base` is what an earlier `fold` of older rows of the same table returned. Range deletes in `tail` take what stands
+    before them. The result is sorted by tags
     (by their UTF-8 bytes, NULL first, in the order of `table.tags`), then by time. Its columns are named by
     storage names: time, tags (dictionary<int32, string>, the dictionary sorted and without unused values),
-    fields, and `_runnel_offset` (int64): the greatest offset of the key. A column without any value is left
-    out (F19). Raises UnsupportedFormat for rows whose op is not patch.
+    fields, `_runnel_op` (int8) if a row is not a patch, and `_runnel_offset` (int64): the greatest offset of the key.
+    A column without any value is left out (F19). Raises UnsupportedFormat for a table whose default op is not patch.
     """
     _check_ops(table)
     rows, arrival = _gather(table, tail, base)
@@ -51,7 +57,7 @@ def fold_layers(table: Table, layers: Sequence[pa.Table]) -> pa.RecordBatch:
     """Fold rows of DataFiles, which carry their `_runnel_offset`: older layers first (LOG L25); see `fold`.
 
     Rows with the same key are in layers whose orders do not overlap, so the layers' order is that of their rows. A
-    merged row has the highest offset of its key. Raises UnsupportedFormat for rows whose op is not patch.
+    merged row has the highest offset of its key. Raises UnsupportedFormat as `fold` does.
     """
     _check_ops(table)
     parts = []
@@ -73,6 +79,7 @@ def fold_rows(table: Table, rows: pa.Table, arrival: Ints | None = None) -> pa.R
     tags = [column for column in table.tags if column.storage_name in names]
     series, values = _series(tags, rows)
     order = sort_keys(series.codes, series.counts, times, arrival)
+    begins, ops = _resets(rows.column(OP_COLUMN), order) if OP_COLUMN in names else (order.starts, None)
     columns: dict[str, pa.Array] = {}
     for column in table.columns:
         name = column.storage_name
@@ -84,11 +91,14 @@ def fold_rows(table: Table, rows: pa.Table, arrival: Ints | None = None) -> pa.R
         elif column.role is Role.TIME:
             array = pa.Array.from_buffers(column.arrow_type, len(order.times), [None, pa.py_buffer(order.times)])
         elif order.starts is not None and rows.column(name).null_count:
-            array = _newest_values(rows.column(name), order.order, order.starts)
+            assert begins is not None
+            array = _newest_values(rows.column(name), order.order, begins, order.starts)
         else:
             array = _take(rows.column(name), order.winners)
         if column.role is Role.TIME or array.null_count < len(array):
             columns[name] = array
+    if ops is not None and bool(np.any(ops)):
+        columns[OP_COLUMN] = pa.array(ops, OP_TYPE)
     columns[OFFSET_COLUMN] = _take(rows.column(OFFSET_COLUMN), order.winners)
     return pa.RecordBatch.from_pydict(columns)
 
@@ -188,15 +198,17 @@ def _gather(table: Table, tail: Sequence[TailBatch], base: pa.RecordBatch | None
     groups: dict[pa.Schema, list[TailBatch]] = defaultdict(list)
     ordered = sorted(tail, key=lambda batch: batch.first_offset)
     for batch in ordered:
-        groups[batch.rows.schema].append(batch)
+        if batch.delete is None:
+            groups[batch.rows.schema].append(batch)
     parts = [] if base is None else [pa.Table.from_batches([base])]
     for schema, batches in groups.items():
         part = _conform(table, pa.Table.from_batches([b.rows for b in batches], schema))
         parts.append(part.append_column(OFFSET_COLUMN, pa.array(_offsets(batches))))
+    deletes = [(batch.first_offset, batch.delete) for batch in ordered if batch.delete is not None]
     if not parts:
         time = table.by_name[TIME_COLUMN]
         return pa.schema([(time.storage_name, time.arrow_type), (OFFSET_COLUMN, pa.int64())]).empty_table(), None
-    rows = pa.concat_tables(parts, promote_options="default")
+    rows = without_deleted(table, pa.concat_tables(parts, promote_options="default"), deletes)
     if len(groups) > 1:
         return rows, np.argsort(_int64(rows.column(OFFSET_COLUMN)), kind="stable")
     return rows, None
@@ -206,6 +218,9 @@ def _conform(table: Table, rows: pa.Table) -> pa.Table:
     """Keep the columns that the table has, with the types that it gives them."""
     columns: dict[str, pa.ChunkedArray] = {}
     for name in rows.column_names:
+        if name == OP_COLUMN:
+            columns[name] = rows.column(name)
+            continue
         if name.startswith(RESERVED_PREFIX):
             raise UnsupportedFormat(f"table {table.name!r}: rows with {name} cannot be folded by this version")
         column = table.by_storage_name.get(name)
@@ -302,12 +317,25 @@ def _radix_order(codes: Ints) -> Ints:
     return order
 
 
-def _newest_values(values: pa.ChunkedArray, order: Ints, starts: Ints) -> pa.Array:
-    """For each key the last value in order that is not NULL."""
+def _resets(values: pa.ChunkedArray, order: KeyOrder) -> tuple[Ints | None, Ops]:
+    """For each key where in sorted order the rows begin that count: its newest put or delete. And its op (F11)."""
+    ops = pc.fill_null(_single(values), PATCH).to_numpy()
+    newest = ops[order.winners]
+    if order.starts is None:
+        return None, newest
+    resets = np.where(ops[order.order] != PATCH, np.arange(len(order.order)), -1)
+    last = np.maximum.accumulate(resets)[_ends(order.starts, len(order.order))]
+    is_reset = last >= order.starts
+    merged = np.where(newest == DELETE, DELETE, np.where(is_reset, PUT, PATCH)).astype(np.int8)
+    return np.where(is_reset, last, order.starts), merged
+
+
+def _newest_values(values: pa.ChunkedArray, order: Ints, begins: Ints, starts: Ints) -> pa.Array:
+    """For each key, which begin at ``starts``, the last value in order that is not NULL, from ``begins`` on."""
     array = _single(values)
     valid = pc.is_valid(array).to_numpy(zero_copy_only=False)[order]
     last = np.maximum.accumulate(np.where(valid, np.arange(len(order)), -1))[_ends(starts, len(order))]
-    missing = last < starts
+    missing = last < begins
     rows = order[np.where(missing, 0, last)]
     return array.take(pa.array(rows, mask=missing))
 

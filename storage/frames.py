@@ -64,6 +64,7 @@ class EntryKind(enum.IntEnum):
     SEAL = 7  # reserved (FORMAT F21)
     PIN = 8  # reserved (FORMAT F3)
     MARKER = 9  # reserved: transaction markers (FORMAT F12)
+    DELETE = 10
 
 
 RESERVED_ENTRY_KINDS: Final = frozenset({EntryKind.SEAL, EntryKind.PIN, EntryKind.MARKER})

@@ -19,24 +19,27 @@ from storage.tailanswer import ShardSnapshot, TailRows, TailWanted
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from storage.deletes import PendingDelete
     from storage.schema import DataFile
     from storage.tailanswer import TailAnswer
 
     Rows = Mapping[int, tuple[TailRows, ...]]
     """By partition, in the order of the Log."""
-    Files = Mapping[int, tuple[DataFile, ...]]
-    """By partition."""
+    Files = Mapping[int, tuple[tuple[DataFile, ...], tuple[PendingDelete, ...]]]
+    """By partition: files, and deletes that are not carried out in all of them."""
 
 
 FILE_BYTES: Final = 512
 """What a DataFile of a kept list takes in memory, about."""
+ENTRY_BYTES: Final = 1024
+"""What a table takes that has neither rows nor files, about: tables come and go, and their ids are never used again."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeptTable:
     """The tail of one table in one shard: all of its rows in (k, ``sequence``] as owner ``epoch`` has them.
 
-    ``files`` are its file lists by partition, as of the Checkpoint ``checkpoint_seq``.
+    ``files`` are its file lists by partition, with pending deletes, as of the Checkpoint ``checkpoint_seq``.
     """
 
     epoch: int
@@ -109,8 +112,8 @@ class KeptTails:
         if known is not None and (known.epoch, known.sequence) > (answer.epoch, answer.position):
             return
         self._drop(key)
-        size = sum(held_bytes(part.batch.rows) for parts in rows.values() for part in parts)
-        size += FILE_BYTES * sum(map(len, files.values()))
+        size = ENTRY_BYTES + sum(held_bytes(part.batch.rows) for parts in rows.values() for part in parts)
+        size += FILE_BYTES * sum(len(listed) + sum(len(p.files) for p in pending) for listed, pending in files.values())
         self._kept[key] = KeptTable(answer.epoch, answer.position, rows, answer.checkpoint_seq, files, size)
         self.bytes += size
 
@@ -131,12 +134,12 @@ def whole_snapshot(answer: TailAnswer, table_ids: Collection[int]) -> ShardSnaps
     return _snapshot(answer, {table: new.get(table, {}) for table in table_ids}, _files(answer))
 
 
-def _files(answer: TailAnswer) -> dict[int, dict[int, tuple[DataFile, ...]]]:
+def _files(answer: TailAnswer) -> dict[int, Files]:
     """The file lists of an answer by table and partition."""
-    found: dict[int, dict[int, tuple[DataFile, ...]]] = {}
+    found: dict[int, dict[int, tuple[tuple[DataFile, ...], tuple[PendingDelete, ...]]]] = {}
     for part in answer.partitions:
-        found.setdefault(part.table_id, {})[part.partition] = part.files
-    return found
+        found.setdefault(part.table_id, {})[part.partition] = (part.files, part.pending)
+    return dict(found)
 
 
 def _by_table(answer: TailAnswer) -> dict[int, dict[int, tuple[TailRows, ...]]]:
@@ -166,8 +169,8 @@ def _snapshot(answer: TailAnswer, tails: Mapping[int, Rows], files: Mapping[int,
     for part in answer.partitions:
         position = (answer.log_id, answer.epoch, part.changed_at)
         batches = tuple(rows.batch for rows in tails[part.table_id].get(part.partition, ()))
-        listed = files.get(part.table_id, {}).get(part.partition, ())  # none: it has come since the Checkpoint
-        tables[part.table_id].append(PartitionSnapshot(part.partition, position, listed, batches))
+        listed, pending = files.get(part.table_id, {}).get(part.partition, ((), ()))  # none: come since the Checkpoint
+        tables[part.table_id].append(PartitionSnapshot(part.partition, position, listed, batches, pending))
     return ShardSnapshot(
         answer.log_id, answer.epoch, answer.position, answer.revision,
         {table: tuple(parts) for table, parts in tables.items()}, answer.cutoffs, answer.dropped,

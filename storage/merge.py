@@ -8,6 +8,7 @@ least key that any of them has reached can be folded and written. What comes out
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 import mmap
 import tempfile
@@ -17,22 +18,35 @@ from typing import IO, TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.compaction import RUN_FILES_MAX, TARGET_BYTES
-from storage.datafile import CREATE_TRIES_MAX, ROW_GROUP_ROWS, create_datafile, file_schema, parquet_writer
+from storage.compaction import RUN_FILES_MAX, TARGET_BYTES, is_oldest
+from storage.datafile import (
+    CREATE_TRIES_MAX,
+    ROW_GROUP_ROWS,
+    create_datafile,
+    file_schema,
+    kind_of,
+    parquet_writer,
+)
+from storage.deletes import PendingDelete, of_file
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
+from storage.filechange import FileChange
 from storage.fold import fold_layers
+from storage.pendingdeletes import known_deletes
 from storage.rangereader import RangeReader
-from storage.schema import OFFSET_COLUMN, TIME_COLUMN, DataFile, Table
+from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, DataFile, Op, Table, TypeKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
 
+    from storage.deletes import RangeDelete
     from storage.objects import ObjectStore
+    from storage.shardstate import PartitionState
 
     Key = tuple[tuple[bytes, ...] | int, ...]
     """A row's tags in the order of the table's, each () for NULL or (its UTF-8 bytes,); then its time in ns."""
@@ -44,8 +58,16 @@ WRITE_FACTOR: Final = 2
 BATCH_ROWS_MAX: Final = 16_384
 """Rows that are decoded at once."""
 BATCH_ROWS_MIN: Final = 64
+TEXT_ROWS_MAX: Final = 1_024
+"""The same where there are string fields: a row may be long that comes after many short ones."""
+TEXT_BYTES: Final = 2**20
+"""Of string fields, about, in so few rows as are decoded at once where they are very long."""
 WHOLE_BYTES_MAX: Final = 4 * 2**20
 """A file of an object store up to this size is fetched with one request."""
+GROUP_BYTES_MAX: Final = 4 * 2**20
+"""Row groups of an object store up to this size are fetched whole, larger ones piece by piece."""
+STREAM_BYTES: Final = 2**20
+"""Such a piece, of one column."""
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 CUT_PLAY: Final = 0.15
 """By how much of a file's share of rows a cut may be moved to a rounder time."""
@@ -60,6 +82,10 @@ class MergeJob:
     table: Table
     files: tuple[DataFile, ...]
     names: tuple[str, ...]
+    is_oldest: bool = False
+    """No older file shares a moment with the run: its deletes have nothing left to delete (L25)."""
+    deletes: tuple[PendingDelete, ...] = ()
+    """Range deletes to be carried out, each in those of ``files`` that it names."""
 
 
 def new_files_max(files: Sequence[DataFile], target_bytes: int = TARGET_BYTES) -> int:
@@ -91,12 +117,14 @@ def merge_files(
     assert 0 < len(files) <= RUN_FILES_MAX, "the planner bounds a run"
     share = read_bytes // len(files)
     try:
-        inputs = [_Input(store, file, table, share) for file in files]
+        inputs = [_opened(store, file, table, share, of_file(file, job.deletes, ())) for file in files]
         cuts = _cuts(inputs, new_files_max(files, target_bytes), pause)
         present = frozenset[str]().union(*(layer.names for layer in inputs))
         outputs = _Outputs(table, present, cuts, scratch, WRITE_FACTOR * read_bytes)
         for rows in _folded(table, inputs):
-            outputs.add(rows)
+            left = without_deletes(rows) if job.is_oldest else rows
+            if left.num_rows:
+                outputs.add(left)
             pause()
         return outputs.create(store, job, pause)
     except OSError as error:
@@ -111,7 +139,8 @@ def _folded(table: Table, inputs: Sequence[_Input]) -> Iterator[pa.RecordBatch]:
     """The folded rows of all inputs in the order of their keys."""
     while True:
         for layer in inputs:
-            layer.fill()
+            with _naming_damage(layer.file):
+                layer.fill()
         bounds = [layer.reached for layer in inputs if layer.reached is not None]
         bound = min(bounds) if bounds else None
         taken = [rows for layer in inputs for rows in layer.take(bound)]
@@ -121,36 +150,101 @@ def _folded(table: Table, inputs: Sequence[_Input]) -> Iterator[pa.RecordBatch]:
             return
 
 
+def merge_job(table: Table, state: PartitionState, files: tuple[DataFile, ...], names: tuple[str, ...]) -> MergeJob:
+    """Merge a run of a partition's files, with everything that is known now of deletes (L21, L25)."""
+    return MergeJob(table, files, names, is_oldest(files, state.files), known_deletes(state))
+
+
+def change_of(job: MergeJob, added: Iterable[DataFile]) -> FileChange:
+    """What a merge that is done makes of the list of files."""
+    known = frozenset(one.order for one in job.deletes)
+    return FileChange(job.files, tuple(added), _changes_from(job), known)
+
+
+def _changes_from(job: MergeJob) -> int:
+    """The offset from which on all changes can still be seen: deletes as rows go with the oldest run (L25). 0: all."""
+    has_ops = any(file.has_ops for file in job.files)
+    return max(file.offset_high for file in job.files) + 1 if job.is_oldest and has_ops else 0
+
+
+def without_deletes(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Folded rows below which there are none: a delete is done, and a put is as good as a patch (L25, F11)."""
+    if OP_COLUMN not in rows.schema.names:
+        return rows
+    kept = rows.filter(pc.not_equal(rows.column(OP_COLUMN), Op.DELETE.code))
+    return kept.drop_columns([OP_COLUMN])
+
+
+@contextlib.contextmanager
+def _naming_damage(file: DataFile) -> Iterator[None]:
+    """Say which file is damaged: Arrow's errors, of which some look like those of a disk, name none."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise CorruptObject(f"{file.path}: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise CorruptObject(f"{file.path}: {error}") from error
+
+
+def _opened(
+    store: ObjectStore, file: DataFile, table: Table, share_bytes: int, deletes: Sequence[RangeDelete]
+) -> _Input:
+    with _naming_damage(file):
+        return _Input(store, file, table, share_bytes, deletes)
+
+
 class _Input:
     """One file, read in its order. `fill`, then `take` what is at or below a key."""
 
-    def __init__(self, store: ObjectStore, file: DataFile, table: Table, share_bytes: int) -> None:
-        """Rows of about ``share_bytes`` are kept ready."""
+    def __init__(
+        self, store: ObjectStore, file: DataFile, table: Table, share_bytes: int, deletes: Sequence[RangeDelete]
+    ) -> None:
+        """Rows of about ``share_bytes`` are kept ready; those that ``deletes`` take are left out."""
         self.file = file
+        self._table = table
+        self._deletes = deletes
         source = open_file(store, file)
         metadata = pq.read_metadata(source)
         present = metadata.schema.to_arrow_schema().names
         tags = [tag.storage_name for tag in table.tags]
+        is_mapped = isinstance(source, pa.MemoryMappedFile)
+        piece = 0 if is_mapped else STREAM_BYTES
+        is_large = file.bytes > GROUP_BYTES_MAX * metadata.num_row_groups
         self._file = pq.ParquetFile(
             source,
             metadata=metadata,
             read_dictionary=sorted({*tags} & {*present}),
-            pre_buffer=not isinstance(source, pa.MemoryMappedFile),
+            pre_buffer=not is_mapped and not is_large,
+            buffer_size=piece if is_large else 0,
         )
+        self._probe = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, buffer_size=piece)
         known = table.by_storage_name
-        columns = [name for name in present if name in known or name == OFFSET_COLUMN]
+        columns = [name for name in present if name in known or name in (OFFSET_COLUMN, OP_COLUMN)]
         self.names = frozenset(columns) - {OFFSET_COLUMN}
         self._tags = [(tag if tag in self.names else None) for tag in tags]
         self._share = share_bytes
-        rows = min(BATCH_ROWS_MAX, max(BATCH_ROWS_MIN, share_bytes // (8 * len(columns))))
-        self._batches = self._read(rows, columns)
+        texts = {field.storage_name for field in table.fields if field.kind is TypeKind.STRING}
+        self._texts = sorted(texts & self.names)
+        self._batches = self._read(columns)
         self._ready: deque[tuple[Key, pa.RecordBatch]] = deque()
         self._held = 0
         self._ended = False
 
-    def _read(self, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def _read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for group in range(self._file.metadata.num_row_groups):  # one at a time: else all are buffered before
+            rows = min(BATCH_ROWS_MAX, max(BATCH_ROWS_MIN, self._share // (8 * len(columns))))
+            if self._texts:
+                rows = min(rows, self._text_rows(group))
             yield from self._file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
+
+    def _text_rows(self, group: int) -> int:
+        """How many rows of a row group to decode at once: only the rows themselves say how long their strings are."""
+        first = self._probe.iter_batches(BATCH_ROWS_MIN, row_groups=[group], columns=self._texts, use_threads=False)
+        probe = next(first)
+        each: int = max(1, probe.nbytes // probe.num_rows)
+        return min(TEXT_ROWS_MAX, max(self._share // each, TEXT_BYTES // each, 1))
 
     def times(self) -> Iterator[npt.NDArray[np.int64]]:
         """Some of the times, evenly spread over the rows."""
@@ -164,8 +258,16 @@ class _Input:
             if batch is None:
                 self._ended = True
             elif batch.num_rows:
-                self._ready.append((self._key(batch, batch.num_rows - 1), batch))
-                self._held += batch.nbytes
+                last = self._key(batch, batch.num_rows - 1)
+                left = self._left(batch)
+                self._ready.append((last, left))
+                self._held += left.nbytes
+
+    def _left(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows that no delete takes. There may be none: their last key is reached all the same."""
+        rows = pa.Table.from_batches([batch])
+        gone = [delete.matches(self._table, rows) for delete in self._deletes]
+        return batch.filter(pa.array(~np.logical_or.reduce(gone))) if gone else batch
 
     @property
     def reached(self) -> Key | None:
@@ -178,13 +280,14 @@ class _Input:
         while self._ready and (bound is None or self._ready[0][0] <= bound):
             taken.append(self._ready.popleft()[1])
         if self._ready and bound is not None:
-            last, batch = self._ready[0]
+            last, batch = self._ready[0]  # a key that a delete took may be the last: `bound` is below it
             count = bisect.bisect_right(range(batch.num_rows), bound, key=lambda row: self._key(batch, row))
             if count:
                 taken.append(batch.slice(0, count))
                 self._ready[0] = (last, batch.slice(count))
         self._held = sum(batch.nbytes for _, batch in self._ready)
-        return [pa.Table.from_batches(taken)] if taken else []
+        rows = pa.Table.from_batches(taken) if taken else None
+        return [] if rows is None or not rows.num_rows else [rows]
 
     def _key(self, batch: pa.RecordBatch, row: int) -> Key:
         tags = [None if name is None else batch.column(name)[row].as_py() for name in self._tags]
@@ -211,7 +314,8 @@ def _cuts(inputs: Sequence[_Input], count: int, pause: Callable[[], None]) -> np
     samples: list[npt.NDArray[np.int64]] = []
     weights: list[npt.NDArray[np.float64]] = []
     for layer in inputs:
-        times = np.concatenate(list(layer.times()))
+        with _naming_damage(layer.file):
+            times = np.concatenate(list(layer.times()))
         samples.append(times)
         weights.append(np.full(len(times), layer.file.rows / len(times)))
         pause()
@@ -244,6 +348,7 @@ class _Outputs:
     ) -> None:
         names = [column.storage_name for column in table.columns if column.storage_name in present]
         types = [(name, table.by_storage_name[name].arrow_type) for name in names]
+        types += [(OP_COLUMN, OP_TYPE)] if OP_COLUMN in present else []
         schema = file_schema(table, pa.schema([*types, (OFFSET_COLUMN, pa.int64())]))
         self._cuts = cuts
         self._bytes_max = bytes_max
@@ -317,14 +422,11 @@ class _Output:
         self._waiting_rows, self.held = rest.num_rows, rest.nbytes if rest.num_rows else 0
 
     def _write(self, group: pa.Table) -> None:
+        group = group.combine_chunks()
         if self._writer is None:
-            self._open(self._schema)
-        assert self._writer is not None
-        self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
-
-    def _open(self, schema: pa.Schema) -> None:
-        self._spool = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  has no name: ends with this process
-        self._writer = parquet_writer(self._table, schema, self._spool)
+            self._spool = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  no name: ends with this process
+            self._writer = parquet_writer(self._table, group, self._spool)
+        self._writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
 
     def create(self, store: ObjectStore, job: MergeJob, names: Iterator[str]) -> DataFile:
         """Create the object; its order is that of the whole run, for which it stands within its times (L25)."""
@@ -344,7 +446,7 @@ class _Output:
             order_low=low, order_high=high,
             offset_low=min(f.offset_low for f in job.files), offset_high=max(f.offset_high for f in job.files),
             time_low=self._times[0], time_high=self._times[1], rows=self.rows, bytes=size,
-            schema_version=self._table.version,
+            schema_version=self._table.version, kind=kind_of(self._seen),
         )  # fmt: skip
 
     def _close(self) -> None:
@@ -359,7 +461,6 @@ class _Output:
         columns = [name for name in self._schema.names if name not in names]
         schema = pa.schema([self._schema.field(name) for name in columns])
         tags = [name for name in columns if pa.types.is_dictionary(schema.field(name).type)]
-        self._open(schema)
         with before:
             before.seek(0)
             file = pq.ParquetFile(before, read_dictionary=tags)

@@ -9,14 +9,22 @@ from __future__ import annotations
 import enum
 import functools
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from storage.deletes import PendingDelete, RangeDelete
 
 TIME_COLUMN: Final = "time"
 RESERVED_PREFIX: Final = "_runnel_"
 OFFSET_COLUMN: Final = "_runnel_offset"
 """int64: a row's offset in its partition; stored in every DataFile (LOG L24)."""
+OP_COLUMN: Final = "_runnel_op"
+"""int8, a code of `Op`: stored only where a row's op is not its table's default, which NULL means (FORMAT F11)."""
+OP_TYPE: Final = pa.int8()
+OP_COLUMN_ID: Final = 2**31 - 3
+"""Stands for `OP_COLUMN` where columns are named by their ids."""
 
 
 class Role(enum.StrEnum):
@@ -44,6 +52,18 @@ class Op(enum.StrEnum):
     PATCH = "patch"
     PUT = "put"
     DELETE = "delete"
+
+    @property
+    def code(self) -> int:
+        """In `OP_COLUMN`; numbers are for ever."""
+        return OP_CODES[self]
+
+
+OP_CODES: Final[dict[Op, int]] = {Op.PATCH: 0, Op.PUT: 1, Op.DELETE: 2}
+PARQUET: Final = "parquet"
+PARQUET_OPS: Final = "parquet-ops"
+FILE_KINDS: Final = frozenset({PARQUET, PARQUET_OPS})
+"""Kinds of DataFiles: rows of the table's default op, and with `OP_COLUMN`, which a reader must heed."""
 
 
 ARROW_TYPES: Final[dict[TypeKind, pa.DataType]] = {
@@ -165,17 +185,34 @@ class DataFile:
     rows: int
     bytes: int
     schema_version: int
-    kind: str = "parquet"
+    kind: str = PARQUET
     key_id: int = 0
     borrowed: bool = False
+
+    @property
+    def has_ops(self) -> bool:
+        """Whether rows of it delete or replace older ones (F11)."""
+        return self.kind == PARQUET_OPS
 
 
 @dataclass(frozen=True, slots=True)
 class TailBatch:
-    """Rows of the memtable: ``rows`` has fields named by storage names; row i has offset ``first_offset + i``."""
+    """Rows of the memtable: ``rows`` has fields named by storage names; row i has offset ``first_offset + i``.
+
+    Or a range delete at ``first_offset``, which takes what stands before it; then there are no rows.
+    """
 
     first_offset: int
     rows: pa.RecordBatch
+    delete: RangeDelete | None = None
+
+    @property
+    def end(self) -> int:
+        """The offset after it."""
+        return self.first_offset + (self.rows.num_rows if self.delete is None else 1)
+
+
+NO_ROWS: Final = pa.RecordBatch.from_arrays([], names=[])
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +227,8 @@ class PartitionSnapshot:
     position: tuple[int, int, int]
     files: tuple[DataFile, ...]
     tail: tuple[TailBatch, ...]
+    pending: tuple[PendingDelete, ...] = ()
+    """Deletes at or below k that are not carried out in all files yet; those of the tail hold for all files."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,25 +14,30 @@ import functools
 import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from storage.appends import Append, EncodedAppend, decode_append
+from storage import admission
+from storage.appends import Append, EncodedAppend, append_entry, decode_append
 from storage.checkpoint import FILES_INLINE_MAX, Part, encode_part
 from storage.datafile import write_datafile
-from storage.entries import record_entry, rows_entry
+from storage.entries import record_entry
 from storage.errors import (
     CatalogBehind,
     FsyncFailed,
-    LogBacklogFull,
     MemoryExhausted,
-    NoSuchTable,
     OutcomeUnknown,
     RequestTooLarge,
     ShardClosed,
     StorageError,
     StoreFull,
     StoreUnavailable,
-    WriteRefused,
 )
-from storage.filechange import FileLists, bytes_after, changed_lists, repeated_sections, standing
+from storage.filechange import (
+    FileLists,
+    bytes_after,
+    changed_lists,
+    changes_from_after,
+    repeated_sections,
+    standing,
+)
 from storage.frames import ENTRIES_MAX, NO_WRITE_ID, OBJECT_BYTES_MAX, EntryKind, encoded_size
 from storage.logdriver import LogDriver
 from storage.logeffects import CheckpointDraft
@@ -72,8 +77,6 @@ CUTOFF_EVERY_MS: Final = 60_000
 CHECKPOINT_PAUSE_SECONDS: Final = 1.0
 """The pause after a checkpoint that failed, before the next is tried."""
 PART_TRIES_MAX: Final = 5
-BACKLOG_SECONDS_MIN: Final = 30.0
-"""Age never refuses appends sooner: a checkpoint that was due at once may take as long as this."""
 
 
 class Shard:
@@ -107,11 +110,14 @@ class Shard:
         self._executor = executor
         self._reserved = 0
         self._in_transit = 0
+        self._under_way: dict[asyncio.Future[Position], list[_Queued]] = {}
         self._on_fatal = on_fatal
         self._driver: LogDriver | None = None
         self._in_flight: dict[WriteId, asyncio.Future[Position]] = {}
         self._checkpointing = asyncio.Lock()
         self._recording: dict[int, asyncio.Lock] = {}
+        self._recorded: dict[int, float] = {}
+        """When this owner recorded a database's cut-off, by its monotonic clock."""
         self._due = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -206,7 +212,9 @@ class Shard:
         fresh = self._fresh(parts)
         if fresh:
             driver.check_owner()  # first: whose shard is gone must not wait for its checkpoint
-            self._check_backlog()
+            if admission.is_backlogged(self.state, self.limits):
+                self._due.set()
+                raise admission.backlog(self.state)
             self._check_first(fresh)
         sent = self._send(driver, fresh, prepare) if fresh else []
         anonymous = iter([at for part, at in zip(fresh, sent, strict=True) if part.write_id == NO_WRITE_ID])
@@ -234,22 +242,11 @@ class Shard:
 
     def _check_first(self, parts: Sequence[Append | EncodedAppend]) -> None:
         """Everything that can be refused is refused before anything is sent (L4)."""
-        for part in parts:
-            if part.write_id != NO_WRITE_ID and part.born < self.state.horizon:
-                raise WriteRefused(
-                    f"shard {self.log_id}: a write born at {part.born} is below the horizon {self.state.horizon}"
-                )
-            table = self.tables(part.table_id)
-            if table is None or table.version < part.schema_version:  # L30: a file of ours would lack the new columns
-                raise CatalogBehind(
-                    f"shard {self.log_id}: table {part.table_id} at version {part.schema_version} is not known here yet"
-                )
-            if table.deleted or part.table_id in self.state.drops:  # L30, L31: ids are never used again
-                raise NoSuchTable(f"table {table.name!r} (id {table.id}) was dropped")
+        admission.check_first(self.state, self.tables, parts)
 
     def _encode(self, parts: Sequence[Append]) -> list[_Queued]:
         self._require_room(sum(held_bytes(p.rows) for p in parts))  # first: who waits for room asks many times
-        return [(rows_entry(p.table, p.partition, p.rows, p.write_id), p.rows) for p in parts]
+        return [(append_entry(p), p.rows) for p in parts]
 
     def _decode(self, parts: Sequence[EncodedAppend]) -> list[_Queued]:
         self._require_room(sum(len(p.frame) for p in parts))
@@ -264,6 +261,9 @@ class Shard:
         self, driver: LogDriver, parts: Sequence[_Part], prepare: Callable[[Sequence[_Part]], list[_Queued]]
     ) -> list[asyncio.Future[Position]]:
         queued = prepare(parts)
+        if any(part.unchanged_since is not None for part in parts):
+            under_way = [one for sent in self._under_way.values() for one in sent]
+            admission.check_unchanged(self.state, self.tables, list(zip(parts, queued, strict=True)), under_way)
         entries = [entry for entry, _ in queued]
         size = sum(held_bytes(rows) for _, rows in queued)
         encoded = sum(encoded_size(entry) for entry in entries)
@@ -274,11 +274,12 @@ class Shard:
             )
         self._reserve(size + encoded)  # under way they are held twice
         try:
-            futures = driver.append(entries, [rows for _, rows in queued])
+            futures = driver.append(entries, [rows if e.kind == EntryKind.ROWS else None for e, rows in queued])
         except StorageError:
             self._arrived(size + encoded)
             raise
-        futures[-1].add_done_callback(lambda _: self._arrived(size + encoded))  # one object: one outcome for all
+        self._under_way[futures[-1]] = queued
+        futures[-1].add_done_callback(lambda done: self._landed_all(done, size + encoded))  # one object: one outcome
         self.counters.rows += sum(rows.num_rows for _, rows in queued)
         self.counters.bytes += size
         for part, future in zip(parts, futures, strict=True):
@@ -303,6 +304,10 @@ class Shard:
         self._reserved += size
         self._in_transit += size
 
+    def _landed_all(self, last: asyncio.Future[Position], size: int) -> None:
+        del self._under_way[last]
+        self._arrived(size)
+
     def _arrived(self, size: int) -> None:
         """A write has landed in the memtable, or failed: either way it is under way no more."""
         self._in_transit -= size
@@ -313,25 +318,6 @@ class Shard:
         held = 0 if self._closed else self.state.tail_bytes + self._in_transit
         self._budget.adjust(held - self._reserved)
         self._reserved = held
-
-    def _check_backlog(self) -> None:
-        """L23: at twice a bound appends are refused until the checkpoint has caught up."""
-        state, limits = self.state, self.limits
-        if (
-            state.log_bytes_above_k > 2 * limits.log_bytes
-            or state.objects_above_k > 2 * limits.checkpoint_objects
-            or self._age_seconds() > max(2 * limits.checkpoint_seconds, BACKLOG_SECONDS_MIN)
-        ):
-            self._due.set()
-            raise LogBacklogFull(
-                f"shard {self.log_id}: {state.objects_above_k} objects ({state.log_bytes_above_k} bytes, the oldest "
-                f"{self._age_seconds():.0f} s old) wait for a checkpoint; one is under way, try again"
-            )
-
-    def _age_seconds(self) -> float:
-        """Of the oldest object above k; 0 when there is none, or when a clock went back."""
-        oldest = self.state.oldest_above_k_ms
-        return 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
 
     async def drop(self, table_id: int, revision: int) -> None:
         """Record that the table is dropped by ``revision`` of the Catalog; return when that is durable (L31).
@@ -376,17 +362,20 @@ class Shard:
     async def _raise_cutoff(self, database_id: int, table_ids: frozenset[int], retention_ns: int) -> None:
         known = self.state.cutoffs.get(database_id)
         now_ms = time.time_ns() // 1_000_000
-        if known is not None and now_ms - known.recorded_ms < CUTOFF_EVERY_MS:
+        since = time.monotonic() - self._recorded.get(database_id, float("-inf"))
+        if known is not None and min(now_ms - known.recorded_ms, since * 1000) < CUTOFF_EVERY_MS:
             return
         hidden = None if known is None else known.time_ns
         if not self.state.hides_a_row(table_ids, now_ms * 1_000_000 - retention_ns, hidden):
             return
-        clock_ms = await self._in_thread(self._store.clock_ms)
-        cutoff = min(now_ms, clock_ms) * 1_000_000 - retention_ns
+        clock_ms = min(now_ms, await self._in_thread(self._store.clock_ms))
+        cutoff = clock_ms * 1_000_000 - retention_ns
         if (hidden is not None and cutoff <= hidden) or not self.state.hides_a_row(table_ids, cutoff, hidden):
             return
-        record = {"database": database_id, "cutoff": cutoff, "recorded_ms": now_ms}
+        # By the same clock: what it would have been for a longer period is told from it (`Cutoff.for_period`).
+        record = {"database": database_id, "cutoff": cutoff, "recorded_ms": clock_ms}
         (future,) = self.driver.append([record_entry(EntryKind.RETENTION, record)], [None])
+        self._recorded[database_id] = time.monotonic()
         await asyncio.shield(future)
 
     def cutoff_ns(self, database_id: int, retention_ns: int = 0) -> int | None:
@@ -431,7 +420,7 @@ class Shard:
                 return
 
     def _seconds_to_age(self) -> float:
-        return max(0.05, self.limits.checkpoint_seconds - self._age_seconds())
+        return max(0.05, self.limits.checkpoint_seconds - admission.age_seconds(self.state))
 
     async def checkpoint(self) -> None:
         """Write the memtable to DataFiles, commit them, and collect what that made garbage (L18, L19).
@@ -480,7 +469,7 @@ class Shard:
         for (table_id, partition), tail in frozen.tails.items():
             table = self._table(table_id)
             file = await self._in_thread(write_datafile, self._store, table, self.log_id, epoch, partition, tail)
-            files.append(file)
+            files += [] if file is None else [file]
         return files
 
     async def _commit(self, covered: int, sections: tuple[Entry, ...]) -> None:
@@ -525,7 +514,8 @@ class Shard:
     async def _replace_files(self, changes: Sequence[FileChange], stands: list[bool]) -> None:
         async with self._checkpointing:
             self.driver.check_owner()
-            stands += standing(changes, (file.path for file in self.state.all_files()))
+            pending = {key: state.pending for key, state in self.state.partitions.items() if state.pending}
+            stands += standing(changes, (file.path for file in self.state.all_files()), pending)
             if any(stands):
                 await self._replace_now([change for change, stand in zip(changes, stands, strict=True) if stand])
 
@@ -536,7 +526,8 @@ class Shard:
         data = await self._in_thread(self._store.get, path)
         in_force = decode_own(self.identity.store_id, self.log_id, sequence, data)
         sizes = bytes_after(state.partitions, changes)
-        fixed = await self._in_thread(repeated_sections, in_force, self.revision, sizes, path)
+        seen_from = changes_from_after(changes)
+        fixed = await self._in_thread(repeated_sections, in_force, self.revision, sizes, seen_from, path)
         lists = changed_lists(FileLists(state.loose, state.parts), changes)
         if len(lists.loose) > FILES_INLINE_MAX:
             lists = FileLists((), (*lists.parts, await self._write_part(lists.loose)))

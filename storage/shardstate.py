@@ -24,21 +24,26 @@ from storage.checkpoint import (
     section_entry,
     section_from_table,
 )
+from storage.deletes import from_record
 from storage.entries import decode_record, decode_rows
 from storage.errors import CatalogBehind, CorruptObject, UnsupportedFormat
 from storage.frames import NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind
-from storage.schema import PartitionSnapshot, TailBatch
+from storage.pendingdeletes import pending_after, pending_after_changes, pending_sections, read_pending
+from storage.schema import NO_ROWS, PartitionSnapshot, TailBatch
 from storage.writeids import WRITE_IDS_MAX, Remembered, forget, read_write_ids, write_id_table
 
 __all__ = ["WRITE_IDS_MAX", "Cutoff", "Frozen", "Remembered", "ShardState", "encode_frozen", "held_bytes"]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from storage.deletes import PendingDelete
     from storage.filechange import FileChange, FileLists
     from storage.frames import Header, LogObject, WriteId
     from storage.schema import DataFile, Table
 
+TAKES_OFFSETS: Final = frozenset({EntryKind.ROWS, EntryKind.DELETE})
+"""Kinds of entries that change what readers see of a partition (F12)."""
 COLUMN_BYTES: Final = 1024
 """What a column of a batch holds beside its values: Arrow's objects and alignment, measured at 0.7 to 1.3 KB."""
 
@@ -67,8 +72,12 @@ class PartitionState:
     bytes: int = 0
     time_high: int = -(2**63)
     changed_at: int = 0
+    filed_at: int = 0
+    """Rows of objects up to this one may be in files; at what object a file's rows were written nobody knows."""
     files: tuple[DataFile, ...] = ()
     tail: list[TailEntry] = field(default_factory=list)
+    pending: tuple[PendingDelete, ...] = ()
+    """Range deletes at or below k that are not carried out in all files (L25); those above k stand in the tail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +107,7 @@ class Frozen:
     write_ids: tuple[list[WriteId], list[Remembered]]
     drops: dict[int, int]
     cutoffs: dict[int, Cutoff]
+    pending: dict[PartitionKey, tuple[PendingDelete, ...]]
 
 
 def held_bytes(rows: pa.RecordBatch) -> int:
@@ -137,7 +147,9 @@ class PreparedCheckpoint:
     new_files: tuple[DataFile, ...]
     loose: tuple[DataFile, ...]
     parts: tuple[Part, ...]
+    pending: Mapping[PartitionKey, tuple[PendingDelete, ...]]
     removed: tuple[DataFile, ...] = ()
+    changes_from: Mapping[PartitionKey, int] = field(default_factory=dict)
 
 
 class ShardState:
@@ -197,10 +209,20 @@ class ShardState:
         self.checkpoint_seq = checkpoint.header.sequence
         for row in sections[Section.PARTITIONS]:
             self.partitions[row["table_id"], row["partition"]] = PartitionState(
-                row["start"], row["next"], row["changes_from"], row["bytes"], row["time_high"], self.checkpoint_seq
+                row["start"],
+                row["next"],
+                row["changes_from"],
+                row["bytes"],
+                row["time_high"],
+                self.checkpoint_seq,
+                filed_at=self.k,
             )
         self.drops = {row["table_id"]: row["revision"] for row in sections[Section.DROPS]}
         self.cutoffs = {r["database_id"]: Cutoff(r["cutoff"], r["recorded_ms"]) for r in sections[Section.CUTOFFS]}
+        for key, pending in read_pending(sections[Section.DELETES], self._tables, self._only, where).items():
+            if key not in self.partitions:
+                raise CorruptObject(f"{where}: a delete in partition {key}, which it does not list")
+            self.partitions[key].pending = pending
         self.loose = self._wanted_files(file_from_row(row, where) for row in sections[Section.FILES])
         self._add_files(self.loose)
         if any(row["section"] != Section.FILES or row["owner_id"] for row in sections[Section.PARTS]):
@@ -229,7 +251,7 @@ class ShardState:
         following: dict[PartitionKey, int] = {}
         placed = []
         for entry in entries:
-            if entry.kind != EntryKind.ROWS:
+            if entry.kind not in TAKES_OFFSETS:
                 placed.append(entry)
                 continue
             key = (entry.table_id, entry.partition)
@@ -249,7 +271,9 @@ class ShardState:
         self._check_offsets(obj, where)
         for entry, value in zip(obj.entries, content, strict=True):
             if isinstance(value, pa.RecordBatch):
-                self._apply_rows(obj.header, entry, value)
+                self._apply_batch(obj.header, entry, TailBatch(entry.base_offset, value))
+            elif entry.kind == EntryKind.DELETE and value is not None:
+                self._apply_batch(obj.header, entry, TailBatch(entry.base_offset, NO_ROWS, value))
             elif entry.kind == EntryKind.RETENTION:
                 self._apply_cutoff(value)
             elif entry.kind == EntryKind.DROP:
@@ -262,8 +286,8 @@ class ShardState:
             self.oldest_above_k_ms = obj.header.written_at_ms
 
     def _read(self, entry: Entry, payload: object, where: str) -> Any:
-        """What an entry says: rows, or a record; None for a kind that may be skipped (F6)."""
-        if entry.kind == EntryKind.ROWS:
+        """What an entry says: rows, a delete or a record; None for what may be skipped (F6)."""
+        if entry.kind in TAKES_OFFSETS:
             if self._only is not None and entry.table_id not in self._only:
                 return None
             table = self._tables(entry.table_id)
@@ -274,6 +298,8 @@ class ShardState:
                     f"{where}: rows of table {table.name!r} at version {entry.schema_version}, here it has "
                     f"{table.version}"
                 )
+            if entry.kind == EntryKind.DELETE:
+                return from_record(decode_record(entry, where), table, where)
             return payload if isinstance(payload, pa.RecordBatch) else decode_rows(table, entry, where)
         if entry.kind in (EntryKind.RETENTION, EntryKind.DROP, EntryKind.SKIP):
             return decode_record(entry, where)
@@ -286,7 +312,7 @@ class ShardState:
         following: dict[PartitionKey, int] = {}
         adjacent = obj.header.sequence == self.position + 1
         for entry in obj.entries:
-            if entry.kind != EntryKind.ROWS or (self._only is not None and entry.table_id not in self._only):
+            if entry.kind not in TAKES_OFFSETS or (self._only is not None and entry.table_id not in self._only):
                 continue
             key = (entry.table_id, entry.partition)
             known = key in following
@@ -298,15 +324,15 @@ class ShardState:
     def _next_offset(self, key: PartitionKey) -> int:
         return self.partitions[key].next_offset if key in self.partitions else 0
 
-    def _apply_rows(self, header: Header, entry: Entry, rows: pa.RecordBatch) -> None:
+    def _apply_batch(self, header: Header, entry: Entry, batch: TailBatch) -> None:
         if entry.write_id != NO_WRITE_ID and self._only is None:  # L7: replay only adds
             self.write_ids[entry.write_id] = Remembered(header.sequence, entry.base_offset, header.written_at_ms)
         state = self.partitions.setdefault((entry.table_id, entry.partition), PartitionState())
         state.next_offset = entry.base_offset + entry.offset_count
-        state.time_high = max(state.time_high, entry.time_high)
+        if batch.delete is None:
+            state.time_high = max(state.time_high, entry.time_high)
         state.changed_at = max(state.changed_at, header.sequence)  # a Checkpoint's own may be above what it left
-        size = held_bytes(rows)
-        batch = TailBatch(entry.base_offset, rows)
+        size = held_bytes(batch.rows)
         state.tail.append(TailEntry(header.sequence, batch, entry.time_low, entry.time_high, size))
         self.tail_bytes += size
 
@@ -329,11 +355,15 @@ class ShardState:
         self.k = covered
         self.checkpoint_seq = sequence  # not `position`: in a paused replay objects below it are still to come
         self.loose, self.parts = prepared.loose, prepared.parts
-        for state in self.partitions.values():
+        for key, state in self.partitions.items():
             if state.tail and state.tail[0].sequence <= covered:
                 state.changed_at = sequence
+                state.filed_at = covered
                 state.tail = [e for e in state.tail if e.sequence > covered]
+            state.pending = prepared.pending.get(key, ())
         self._remove_files(prepared.removed, sequence)
+        for key, offset in prepared.changes_from.items():
+            self.partitions[key].changes_from = max(self.partitions[key].changes_from, offset)
         self._add_files(prepared.new_files)
         self._forget_covered()
 
@@ -353,6 +383,7 @@ class ShardState:
     def freeze(self) -> Frozen:
         """Everything a Checkpoint says, at this moment; the memtable goes on growing above it (L18)."""
         tails = {key: tuple(e.batch for e in s.tail) for key, s in self.partitions.items() if s.tail}
+        pending = {key: found for key, s in self.partitions.items() if (found := pending_after(s))}
         partitions = [
             {
                 "table_id": table, "partition": number, "start": s.start, "next": s.next_offset,
@@ -362,22 +393,25 @@ class ShardState:
         ]  # fmt: skip
         return Frozen(
             self.position, self.horizon, self.revision, tails, partitions,
-            (list(self.write_ids), list(self.write_ids.values())), dict(self.drops), dict(self.cutoffs),
+            (list(self.write_ids), list(self.write_ids.values())), dict(self.drops), dict(self.cutoffs), pending,
         )  # fmt: skip
 
     def prepare(self, frozen: Frozen, new_files: Sequence[DataFile], new_part: Part | None) -> tuple[Entry, ...]:
         """The file sections of the Checkpoint whose files are ``new_files``; ``new_part`` takes all loose ones."""
         loose = () if new_part is not None else (*self.loose, *new_files)
         parts = self.parts if new_part is None else (*self.parts, new_part)
-        self.prepared = PreparedCheckpoint(frozen.covered, tuple(new_files), loose, parts)
-        return _file_sections(loose, parts)
+        pending = {key: found for key, found in frozen.pending.items() if key[0] not in self.drops}
+        self.prepared = PreparedCheckpoint(frozen.covered, tuple(new_files), loose, parts, pending)
+        return (*_file_sections(loose, parts), *pending_sections(pending))
 
     def prepare_change(self, changes: Sequence[FileChange], lists: FileLists) -> tuple[Entry, ...]:
         """The file sections of a Checkpoint at the k in force: the current files with ``changes`` (L21)."""
         added = tuple(file for change in changes for file in change.added)
         removed = tuple(file for change in changes for file in change.removed)
-        self.prepared = PreparedCheckpoint(self.k, added, lists.loose, lists.parts, removed)
-        return _file_sections(lists.loose, lists.parts)
+        before = {key: state.pending for key, state in self.partitions.items() if state.pending}
+        pending, done = pending_after_changes(before, changes)
+        self.prepared = PreparedCheckpoint(self.k, added, lists.loose, lists.parts, pending, removed, done)
+        return (*_file_sections(lists.loose, lists.parts), *pending_sections(pending))
 
     def part_is_due(self, new_files: int) -> bool:
         """Whether the next Checkpoint should move its loose files into a part (L23)."""
@@ -418,7 +452,9 @@ class ShardState:
             state = self.partitions.get((table.id, number))
             if state is not None:
                 position = (self.log_id, self.epoch, state.changed_at)
-                yield PartitionSnapshot(number, position, state.files, tuple(e.batch for e in state.tail))
+                yield PartitionSnapshot(
+                    number, position, state.files, tuple(e.batch for e in state.tail), state.pending
+                )
 
     def hides_a_row(self, table_ids: frozenset[int], cutoff_ns: int, hidden_below_ns: int | None = None) -> bool:
         """Whether a cut-off at ``cutoff_ns`` may hide a row of these tables that an earlier one does not (L36).
@@ -429,7 +465,7 @@ class ShardState:
         for (table_id, _), state in self.partitions.items():
             if table_id in table_ids and (
                 any(f.time_low < cutoff_ns and f.time_high >= low for f in state.files)
-                or any(e.time_low < cutoff_ns and e.time_high >= low for e in state.tail)
+                or any(e.time_low < cutoff_ns and e.time_high >= low and e.batch.delete is None for e in state.tail)
             ):
                 return True
         return False

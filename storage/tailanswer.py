@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from storage.deletes import PendingDelete
     from storage.schema import DataFile, PartitionSnapshot, Table
     from storage.shardstate import Cutoff, PartitionState, ShardState, TailEntry
 
@@ -50,12 +51,13 @@ class TailWanted:
 
 @dataclass(frozen=True, slots=True)
 class TailPartition:
-    """One partition: its DataFiles as of the Checkpoint, and when it last changed."""
+    """One partition: its DataFiles and pending deletes as of the Checkpoint, and when it last changed."""
 
     table_id: int
     partition: int
     changed_at: int
     files: tuple[DataFile, ...]
+    pending: tuple[PendingDelete, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class TailAnswer:
     Files stand for what is at or below k (``covered``), ``rows`` for what is above ``from_sequence``: that is what was
     asked for if the epoch is the asker's and k is not above it, else k. ``revision`` is at least the highest that
     any of the rows rests on: a plan that is older is made again. ``files_known``: the Checkpoint is the one whose
-    lists the asker has, so there are none in ``partitions``; a Checkpoint's lists never change.
+    lists the asker has, so there are none in ``partitions``, of files or deletes; a Checkpoint's lists never change.
     """
 
     log_id: int
@@ -121,8 +123,8 @@ def tail_answer(
     rows: list[TailRows] = []
     for table in tables:
         for number, part in _partitions(state, table):
-            files = () if files_known else part.files
-            partitions.append(TailPartition(table.id, number, part.changed_at, files))
+            listed = ((), ()) if files_known else (part.files, part.pending)
+            partitions.append(TailPartition(table.id, number, part.changed_at, *listed))
             for entry in _above(part, floor):
                 batch = _narrowed(table, entry, wanted)
                 if batch is not None:
@@ -154,7 +156,7 @@ def _above(part: PartitionState, floor: int) -> Sequence[TailEntry]:
 
 def _narrowed(table: Table, entry: TailEntry, wanted: TailWanted) -> TailBatch | None:
     """Of an entry the columns that are wanted, from the first row that may fit to the last (None: no row does)."""
-    if wanted.whole:
+    if wanted.whole or entry.batch.delete is not None:
         return entry.batch
     low = entry.time_low if wanted.time_low is None else wanted.time_low
     high = entry.time_high if wanted.time_high is None else wanted.time_high

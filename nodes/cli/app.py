@@ -308,6 +308,59 @@ def write(
     raise typer.Exit(run(files, options, host))
 
 
+@app.command("import", rich_help_panel=CLIENT)
+def import_files(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files that end with .parquet, .csv, .csv.gz.")],
+    database: Annotated[str, typer.Option("--db", metavar="NAME", help="The database; made if it is not there.")],
+    table: Annotated[str, typer.Option(metavar="NAME", help="The table; made if it is not there.")],
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="A column that is a tag, beside those that are tags of the table already."),
+    ] = None,
+    time: Annotated[str, typer.Option(metavar="COLUMN", help="The column with the time.")] = "time",
+    precision: Annotated[Precision, typer.Option(help="Unit of a time that is a number; auto guesses.")] = "auto",
+    batch_rows: Annotated[int, typer.Option(min=1, max=1_000_000, help="Rows in one request.")] = 10_000,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests at once. 1 keeps the file's order.")] = 4,
+    json: Json = False,
+    host: Host = None,
+) -> None:
+    """Read Parquet and CSV files on this machine, and write their rows into a table.
+
+    Columns that the table has keep its types; of a new one the file says the types, and --tag which columns are tags.
+    """
+    from nodes.cli.imports import ImportOptions, imports
+    from nodes.cli.write import WriteOptions
+
+    options = WriteOptions(database, precision, batch_rows, parallel, is_json=json)
+    raise typer.Exit(imports(files, ImportOptions(table, tuple(tag or ()), time, options), host))
+
+
+@app.command(rich_help_panel=CLIENT)
+def export(
+    target: Annotated[str, typer.Argument(metavar="FILE", help="The new file, or - for standard output.")],
+    database: Annotated[
+        str | None,
+        typer.Option("--db", metavar="NAME", help="The database. [dim]\\[default: the only one there is][/dim]"),
+    ] = None,
+    table: Annotated[str | None, typer.Option(metavar="NAME", help="All rows of this table.")] = None,
+    query: Annotated[str | None, typer.Option(metavar="SQL", help="The rows of this statement.")] = None,
+    format: Annotated[
+        Literal["parquet", "csv", "json", "jsonl", "lp"] | None,
+        typer.Option("--format", "-f", help="lp is line protocol. [dim]\\[default: as the file's name ends][/dim]"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    host: Host = None,
+) -> None:
+    """Write a table, or a statement's rows, to a file on this machine: .parquet, .csv, .json, .jsonl, .lp.
+
+    The file appears when all rows are there. `runnel import` reads .parquet and .csv back, `runnel write` .lp.
+    """
+    from nodes.cli.export import ExportOptions
+    from nodes.cli.export import export as run
+
+    raise typer.Exit(run(ExportOptions(target, database, table, query, format, force), host))
+
+
 @app.command(rich_help_panel=CLIENT)
 def status(json: Json = False, host: Host = None) -> None:
     """Show a server's health, databases, tables, memory and Logs."""

@@ -16,6 +16,8 @@ from nodes.units import show_duration, show_size_rounded
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from nodes.status import FileCacheStatus
+
 HOUR_NS = 3600 * 10**9
 
 
@@ -57,10 +59,12 @@ def _print(node: NodeStatus) -> None:
         "store": f"{node.store_url} ({node.store_id})",
         "memory": f"{show_size_rounded(memory.resident_bytes)} resident; rows not yet in files "
         f"{show_size_rounded(memory.memtable_bytes)} of {show_size_rounded(memory.memtable_bytes_max)}",
+        "cache": _cache(node.file_cache),
         "queries": f"{node.queries_running} running, {node.queries_waiting} waiting",
     }
     for name, value in facts.items():
-        console.print(f"  {name:<8} {value}", markup=False, soft_wrap=True)
+        if value:
+            console.print(f"  {name:<8} {value}", markup=False, soft_wrap=True)
     console.print(_tables(node) if node.databases else "\nno databases yet")
     if node.logs:
         console.print(_logs(node))
@@ -71,6 +75,16 @@ def _print(node: NodeStatus) -> None:
             f"compaction: {done.files_in:,} files became {done.files_out:,} in {merges}, "
             f"{done.cpu_seconds:.1f} s of CPU; {done.waiting:,} waiting"
         )
+    if done.files_with_deletes:
+        files = counted(done.files_with_deletes, "file")
+        console.print(f"deletes: {files} with deletes that a merge has still to carry out on the disk (runnel compact)")
+
+
+def _cache(cache: FileCacheStatus) -> str:
+    """Nothing of a node that keeps no files of a remote store."""
+    wanted = cache.hits + cache.misses
+    found = f", {cache.hits / wanted:.0%} of what statements read found there" if wanted else ""
+    return f"{counted(cache.files, 'file')}, {show_size_rounded(cache.bytes)}{found}" if cache.files or wanted else ""
 
 
 def _tables(node: NodeStatus) -> Table:

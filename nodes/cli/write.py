@@ -86,7 +86,7 @@ def write(files: Sequence[str], options: WriteOptions, host: str | None) -> Exit
         if Path(name).is_dir():
             raise IsADirectoryError(21, "this is a folder; name its files", name)
     outcome: Outcome = run(_write(files, options, host))
-    _report(files, options, outcome)
+    report(files, options, outcome)
     return ExitCode.FAILURE if outcome.rejected_lines else ExitCode.OK
 
 
@@ -190,7 +190,8 @@ def _reject_all(body: Body, message: str, outcome: Outcome) -> None:
     outcome.reject(Rejected(body.file, body.first_line, body.lines, message), body.points)
 
 
-def _report(files: Sequence[str], options: WriteOptions, outcome: Outcome) -> None:
+def report(files: Sequence[str], options: WriteOptions, outcome: Outcome) -> None:
+    """Print what was written and what was not, for people or as JSON."""
     outcome.rejected.sort()
     if options.is_json:
         sys.stdout.write(json.dumps(_as_json(files, outcome), indent=2) + "\n")

@@ -18,6 +18,7 @@ from nodes.gateway.coalesce import Coalescer
 from nodes.gateway.connection import ConnectionLimits
 from nodes.gateway.doors.influx.answers import Answers
 from nodes.gateway.doors.influx.configure import ConfigureDoor
+from nodes.gateway.doors.influx.delete import DeleteDoor
 from nodes.gateway.doors.influx.query import QueryDoor
 from nodes.gateway.doors.influx.status import StatusDoor
 from nodes.gateway.doors.influx.v1 import V1Door
@@ -271,6 +272,7 @@ def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -
         Route("POST", "/api/v3/write_lp", write.v3, answers.on_error_v3),
         Route("POST", "/api/v2/write", write.v2, answers.on_error_v2),
         Route("POST", "/write", write.v1, answers.on_error_v1),
+        *route("POST", "/api/v2/delete", DeleteDoor(parts.backend, answers).v2, answers.on_error_v2),
         *route("GET POST", "/api/v3/query_sql", queries.sql),
         *route("GET POST", "/api/v3/query_influxql", queries.influxql),
         *route("GET POST", "/query", v1.query, answers.on_error_v1),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from nodes.status import CompactionStatus, NodeControl, NodeStatus
+    from nodes.status import CompactionStatus, FileCacheStatus, NodeControl, NodeStatus
 
 
 class NodeMetrics(Collector):
@@ -45,11 +45,14 @@ class NodeMetrics(Collector):
             yield GaugeMetricFamily(name, doc, value=float(value))
         yield from _log_families(status)
         yield from _compaction_families(status.compaction)
+        yield from _file_cache_families(status.file_cache)
 
 
 def _compaction_families(compaction: CompactionStatus) -> Iterator[Metric]:
     waiting = "Merges that are planned for the shard at hand and not done."
     yield GaugeMetricFamily("runnel_compaction_waiting", waiting, value=float(compaction.waiting))
+    deletes = "Files with rows that delete others, until they are merged with all that is below them."
+    yield GaugeMetricFamily("runnel_files_with_deletes", deletes, value=float(compaction.files_with_deletes))
     for name, doc, value in (
         ("merges", "Merges that were committed.", compaction.merges),
         ("failed", "Merges that failed; they are tried again.", compaction.failed),
@@ -63,6 +66,24 @@ def _compaction_families(compaction: CompactionStatus) -> Iterator[Metric]:
         ("files_gone", "Files of expired or dropped rows that were let go.", compaction.files_gone),
     ):
         yield CounterMetricFamily(f"runnel_compaction_{name}", doc, value=float(value))
+
+
+def _file_cache_families(cache: FileCacheStatus) -> Iterator[Metric]:
+    for name, doc, value in (
+        ("files", "Files of an S3 store that are kept on this node's disk.", cache.files),
+        ("bytes", "Bytes of the files that are kept there.", cache.bytes),
+    ):
+        yield GaugeMetricFamily(f"runnel_file_cache_{name}", doc, value=float(value))
+    for name, doc, value in (
+        ("hits", "Files that a statement found on the disk.", cache.hits),
+        ("misses", "Files that a statement did not find there.", cache.misses),
+        ("fetched", "Files that were brought to the disk.", cache.fetched),
+        ("fetched_bytes", "Bytes of the files that were brought.", cache.fetched_bytes),
+        ("evicted", "Files that had to go for others.", cache.evicted),
+        ("damaged", "Files on the disk that were not as they had been written.", cache.damaged),
+        ("refused", "Files that were not brought: no room, or no answer from the store.", cache.refused),
+    ):
+        yield CounterMetricFamily(f"runnel_file_cache_{name}", doc, value=float(value))
 
 
 def _log_families(status: NodeStatus) -> Iterator[Metric]:

@@ -11,21 +11,24 @@ import asyncio
 import random
 import uuid
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import grpc
 import structlog
 
 from cluster.errors import ClusterError, PeerUnavailable
+from nodes.batchparts import parts_of
 from nodes.clusterqueries import ClusterQueries
+from nodes.copying import copy_if_asked
 from nodes.gateway.movedcalls import MovedCalls
 from nodes.gateway.remotequery import RemoteQueries, RemoteResult
 from nodes.idempotency import KeyedIds
-from nodes.insert import insert
 from nodes.localqueries import kill_if_asked
 from nodes.messages import changes_to, write_id_to
 from nodes.outcomes import all_or_worst
 from nodes.resulttext import result_text
+from nodes.rowchanges import carry_out
 from nodes.rpcerrors import write_error
 from nodes.status import BackendStatus, DatabaseStatus, TableStatus
 from protos import internal_pb2, internal_pb2_grpc
@@ -41,17 +44,17 @@ from storage.errors import (
     TableDropping,
 )
 from storage.frames import WriteId
-from storage.keys import route
-from storage.shard import Append
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Sequence
 
     from nodes.backend import Batch, Change, Principal, QueryRequest, QueryResult
     from nodes.member import ClusterMember
+    from nodes.resulttext import ReadyResult
     from nodes.status import QueryStatus
     from storage.appends import EncodedAppend
     from storage.catalogstate import CatalogSnapshot
+    from storage.schema import Partition, Table
 
 WRITE_ID_KIND: Final = 1
 """Ids of a gateway's writes: remembered down to the horizon (FORMAT F14)."""
@@ -134,11 +137,14 @@ class RemoteBackend:
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         """Run one statement on a query node, on another if that one fails before the first byte; or KILL QUERY."""
-        killed = await kill_if_asked(request, self.cluster_queries)
-        if killed is not None:
-            return killed
-        result = await self.statements.run(request, self.catalog.revision)
-        return await self._inserted(request, result, principal) if result.target else result
+        done = await self._done(request, principal)
+        if done is not None:
+            return done
+        result = await self._run(request)
+        return result if result.change is None else await self._carry_out(request, result, principal)
+
+    async def _run(self, request: QueryRequest) -> RemoteResult:
+        return await self.statements.run(request, self.catalog.revision)
 
     async def queries(self) -> Sequence[QueryStatus]:
         """Of every query node."""
@@ -150,16 +156,21 @@ class RemoteBackend:
 
     async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
         """The same, written down by the query node: a gateway loads nothing that writes results."""
-        killed = await kill_if_asked(request, self.cluster_queries)
-        if killed is not None:
-            return result_text(format, killed)
+        done = await self._done(request, principal)
+        if done is not None:
+            return result_text(format, done)
         answer = await self.statements.text(request, format, self.catalog.revision)
         if not isinstance(answer, RemoteResult):
             return answer
-        return result_text(format, await self._inserted(request, answer, principal))
+        return result_text(format, await self._carry_out(request, answer, principal))
 
-    async def _inserted(self, request: QueryRequest, rows: RemoteResult, principal: Principal) -> QueryResult:
-        return await insert(self, request.database, rows.target, rows, principal)
+    async def _done(self, request: QueryRequest, principal: Principal) -> ReadyResult | None:
+        """The answer to a statement that no query node sees as it is."""
+        killed = await kill_if_asked(request, self.cluster_queries)
+        return killed or await copy_if_asked(request, self, principal, self._member.settings.copy_dir)
+
+    async def _carry_out(self, request: QueryRequest, rows: RemoteResult, principal: Principal) -> QueryResult:
+        return await carry_out(self, request.database, rows, lambda: self._run(request), principal)
 
     async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogSnapshot:
         """Have the controller apply the changes; return the Catalog after them, as this node follows it."""
@@ -172,13 +183,14 @@ class RemoteBackend:
         """L8: table, partition, Log and id of every row are fixed here, before the first try."""
         parts: dict[int, list[EncodedAppend]] = {}
         for batch in batches:
-            for partition, rows in route(batch.table, batch.rows, batch.series, share=True):
-                born = self._born.get(partition.log_id, 0)
-                write_id = self._next_id(WRITE_ID_KIND) if keyed is None else keyed.of(batch.table.id, partition.id)
-                append = Append(batch.table, partition.id, rows, write_id, born)
-                parts.setdefault(partition.log_id, []).append(encode_append(append))
+            name = partial(self._write_id, batch.table, keyed)
+            for log_id, part in parts_of(batch, name, lambda log_id: self._born.get(log_id, 0), share=True):
+                parts.setdefault(log_id, []).append(encode_append(part))
         revision = self.catalog.revision
         return [_Part(shard, revision, appends, born=self._born.get(shard, 0)) for shard, appends in parts.items()]
+
+    def _write_id(self, table: Table, keyed: KeyedIds | None, partition: Partition) -> WriteId:
+        return self._next_id(WRITE_ID_KIND) if keyed is None else keyed.of(table.id, partition.id)
 
     def _next_id(self, kind: int) -> WriteId:
         self._sequence += 1
@@ -380,6 +392,7 @@ def _append_request(part: _Part) -> internal_pb2.AppendRequest:
                 row_count=one.row_count,
                 time_low=one.time_low,
                 time_high=one.time_high,
+                unchanged_since=one.unchanged_since,
             )
             for one in part.appends
         ],

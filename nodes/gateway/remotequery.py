@@ -17,6 +17,7 @@ import pyarrow as pa
 from cluster.errors import MalformedMessage, PeerUnavailable
 from cluster.members import Kind, MemberState
 from engine.errors import QueryFailed
+from nodes.messages import change_from
 from nodes.rpcerrors import read_error
 from protos import internal_pb2, internal_pb2_grpc
 from storage.errors import OutcomeUnknown, ShardClosed
@@ -57,10 +58,10 @@ class RemoteQueries:
     ) -> AsyncGenerator[bytes, None] | RemoteResult:
         """As `run`; the result in one of `engine.formats.ResultFormat`, as the query node writes it.
 
-        Of an INSERT what is to be written, as `run` has it.
+        Of a statement that writes what is to be written, as `run` has it.
         """
         answering = await self._begin(request, format, revision)
-        return RemoteResult(answering) if answering.first.target else await _text(answering)
+        return RemoteResult(answering) if answering.first.HasField("change") else await _text(answering)
 
     async def _begin(self, request: QueryRequest, format: str, revision: int) -> Answering:
         loop = asyncio.get_running_loop()
@@ -104,7 +105,7 @@ class RemoteQueries:
                 format=format,
                 door=request.door,
                 client=request.client,
-                may_insert=request.may_insert,
+                may_write=request.may_write,
             ),
             timeout=limit + DEADLINE_SPARE_SECONDS,
         )
@@ -190,17 +191,20 @@ class Answering:
 class RemoteResult:
     """The batches of a statement that runs on a query node. Iterate it once; close it early to cancel it.
 
-    ``target``: the table that they are for, if the statement is an INSERT.
+    ``change``: what they are for, if the statement is one that writes.
     """
 
     def __init__(self, answering: Answering) -> None:
         self._answering = answering
-        self.target = answering.first.target
         try:
+            self.change = change_from(answering.first.change) if answering.first.HasField("change") else None
             self.schema: pa.Schema = pa.ipc.read_schema(pa.py_buffer(answering.first.ipc))
         except (pa.ArrowException, OSError) as error:
             answering.close()
             raise MalformedMessage(f"a query node sent no schema: {error}") from error
+        except MalformedMessage:
+            answering.close()
+            raise
 
     async def __aiter__(self) -> AsyncIterator[pa.RecordBatch]:
         async for reply in self._answering.rest():

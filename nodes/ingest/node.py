@@ -11,7 +11,6 @@ import contextlib
 from typing import TYPE_CHECKING, Final, Self
 
 import grpc
-import msgspec
 import structlog
 
 from cluster.errors import ClusterError
@@ -220,7 +219,7 @@ class IngestNode(DoorlessBackend):
             catalog_revision=self.catalog.revision,
             memtable_bytes=self.budget.used,
             logs=[log_status(shard) for shard in self.keeper.open_shards()],
-            compaction=msgspec.structs.replace(self.compactor.counters, files_gone=self.housekeeper.files_gone),
+            compaction=self.compactor.status(self.housekeeper.files_gone),
         )
 
 

@@ -214,4 +214,5 @@ def _append(part: internal_pb2.AppendPart) -> EncodedAppend:
     return EncodedAppend(
         part.table_id, part.partition, part.schema_version, write_id_from(part.write_id), part.born, part.frame_type,
         part.frame, part.row_count, part.time_low, part.time_high,
+        part.unchanged_since if part.HasField("unchanged_since") else None,
     )  # fmt: skip

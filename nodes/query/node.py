@@ -16,7 +16,7 @@ from cluster.members import Kind
 from engine.scan import SystemTable
 from nodes.clustercontrol import MemberControl
 from nodes.doorless import DoorlessBackend
-from nodes.engineparts import new_engine
+from nodes.engineparts import file_cache_status, new_engine
 from nodes.gateway.assembly import open_operator
 from nodes.grpcserver import GrpcServer, GrpcService
 from nodes.localqueries import LocalQueries
@@ -89,7 +89,12 @@ class QueryNode(DoorlessBackend):
     def status(self) -> BackendStatus:
         """What it holds, without I/O."""
         running, waiting = self.local_queries.counts()
-        return msgspec.structs.replace(super().status(), queries_running=running, queries_waiting=waiting)
+        return msgspec.structs.replace(
+            super().status(),
+            queries_running=running,
+            queries_waiting=waiting,
+            file_cache=file_cache_status(self._engine),
+        )
 
     async def drain(self) -> None:
         """Take no new statement; end those under way."""
@@ -103,7 +108,7 @@ class QueryNode(DoorlessBackend):
         params: Mapping[str, object],
         timeout_seconds: float | None,
         origin: Origin,
-        may_insert: bool,
+        may_write: bool,
     ) -> QueryStream:
         """Plan and start one statement, with the Catalog proved current (L29)."""
         catalog = await self.refresh()
@@ -119,7 +124,7 @@ class QueryNode(DoorlessBackend):
             timeout_seconds=timeout_seconds,
             system=self._system_tables(catalog, database),
             origin=origin,
-            may_insert=may_insert,
+            may_write=may_write,
         )
 
     def _system_tables(self, catalog: CatalogSnapshot, database: str) -> list[SystemTable]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from cluster.errors import MalformedMessage
 from engine.formats import ResultFormat, encode
 from engine.running import Origin
+from nodes.messages import change_to
 from protos import internal_pb2, internal_pb2_grpc
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ class QueryService(internal_pb2_grpc.QueryServicer):
             _params(request.params),
             request.timeout_seconds or None,
             Origin(request.door, request.client, request.request_id),
-            request.may_insert,
+            request.may_write,
         )
-        made = _arrow(stream) if format is None or stream.target else _text(format, stream)
+        made = _arrow(stream) if format is None or stream.change is not None else _text(format, stream)
         try:
             async with contextlib.aclosing(made) as replies:
                 async for reply in replies:
@@ -101,7 +102,8 @@ def _format(name: str) -> ResultFormat | None:
 
 async def _arrow(stream: QueryStream) -> AsyncGenerator[internal_pb2.ExecuteReply, None]:
     """The schema first: it says that the statement runs."""
-    yield internal_pb2.ExecuteReply(ipc=stream.schema.serialize().to_pybytes(), target=stream.target)
+    change = None if stream.change is None else change_to(stream.change)
+    yield internal_pb2.ExecuteReply(ipc=stream.schema.serialize().to_pybytes(), change=change)
     async for batch in stream:
         yield internal_pb2.ExecuteReply(ipc=await asyncio.to_thread(encode_batch, batch))
 

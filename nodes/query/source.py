@@ -207,6 +207,7 @@ class ShardSource:
         try:
             return self._kept.merge(ask, answer_from(ask.log_id, head, rows))
         except CorruptObject as error:
+            self._kept.forget(ask.log_id)  # what does not fit now does not fit the next time either
             raise MalformedMessage(str(error)) from error
 
 

@@ -171,7 +171,13 @@ class Nemesis:
         node.start()
 
     def rolling(self, kind: str) -> Strike:
-        """Every node by SIGTERM, one after the other, each ready and settled before the next."""
+        """Every node by SIGTERM, one after the other, each ready and settled before the next.
+
+        Without a quorum nothing settles: as an operator would, it starts the dead nodes then.
+        """
+        if 2 * len(self.cluster.names("ingest", up=True)) <= len(self.cluster.names("ingest")):
+            self.cluster.start()
+            self.cluster.wait_settled()
         names = self.cluster.names(up=True)
         self.random.shuffle(names)
         at = time.monotonic()

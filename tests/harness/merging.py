@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storage.filechange import FileChange
-from storage.merge import MergeJob, merge_files, names_wanted
+from storage.merge import change_of, merge_files, merge_job, names_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from storage.filechange import FileChange
     from storage.schema import DataFile
     from storage.shard import Shard
     from tests.harness.storagenode import StorageNode
@@ -25,10 +25,11 @@ async def merged(node: StorageNode, shard: Shard, files: Sequence[DataFile]) -> 
     table = shard.tables(files[0].table_id)
     assert table is not None
     names = shard.reserve_names(table, names_wanted(files))
-    job = MergeJob(table, tuple(files), names)
+    state = shard.state.partitions[table.id, files[0].partition]
+    job = merge_job(table, state, tuple(files), names)
     loop = asyncio.get_running_loop()
     added = await loop.run_in_executor(node.executor, merge_files, node.store, job, SCRATCH)
-    return FileChange(tuple(files), tuple(added)), names
+    return change_of(job, added), names
 
 
 async def merge_all(node: StorageNode, shard: Shard) -> list[bool]:

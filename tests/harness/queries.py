@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from engine.engine import Engine, EngineLimits
-from storage.datafile import encode_parquet
+from storage.datafile import encode_parquet, kind_of
+from storage.deletes import PendingDelete
 from storage.fold import fold
 from storage.schema import (
+    NO_ROWS,
+    OP_COLUMN,
+    OP_TYPE,
     Column,
     DataFile,
+    Op,
     PartitionSnapshot,
     Role,
     Table,
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.stream import QueryStream
+    from storage.deletes import RangeDelete
 
 Row = dict[str, Any]
 POOL_BYTES = 64 * 2**20
@@ -44,12 +50,14 @@ def make_table(
 
 
 def to_batch(table: Table, rows: Sequence[Row]) -> pa.RecordBatch:
-    """Rows (time in ns) as a memtable's batch; columns that no row names are left out."""
+    """Rows (time in ns, perhaps an `OP_COLUMN`) as a memtable's batch; columns that no row names are left out."""
     arrays = {}
     for column in table.columns:
         if any(column.name in row for row in rows):
             values = pa.array([row.get(column.name) for row in rows], column.plain_type)
             arrays[column.storage_name] = values.dictionary_encode() if column.role is Role.TAG else values
+    if any(OP_COLUMN in row for row in rows):
+        arrays[OP_COLUMN] = pa.array([row.get(OP_COLUMN) for row in rows], OP_TYPE)
     return pa.RecordBatch.from_pydict(arrays)
 
 
@@ -62,6 +70,7 @@ class Part:
     files: list[DataFile] = field(default_factory=list)
     tail: list[TailBatch] = field(default_factory=list)
     history: list[TailBatch] = field(default_factory=list)
+    pending: list[PendingDelete] = field(default_factory=list)
 
 
 class World:
@@ -89,18 +98,29 @@ class World:
 
     def add_batch(self, rows: pa.RecordBatch, table: Table | None = None, partition: int = 0) -> None:
         """Append rows that are columns already."""
-        part = self.part(table, partition)
-        batch = TailBatch(part.offset, rows)
-        part.offset += rows.num_rows
+        self._add(TailBatch(self.part(table, partition).offset, rows), self.part(table, partition))
+
+    def add_delete(self, delete: RangeDelete, table: Table | None = None, partition: int = 0) -> None:
+        """Append a range delete."""
+        self._add(TailBatch(self.part(table, partition).offset, NO_ROWS, delete), self.part(table, partition))
+
+    def _add(self, batch: TailBatch, part: Part) -> None:
+        part.offset = batch.end
         part.tail.append(batch)
         part.history.append(batch)
         self.sequence += 1
 
-    def checkpoint(self, table: Table | None = None, partition: int = 0) -> DataFile:
-        """Move the tail into one DataFile."""
+    def checkpoint(self, table: Table | None = None, partition: int = 0) -> DataFile | None:
+        """Move the tail into one DataFile, if a row is left of it; its deletes wait for the files before it."""
         table = table or self.table
         part = self.part(table, partition)
         rows = fold(table, part.tail)
+        paths = frozenset(file.path for file in part.files)
+        part.pending += [PendingDelete(b.first_offset, b.delete, paths) for b in part.tail if b.delete is not None]
+        self.sequence += 1
+        if not rows.num_rows:
+            part.tail = []
+            return None
         self._names += 1
         path = f"data/{table.id}-{self._names}.parquet"
         target = self.folder / path
@@ -111,16 +131,18 @@ class World:
         file = DataFile(
             path, table.id, partition, low, part.offset - 1, low, part.offset - 1,
             int(times.min()), int(times.max()), rows.num_rows, target.stat().st_size, table.version,
+            kind_of(rows.schema.names),
         )  # fmt: skip
         part.files.append(file)
         part.tail = []
-        self.sequence += 1
         return file
 
     def add_file(self, rows: Sequence[Row], table: Table | None = None, partition: int = 0) -> DataFile:
         """Rows that are in a DataFile already."""
         self.add_tail(rows, table, partition)
-        return self.checkpoint(table, partition)
+        file = self.checkpoint(table, partition)
+        assert file is not None
+        return file
 
     async def snapshot(self, tables: Sequence[Table]) -> Sequence[TableSnapshot]:
         self.asked.append([table.name for table in tables])
@@ -129,7 +151,7 @@ class World:
     def of(self, table: Table) -> TableSnapshot:
         """The snapshot of one table now."""
         parts = tuple(
-            PartitionSnapshot(p.id, (1, 1, self.sequence), tuple(p.files), tuple(p.tail))
+            PartitionSnapshot(p.id, (1, 1, self.sequence), tuple(p.files), tuple(p.tail), tuple(p.pending))
             for (table_id, _), p in sorted(self._parts.items())
             if table_id == table.id
         )
@@ -176,9 +198,10 @@ class World:
 
 
 def visible_rows(table: Table, folded: pa.RecordBatch, cutoff_ns: int | None) -> list[Row]:
-    """Folded rows by the users' names, without NULLs and without what is below the cut-off."""
+    """Folded rows by the users' names, without NULLs, deleted ones, and what is below the cut-off."""
     names = {c.storage_name: c.name for c in table.columns}
-    rows = [{names[k]: v for k, v in row.items() if k in names} for row in to_rows(folded)]
+    kept = [row for row in to_rows(folded) if row.get(OP_COLUMN) != Op.DELETE.code]
+    rows = [{names[k]: v for k, v in row.items() if k in names} for row in kept]
     return [row for row in rows if cutoff_ns is None or row["time"] >= cutoff_ns]
 
 

@@ -32,9 +32,10 @@ def options_for(port: int) -> S3Options:
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running moto server."""
+    """A running moto server; ``requests`` are the method and the path of each that it got, in their order."""
 
     port: int
+    requests: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def options(self) -> S3Options:
@@ -66,8 +67,17 @@ def moto_server() -> Iterator[S3Server]:
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    found = S3Server(server.get_host_and_port()[1])
+    http: Any = server._server
+    served = http.app
+
+    def counted(environ: dict[str, Any], start_response: Any) -> Any:
+        found.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
+        return served(environ, start_response)
+
+    http.app = counted
     try:
-        yield S3Server(server.get_host_and_port()[1])
+        yield found
     finally:
         server.stop()
 

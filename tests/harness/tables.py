@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from storage.datafile import write_datafile
 from storage.schema import Column, Partition, Role, Table, TypeKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from storage.objects import ObjectStore
+    from storage.schema import DataFile, TailBatch
 
 HASH_END = 2**64
 
@@ -45,3 +49,12 @@ def make_rows(times: Sequence[int], hosts: Sequence[str | None], first: int = 0)
             "b": pa.array([n % 2 == 0 for n in numbers], pa.bool_()),
         }
     )
+
+
+def write_file(
+    store: ObjectStore, table: Table, log_id: int, epoch: int, partition: int, tail: Sequence[TailBatch]
+) -> DataFile:
+    """`write_datafile` of a tail that has rows."""
+    file = write_datafile(store, table, log_id, epoch, partition, tail)
+    assert file is not None
+    return file

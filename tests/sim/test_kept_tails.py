@@ -20,6 +20,7 @@ from storage.errors import CorruptObject, StorageError
 from storage.kepttail import KeptTails, whole_snapshot
 from storage.storereader import StoreReader
 from storage.tailanswer import TailAnswer, TailPartition, TailWanted
+from tests.harness.merging import merge_all
 from tests.harness.storagenode import Ledger, SimExecutor, StorageNode
 from tests.harness.stores import MemoryStore
 
@@ -82,6 +83,7 @@ class History:
             self.query: 8,
             self.answer_late: 4,
             self.checkpoint: 2,
+            self.compact: 1,
             self.take_over: 1,
             self.zombie: 1,
         }
@@ -107,6 +109,12 @@ class History:
 
     async def checkpoint(self) -> None:
         await self.owner.shards[self.random.choice((1, 2))].checkpoint()
+
+    async def compact(self) -> None:
+        """Another list of files at the same k."""
+        shard = self.owner.shards[self.random.choice((1, 2))]
+        if True in await merge_all(self.owner, shard):
+            self.reached.add("merged files")
 
     async def zombie(self) -> None:
         """An owner that was replaced proves nothing, so it answers nothing (L13)."""
@@ -186,6 +194,7 @@ def test_l14_kept_tails_and_deltas_are_a_full_read() -> None:
     found = run()
     assert found == {
         "another owner", "k above all that was kept", "k above some", "only what is new", "files that are known",
+        "merged files",
     }  # fmt: skip
 
 
@@ -244,3 +253,12 @@ def test_l14_an_answer_without_the_files_of_a_checkpoint_that_nobody_knows_is_re
     answer = TailAnswer(1, 1, 9, 5, 4, 0, 4, (part,), (), {}, frozenset(), files_known=True)
     with pytest.raises(CorruptObject, match="Checkpoint 5"):
         kept.merge(ask, answer)
+
+
+def test_tables_that_come_and_go_leave_nothing_behind() -> None:
+    """Also without a row: ids are never used again, so what is kept of one that was dropped is never asked for."""
+    kept = KeptTails(100_000)
+    for table in range(1_000):
+        ask = kept.ask(1, [table])
+        kept.merge(ask, TailAnswer(1, 1, 9 + table, 5, 4, 0, 4, (), (), {}, frozenset({table})))
+    assert len(kept._kept) < 200

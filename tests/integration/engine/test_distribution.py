@@ -179,8 +179,9 @@ def test_parameters_and_an_insert_go_the_same_way(world: World, ladder: LadderLi
         try:
             counted = await world.rows(engine, "SELECT count(*) AS n FROM m WHERE host = $h", params={"h": "h3"})
             insert = "INSERT INTO o (time, host, weight) SELECT max(time), host, count(*) FROM m GROUP BY host"
-            stream = await world.start(engine, insert, may_insert=True)
-            return counted, stream.target, [row async for batch in stream for row in to_rows(batch)]
+            stream = await world.start(engine, insert, may_write=True)
+            assert stream.change is not None
+            return counted, stream.change.table, [row async for batch in stream for row in to_rows(batch)]
         finally:
             await engine.close()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 
 import engine.views
 from engine.views import FILES_MANY
+from storage.deletes import RangeDelete, TagValues
 from storage.errors import UnsupportedFormat
-from storage.schema import Column, Op, Role, TypeKind
+from storage.schema import OP_COLUMN, Column, Op, Role, TypeKind
 from tests.harness.queries import Row, World, make_table, sorted_rows
 
 if TYPE_CHECKING:
@@ -226,7 +229,7 @@ def test_tables_that_a_statement_does_not_mention_are_not_asked_for(tmp_path: Pa
     assert world.asked == [["cpu"]]
 
 
-def test_other_ops_are_refused(tmp_path: Path) -> None:
+def test_other_default_ops_are_refused(tmp_path: Path) -> None:
     world = World(tmp_path, dataclasses.replace(make_table(), default_op=Op.PUT))
     with pytest.raises(UnsupportedFormat, match="op put"):
         world.ask("SELECT * FROM cpu")
@@ -245,7 +248,13 @@ def test_names_of_tables_and_folders_may_hold_anything(tmp_path: Path) -> None:
 VALUES = {"host": st.sampled_from(["a", "b"]), "rack": st.sampled_from(["x", ""]), "n": st.integers(0, 5)}
 ROW = st.fixed_dictionaries({"time": st.integers(0, 12)}, optional=VALUES | {"s": st.sampled_from(["", "v", "w"])})
 STEPS = st.lists(
-    st.tuples(st.lists(ROW, min_size=1, max_size=6), st.booleans(), st.integers(0, 1)), min_size=1, max_size=8
+    st.tuples(
+        st.lists(ROW, min_size=1, max_size=6),
+        st.booleans(),
+        st.integers(0, 1),
+    ),
+    min_size=1,
+    max_size=8,
 )
 CONDITIONS: list[tuple[str, Any]] = [
     ("time >= to_timestamp_nanos(4) AND time < to_timestamp_nanos(9)", lambda r: 4 <= r["time"] < 9),
@@ -295,3 +304,106 @@ def test_any_history_reads_as_its_fold(
         whole, some = world.run(ask)
     assert sorted_rows(whole) == sorted_rows(expected)
     assert sorted_rows(some) == sorted_rows(wanted)
+
+
+STEP: list[Row] = [
+    {}, {"n": 1}, {"s": "v"}, {"n": 2, OP_COLUMN: Op.PUT.code}, {"s": "w", OP_COLUMN: Op.PUT.code},
+    {OP_COLUMN: Op.DELETE.code},
+]  # fmt: skip
+"""What one layer does to a key; nothing, first."""
+
+
+@pytest.mark.parametrize("joins_max", [1, 6])
+@pytest.mark.parametrize("in_tail", [0, 1, 2, 4])
+def test_f11_every_history_of_four_layers_reads_as_its_fold(tmp_path: Path, joins_max: int, in_tail: int) -> None:
+    """Every history is that of a key of its own. A layer without ops is one of patches only, as most are."""
+    world = World(tmp_path, make_table(fields={"n": TypeKind.INT64, "s": TypeKind.STRING}))
+    histories = list(itertools.product(STEP, repeat=4))
+    for layer in range(4):
+        rows = [
+            {"time": 1} | ({"host": f"h{number}"} if number else {}) | history[layer]
+            for number, history in enumerate(histories)
+            if history[layer]
+        ]
+        world.add_tail(rows)
+        if layer < 4 - in_tail:
+            world.checkpoint()
+    world.add_file([{"time": 1, "host": "other", "n": 1}])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.views, "JOINS_MAX", joins_max)
+        for where, holds in (("", lambda _: True), (" WHERE n = 1", lambda r: r.get("n") == 1), *OF_A_HOST):
+            wanted = [row for row in world.expected() if holds(row)]
+            assert sorted_rows(world.ask(f"SELECT * FROM cpu{where}")) == sorted_rows(wanted)
+
+
+OF_A_HOST: list[tuple[str, Any]] = [
+    (f" WHERE host = 'h{number}'", lambda r, host=f"h{number}": r.get("host") == host) for number in (1, 299, 1231)
+]
+
+
+def test_f11_deletes_alone_are_no_rows(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add_file([{"time": 1, "host": "a", OP_COLUMN: Op.DELETE.code}, {"time": 2, "host": "a", "usage": 1}])
+    world.add_tail([{"time": 9, "host": "a", OP_COLUMN: Op.DELETE.code}, {"time": 9, "host": "b", "usage": 2}])
+    check(world)
+    assert world.ask("SELECT count(*) AS n, count(usage) AS m, max(time) AS t FROM cpu") == [{"n": 2, "m": 2, "t": 9}]
+
+
+def test_l26_range_deletes_take_what_was_written_before_them(tmp_path: Path) -> None:
+    """Of files and tails, alone and merged; rows that are written after them stay."""
+    world = World(tmp_path, make_table(tags=("host", "rack"), fields={"n": TypeKind.INT64, "s": TypeKind.STRING}))
+    host, rack = world.table.tags[0].id, world.table.tags[1].id
+    deletes = [
+        RangeDelete(2, 4),
+        RangeDelete(tags=(TagValues(host, ("a", "it's")),)),
+        RangeDelete(0, 6, (TagValues(host, (None, "b")), TagValues(rack, (None,)))),
+        RangeDelete(tags=(TagValues(rack, ("x",)),)),
+        RangeDelete(7, 7, (TagValues(host, (None,)),)),
+    ]
+    tags: list[Row] = [{}, {"host": "a"}, {"host": "b"}, {"host": "it's", "rack": "x"}, {"host": "b", "rack": "x"}]
+    chooser = random.Random(3)
+    for step in range(40):
+        kind = chooser.choice(["rows", "rows", "delete", "checkpoint"])
+        if kind == "delete":
+            world.add_delete(chooser.choice(deletes))
+        elif kind == "checkpoint" and world.part().tail:
+            world.checkpoint()
+        else:
+            field: Row = {"n": step} if step % 2 else {"s": str(step)}
+            world.add_tail([{"time": chooser.randrange(9)} | chooser.choice(tags) | field for _ in range(6)])
+        check(world)
+        narrow = "SELECT * FROM cpu WHERE time >= to_timestamp_nanos(3) AND host = 'b'"
+        wanted = [row for row in world.expected() if row["time"] >= 3 and row.get("host") == "b"]
+        assert sorted_rows(world.ask(narrow)) == sorted_rows(wanted)
+    assert len(world.expected()) > 5
+
+
+def test_l26_a_growing_tail_with_deletes_is_right_each_time(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    host = world.table.tags[0].id
+
+    async def grow(engine: Engine) -> None:
+        for n in range(1, 40):
+            world.add_tail(points(range(n, n + 5), n) + points(range(n, n + 3), n, "b"))
+            if n % 3 == 0:
+                world.add_delete(RangeDelete(n - 1, n + 1, (TagValues(host, ("a",)),) if n % 2 else ()))
+            if n % 10 == 0:
+                world.checkpoint()
+            rows = await world.rows(engine, "SELECT * FROM cpu")
+            assert sorted_rows(rows) == sorted_rows(world.expected())
+
+    world.run(grow)
+
+
+def test_l26_files_that_a_delete_takes_whole_are_not_read(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    gone = world.add_file(points(range(10), 1))
+    kept = world.add_file(points(range(10, 20), 2))
+    world.add_delete(RangeDelete(-5, 9))
+    for _ in range(2):
+        plan = world.ask("EXPLAIN SELECT * FROM cpu")[1]["plan"]
+        assert gone.path not in plan
+        assert kept.path in plan
+        world.add_tail(points(range(30, 31), 3))
+        world.checkpoint()
+        check(world)

@@ -74,9 +74,6 @@ def test_quoted_names_match_exactly_only(world: World) -> None:
         "CREATE TABLE x AS SELECT 1",
         "CREATE VIEW v AS SELECT 1",
         "DROP TABLE cpu",
-        "UPDATE cpu SET usage = 1",
-        "DELETE FROM cpu",
-        "TRUNCATE TABLE cpu",
         "COPY (SELECT 1) TO '/tmp/runnel-copy.csv' STORED AS CSV",
         "EXPLAIN ANALYZE COPY (SELECT 1) TO '/tmp/runnel-copy.csv' STORED AS CSV",
         "CREATE EXTERNAL TABLE x STORED AS CSV LOCATION '/etc/passwd'",
@@ -95,14 +92,21 @@ def test_only_reading_statements_are_served(world: World, statement: str) -> Non
         world.ask(statement)
 
 
+@pytest.mark.parametrize("statement", ["UPDATE cpu SET usage = 1", "DELETE FROM cpu", "TRUNCATE TABLE cpu"])
+def test_changes_need_leave(world: World, statement: str) -> None:
+    with pytest.raises(NotReadOnly, match="send it by POST"):
+        world.ask(statement)
+
+
 def test_an_insert_needs_leave_and_says_what_it_is_for(world: World) -> None:
     statement = "INSERT INTO cpu (usage) VALUES (7)"
     with pytest.raises(NotReadOnly, match="INSERT changes rows"):
         world.ask(statement)
 
     async def ask(engine: Engine) -> None:
-        stream = await world.start(engine, statement, may_insert=True)
-        assert stream.target == "cpu"
+        stream = await world.start(engine, statement, may_write=True)
+        assert stream.change is not None
+        assert stream.change.table == "cpu"
         assert [row["usage"] async for batch in stream for row in batch.to_pylist()] == [7]
 
     world.run(ask)

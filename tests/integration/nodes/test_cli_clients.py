@@ -17,7 +17,7 @@ from nodes.cli.prompt import COLUMNS, TABLES, Names, Session, command, run_state
 from nodes.cli.sql import sql
 from nodes.cli.status import status
 from nodes.exitcodes import CommandFailed, ExitCode, NodeError, ServerRefused, ServerUnreachable
-from nodes.status import STATUS_PATH, DatabaseStatus, LogStatus, MemoryStatus, NodeStatus, TableStatus
+from nodes.status import STATUS_PATH, DatabaseStatus, FileCacheStatus, LogStatus, MemoryStatus, NodeStatus, TableStatus
 from tests.integration.nodes.processes import run
 from tests.integration.nodes.scripted_server import ScriptedServer
 
@@ -146,6 +146,15 @@ def test_status(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> N
     for word in ("n1", "ready", "0.1.0", "127.0.0.1:8181", "256.0 MiB", "home", "room", "12,345", "2.0 KiB", "shard 1"):
         assert word in out, word
     assert "keeps 2 h" in out
+    assert "cache" not in out, "a node that keeps no files"
+
+
+def test_status_of_a_node_that_keeps_files(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = FileCacheStatus(files=1200, bytes=3 * 2**30, hits=3, misses=1)
+    node = msgspec.structs.replace(node_status(), file_cache=cache)
+    server.script.answers[STATUS_PATH] = (200, msgspec.json.encode(node).decode())
+    status(server.url, is_json=False)
+    assert "1,200 files, 3.0 GiB, 75% of what statements read found there" in capsys.readouterr().out
 
 
 def test_status_of_a_node_that_is_not_ready(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from nodes.mergeworker import Answer
 from nodes.settings_model import DataSettings, Settings
 from storage.budget import MemoryBudget
 from storage.errors import Fenced
+from storage.filechange import FileChange
 from storage.merge import merge_files
 from tests.harness.storagenode import Ledger, StorageNode, check_node, read_all
 from tests.harness.stores import MemoryStore
@@ -146,6 +147,39 @@ async def test_an_operator_gets_everything_merged_and_the_background_only_what_p
 
 
 @looped
+async def test_an_operator_waits_for_what_was_there_and_not_for_what_comes_meanwhile(tmp_path: Path) -> None:
+    """Where there is a new file after every merge it would never end."""
+    world = World(tmp_path)
+    await world.open(share=0.25, files=3)
+    merge, merges = world.merger.merge, 0
+
+    async def merge_beside_writes(job: MergeJob, share: float) -> Answer:
+        nonlocal merges
+        merges += 1
+        assert merges < 5, "no end"
+        await world.more(1)
+        return await merge(job, share)
+
+    world.merger.merge = merge_beside_writes  # type: ignore[method-assign]
+    assert await world.compactor.compact() == 1
+    assert len(world.files) == 2
+    assert await world.compactor.compact() == 1, "the next one has that too"
+    await check_node(world.node, world.ledger)
+
+
+@looped
+async def test_what_is_remembered_of_a_table_goes_with_its_files(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.open()
+    await world.compactor.compact()
+    assert len(world.compactor._looks) > 0
+    shard = world.node.shards[1]
+    await shard.replace_files([FileChange((file,), ()) for file in world.files])
+    world.compactor._forgive()
+    assert world.compactor._looks == {}
+
+
+@looped
 async def test_what_has_not_changed_for_long_is_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(tmp_path)
     await world.open(files=3)
@@ -257,6 +291,19 @@ async def test_what_there_is_no_room_for_is_put_off_and_not_forgotten(tmp_path: 
     assert world.merger.begun == 0
     assert world.compactor.counters.put_off == "no room"
     assert await world.compactor._round() == 1
+    assert world.compactor.counters.put_off == ""
+
+
+@looped
+async def test_what_was_put_off_and_needs_no_merge_any_more_is_not_reported(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.open(room=lambda _: "no room")
+    with capture_logs() as lines:
+        assert await world.compactor._round() == await world.compactor._round() == 0
+    assert [line["reason"] for line in lines] == ["no room"], "said once"
+    assert world.compactor.counters.put_off == "no room"
+    await world.node.shards[1].replace_files([FileChange(tuple(world.files), ())])
+    assert await world.compactor.compact() == 0
     assert world.compactor.counters.put_off == ""
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
@@ -17,6 +17,9 @@ from nodes.embedded import EmbeddedBackend
 from nodes.gateway.coalesce import Coalescer
 from nodes.metrics import Metrics
 from nodes.settings_model import DataSettings, LogSettings, Settings
+from storage.errors import StoreFull
+from storage.shard import Shard
+from storage.store import data_path
 from tests.harness.gateway import on_loop
 from tests.harness.waiting import until
 from wire.lineprotocol.model import ParserLimits, Precision
@@ -41,7 +44,10 @@ class Node:
     async def write(self, table: str, *ages_hours: float) -> None:
         """One row of each age, in one file of their own."""
         now = time.time_ns()
-        body = "".join(f"{table},k=a v=1i {now - int(age * HOUR)}\n" for age in ages_hours)
+        await self.lines("".join(f"{table},k=a v=1i {now - int(age * HOUR)}\n" for age in ages_hours))
+
+    async def lines(self, body: str) -> None:
+        """These lines, in one file of their own."""
         await self._coalescer.write(
             "db", Precision.NANOSECOND, body.encode(), is_all_or_nothing=False, principal=ANYONE
         )
@@ -141,5 +147,69 @@ def test_a_catalog_that_cannot_be_proved_lets_nothing_go(tmp_path: Path) -> None
                 await node.let_go()
             assert node.on_disk() == 1
             assert node.backend._shard(1).state.partitions
+
+    run()
+
+
+def test_l25_rewritten_rows_that_are_seen_again_have_their_newest_values(tmp_path: Path) -> None:
+    """In a file that reaches over the cut-off, and rewritten in one that does not."""
+
+    async def value(node: Node) -> list[int]:
+        result = await node.backend.query(QueryRequest("db", "SELECT v FROM m ORDER BY time LIMIT 1"), ANYONE)
+        return [row async for batch in result for row in batch.column("v").to_pylist()]
+
+    @on_loop
+    async def run() -> None:
+        async with node_at(tmp_path) as node:
+            moment = time.time_ns() - 30 * HOUR
+            await node.lines(f"m,k=a v=1i {moment}\nm,k=a v=1i {time.time_ns()}")
+            await node.lines(f"m,k=a v=2i {moment}")
+            await node.backend.alter([SetRetention("db", HOUR)], ANYONE)
+            await node.let_go()
+            assert await value(node) == [1]
+            await node.backend.alter([SetRetention("db", None)], ANYONE)
+            assert await value(node) == [2]
+
+    run()
+
+
+def test_l36_rows_that_were_written_after_the_period_was_cleared_are_kept(tmp_path: Path) -> None:
+    """Also if that happens while files are looked for: acknowledged is durable."""
+
+    @on_loop
+    async def run() -> None:
+        async with node_at(tmp_path) as node:
+            await node.write("m", 30)
+            await node.backend.alter([SetRetention("db", HOUR)], ANYONE)
+            shard, record = node.backend._shard(1), Shard.record_cutoff
+
+            async def cleared_meanwhile(*arguments: Any) -> None:
+                await record(shard, *arguments)
+                await node.backend.alter([SetRetention("db", None)], ANYONE)
+                await node.write("m", 20)
+
+            with mock.patch.object(shard, "record_cutoff", cleared_meanwhile):
+                await node.let_go()
+            assert await node.count("m") == 1
+
+    run()
+
+
+def test_a_full_disk_and_a_defect_keep_nobody_from_sweeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk takes no new list of files either, and what the sweep deletes makes room."""
+    monkeypatch.setattr(nodes.housekeeping, "TIDY_SECONDS", 0.02)
+
+    @on_loop
+    async def run() -> None:
+        async with node_at(tmp_path) as node:
+            await node.write("gone", 1)
+            orphan = tmp_path / "store" / data_path(1, 1, 1, 1)
+            orphan.parent.mkdir(parents=True, exist_ok=True)
+            orphan.write_bytes(b"")
+            errors = [StoreFull("full"), ZeroDivisionError(), StoreFull("full")]
+            with mock.patch.object(node.backend._housekeeper, "let_go", side_effect=[*errors, *[0] * 10_000]):
+                await until(lambda: not orphan.exists())
+            await node.backend.alter([DropTable("db", "gone")], ANYONE)
+            await until(lambda: node.on_disk() == 0)
 
     run()

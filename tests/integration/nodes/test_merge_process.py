@@ -12,12 +12,11 @@ import psutil
 import pytest
 
 from nodes.mergeprocess import BOOT, ROOT, MergeFailed, MergeProcess
-from storage.datafile import write_datafile
 from storage.merge import MergeJob, names_wanted
 from storage.objects import open_store
 from storage.schema import TailBatch
 from storage.store import data_path
-from tests.harness.tables import make_rows, make_table
+from tests.harness.tables import make_rows, make_table, write_file
 from tests.harness.waiting import eventually, until
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def job(store: ObjectStore, rows: int = 50, files: int = 3) -> MergeJob:
     made: list[DataFile] = []
     for number in range(files):
         batch = TailBatch(number * rows, make_rows(range(number, number + rows), ["a"] * rows, number * rows))
-        made.append(write_datafile(store, TABLE, 1, 2, 1, [batch]))
+        made.append(write_file(store, TABLE, 1, 2, 1, [batch]))
     names = tuple(data_path(1, 1, 1, 2) for _ in range(names_wanted(made)))
     return MergeJob(TABLE, tuple(made), names)
 

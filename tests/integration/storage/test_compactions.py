@@ -132,8 +132,8 @@ def test_l21_a_change_that_is_not_checked_is_noticed() -> None:
         with pytest.raises(AssertionError):
             await check_node(node, ledger)
 
-    def never_void(changes: Sequence[FileChange], paths: object) -> list[bool]:
-        return [True] * len(standing(changes, []))
+    def never_void(changes: Sequence[FileChange], paths: object, pending: object) -> list[bool]:
+        return [True] * len(standing(changes, [], {}))
 
     with mock.patch("storage.shard.standing", never_void):
         in_a_loop(work)

@@ -83,7 +83,7 @@ def broken() -> dict[str, Callable[[], Any]]:
     def forgets_files(self: ShardState, sequence: int, covered: int, sections: Sequence[Entry]) -> None:
         prepared, self.prepared = self.prepared, None
         assert prepared is not None
-        self.prepared = type(prepared)(prepared.covered, (), (), ())
+        self.prepared = type(prepared)(prepared.covered, (), (), (), {})
         kept_checkpointed(self, sequence, covered, sections)
 
     kept_apply, kept_freeze, kept_checkpointed = ShardState.apply, ShardState.freeze, ShardState.checkpointed

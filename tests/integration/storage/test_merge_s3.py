@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nodes.mergeprocess import MergeProcess
-from storage.datafile import write_datafile
 from storage.errors import ObjectMissing
 from storage.merge import MergeJob, merge_files, names_wanted
 from storage.objects import open_store
@@ -17,7 +16,7 @@ from storage.schema import DataFile, TailBatch
 from storage.store import data_path
 from tests.harness.s3server import S3Server, moto_server
 from tests.harness.stores import MemoryStore
-from tests.harness.tables import make_rows, make_table
+from tests.harness.tables import make_rows, make_table, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +37,7 @@ def job(store: ObjectStore) -> MergeJob:
     made: list[DataFile] = []
     for number in range(3):
         batch = TailBatch(number * 50, make_rows(range(number, number + 50), ["a"] * 50, number * 50))
-        made.append(write_datafile(store, TABLE, 1, 2, 1, [batch]))
+        made.append(write_file(store, TABLE, 1, 2, 1, [batch]))
     return MergeJob(TABLE, tuple(made), tuple(data_path(1, 1, 1, 2) for _ in range(names_wanted(made))))
 
 

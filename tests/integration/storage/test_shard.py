@@ -187,7 +187,7 @@ async def test_l23_at_twice_a_bound_appends_are_refused(tmp_path: Path, bound: d
         await node.ensure("t0", ledger)
         (part,) = node.parts("t0", ledger.take(2), writer=1)
         await node.shards[1].append([part.append])
-        with mock.patch("storage.shard.BACKLOG_SECONDS_MIN", 0.0), pytest.raises(LogBacklogFull) as caught:
+        with mock.patch("storage.admission.BACKLOG_SECONDS_MIN", 0.0), pytest.raises(LogBacklogFull) as caught:
             await fill(node, ledger)
         assert caught.value.retriable
         assert "wait for a checkpoint" in str(caught.value)
@@ -486,7 +486,12 @@ async def test_l36_the_smaller_clock_counts(tmp_path: Path) -> None:
             await node.shards[1].record_cutoff(1, ids, 2 * HOUR)
             assert node.shards[1].cutoff_ns(1) is None, "by the store's clock nothing is that old"
             await node.shards[1].record_cutoff(1, ids, HOUR // 2)
-        assert node.shards[1].cutoff_ns(1) == behind * 10**6 - HOUR // 2
+            assert node.shards[1].cutoff_ns(1) == behind * 10**6 - HOUR // 2
+            longer = node.shards[1].cutoff_ns(1, 3 * HOUR)
+            assert longer == behind * 10**6 - 3 * HOUR, "also for a period that is made longer"
+            await aged(node, [4 * HOUR + HOUR // 4])
+            await node.shards[1].record_cutoff(1, ids, HOUR // 5)
+            assert node.shards[1].cutoff_ns(1) == behind * 10**6 - HOUR // 2, "at most once a minute, by any clock"
 
 
 @looped

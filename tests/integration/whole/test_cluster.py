@@ -192,6 +192,12 @@ def test_every_node_shows_itself_and_only_gateways_take_writes(cluster: Cluster)
         assert len(view.owners) == 8
         if node.kind != "gateway":
             assert node.ask("POST", write_path("db"), b"t n=1i 1\n").status == 404, name
+        if node.kind != "ingest":
+            reply = node.ask("POST", "/api/runnel/compact")
+            assert (reply.status, f"ask each ingest node ({', '.join(cluster.names('ingest'))})" in reply.text) == (
+                400,
+                True,
+            )
 
 
 def test_results_in_every_format_are_written_by_query_nodes(cluster: Cluster, table: str) -> None:

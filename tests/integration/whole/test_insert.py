@@ -54,6 +54,28 @@ def test_values_are_rows_at_once_and_later_ones_patch_them(node: RunningNode) ->
     assert row == {"n": 1}, "no time: the time of the statement"
 
 
+def test_the_least_and_greatest_values_and_a_name_in_another_case(node: RunningNode) -> None:
+    node.write('most,host=x i=0i,u=0u,f=0,s="" 1', precision="ns")
+    times = [f"arrow_cast({time}, 'Timestamp(ns)')" for time in (-(2**63), 2**63 - 1)]
+    values = (f"{-(2**63)}, {2**64 - 1}, -1.7976931348623157e308", f"{2**63 - 1}, 0, 5e-324")
+    rows = ", ".join(f"({time}, '\n', {value}, 'a\nb')" for time, value in zip(times, values, strict=True))
+    assert sql(node, f"INSERT INTO MOST (time, host, i, u, f, s) VALUES {rows}") == (200, '[{"count":2}]')
+    assert node.query("SELECT i, u, f, s, CAST(time AS BIGINT) AS t FROM most WHERE host = '\n' ORDER BY i") == [
+        {"i": -(2**63), "u": 2**64 - 1, "f": -1.7976931348623157e308, "s": "a\nb", "t": -(2**63)},
+        {"i": 2**63 - 1, "u": 0, "f": 5e-324, "s": "a\nb", "t": 2**63 - 1},
+    ]
+
+
+def test_of_tables_that_are_spelt_alike_the_one_that_is_meant_is_written(node: RunningNode) -> None:
+    node.write('t1 v=0i 1\niox.t1 v=0i 1\nsystem.queries v=0i,id="a" 1', precision="ns")
+    for number, name in enumerate(('"iox.t1"', "iox.t1", "t1", '"system.queries"'), 1):
+        assert sql(node, f"INSERT INTO {name} (time, v) VALUES ({number}, {number})") == (200, '[{"count":1}]'), name
+    status, answer = sql(node, "INSERT INTO system.queries (id) VALUES ('b')")
+    assert (status, "not a table that can be written" in answer) == (405, True)
+    found = [node.query(f"SELECT v FROM {name} ORDER BY time") for name in ("t1", '"iox.t1"', '"system.queries"')]
+    assert found == [[{"v": 0}, {"v": 2}, {"v": 3}], [{"v": 1}], [{"v": 0}, {"v": 4}]]
+
+
 def test_the_rows_of_a_query(node: RunningNode) -> None:
     node.write("\n".join(f"source,host=h{n % 7} v={n}i {n}" for n in range(1000)), precision="ns")
     node.write("copy,host=x v=0i 1", precision="ns")
@@ -83,10 +105,8 @@ def test_more_rows_than_one_write_takes(node: RunningNode) -> None:
         ("INSERT INTO t (host) VALUES ('a')", 400, "one field at least"),
         ("INSERT INTO t (v) VALUES ('text')", 400, "Cannot cast string 'text'"),
         ("INSERT INTO system.queries (id) VALUES ('a')", 405, "not a table that can be written"),
-        ("INSERT OVERWRITE t (v) VALUES (1)", 405, "only INSERT INTO"),
+        ("INSERT OVERWRITE t (v) VALUES (1)", 405, "INSERT INTO, UPDATE and DELETE"),
         ("INSERT INTO t (v) VALUES (1); INSERT INTO t (v) VALUES (2)", 405, ""),
-        ("UPDATE t SET v = 1", 400, "Update"),
-        ("DELETE FROM t", 400, "Delete"),
         ("EXPLAIN INSERT INTO t (v) VALUES (1)", 400, "Insert Into"),
     ],
 )
@@ -132,6 +152,12 @@ def test_in_a_cluster(tmp_path_factory: pytest.TempPathFactory) -> None:
         assert ask("g2", insert, format="csv").ok().text == "count\n50000\n"
         (row,) = cluster.query("g2", "SELECT count(*) AS n, count(DISTINCT host) AS d FROM t")
         assert row == {"n": 100_001, "d": 50_001}
+        for number in range(4):  # L29: whichever gateway has heard of the column, or of the table that was made again
+            cluster.write("g1", f"t,host=x c{number}=1i 1\nagain,host=x v={number}i {number}").ok()
+            assert ask("g2", f"INSERT INTO t (host, c{number}) VALUES ('c', 1)").ok().json == [{"count": 1}]
+            assert ask("g2", "INSERT INTO again (host, v) VALUES ('y', 1)").ok().json == [{"count": 1}]
+            dropped = cluster.nodes["g1"].ask("DELETE", "/api/v3/configure/table?db=db&table=again", b"", JSON)
+            assert dropped.status == 200
         refused = ask("g1", "INSERT INTO nowhere (v) VALUES (1)")
         assert (refused.status, "'nowhere' not found" in refused.text) == (400, True)
         assert set(cluster.stop().values()) == {0}

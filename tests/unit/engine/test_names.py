@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import AmbiguousName
-from engine.names import first_word, mentioned, operators, rewrite, times, tokens, words
+from engine.names import change_target, first_word, mentioned, operators, rewrite, times, tokens, words
 
 
 def kinds(statement: str) -> list[tuple[str, str]]:
@@ -61,6 +61,26 @@ def test_rewrite_leaves_exact_quoted_reserved_and_called_names() -> None:
     statement = """SELECT count(*), "CPU", 'CPU' FROM cpu"""
     assert rewrite(statement, names) == statement
     assert rewrite("SELECT time FROM cpu", names) == 'SELECT "TIME" FROM cpu'
+    assert rewrite("INSERT INTO CPU (A) VALUES (abs(1))", ["cpu", "a", "Abs"]) == (
+        'INSERT INTO "cpu" ("a") VALUES (abs(1))'
+    )
+
+
+@pytest.mark.parametrize(
+    ("statement", "parts"),
+    [
+        ("INSERT INTO t (a) VALUES (1)", ("t",)),
+        ('insert into table "a.b".t SELECT 1', ("a.b", "t")),
+        ("/* INSERT INTO x */ DELETE FROM public.iox.t WHERE a = 1", ("public", "iox", "t")),
+        ('UPDATE "T""" SET a = 1', ('T"',)),
+        ("INSERT INTO t", ("t",)),
+        ("INSERT INTO", ()),
+        ("INSERT INTO 't' VALUES (1)", ()),
+        ("", ()),
+    ],
+)
+def test_the_parts_of_the_name_of_the_table_that_is_written(statement: str, parts: tuple[str, ...]) -> None:
+    assert change_target(statement) == parts
 
 
 def test_rewrite_quotes_quotes() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import struct
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pytest
 
+from engine.changes import ChangeKind, RowChange
 from engine.errors import InvalidStatement, QueryFailed
 from nodes import insert as inserting
 from nodes.backend import Batch, Principal
-from nodes.insert import PIECE_BYTES, PIECE_ROWS, insert, to_batch
+from nodes.insert import PIECE_BYTES, PIECE_ROWS, _pieces, insert, to_batch
 from storage.errors import LogDamaged, NoSuchTable, StorageError, StoreUnavailable
 from tests.harness.gateway import on_loop
 from tests.harness.tables import make_table
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from nodes.backend import Backend
+    from storage.schema import Table
 
 TABLE = make_table()
 WHO = Principal()
@@ -72,7 +76,8 @@ class Written:
 
 
 async def inserted(backend: Written, statement: Rows, target: str = TABLE.name) -> int:
-    result = await insert(cast("Backend", backend), "db", target, statement, WHO)
+    change = RowChange(ChangeKind.INSERT, target, TABLE.id)
+    result = await insert(cast("Backend", backend), "db", change, statement, WHO)
     (batch,) = [batch async for batch in result]
     count: int = batch.column(0)[0].as_py()
     return count
@@ -94,9 +99,50 @@ def test_a_row_without_a_field_is_refused(columns: dict[str, list[int]]) -> None
         to_batch(TABLE, rows(2, time=[1, 2], host=["a", "b"], **columns), 99)
 
 
-def test_a_table_that_has_not_this_column_any_more() -> None:
-    with pytest.raises(NoSuchTable, match="'gone'"):
-        to_batch(TABLE, pa.RecordBatch.from_pydict({"gone": [1]}), 99)
+class Recreated(Written):
+    """The first of ``tables`` is dropped, and made again as the last, when ``writes`` pieces have been written.
+
+    This node ``follows`` the Catalog, or hears of that when it asks. A dropped table refuses its rows.
+    """
+
+    def __init__(self, *tables: Table, writes: int = 0, follows: bool = False) -> None:
+        super().__init__()
+        self.tables, self.known, self.writes, self.follows = tables, tables[0], writes, follows
+
+    def table(self, database: str, name: str) -> Table:
+        return self.tables[-1] if self.follows and len(self.keys) >= self.writes else self.known
+
+    async def refresh(self) -> Recreated:
+        self.known = self.tables[0] if len(self.keys) < self.writes else self.tables[-1]
+        return self
+
+    async def write(self, batches: Sequence[Batch], principal: Principal, *, idempotency_key: str = "") -> None:
+        if len(self.keys) >= self.writes and batches[0].table.id != self.tables[-1].id:
+            raise NoSuchTable("dropped")
+        await super().write(batches, principal, idempotency_key=idempotency_key)
+
+
+PIECES = [rows(PIECE_ROWS, time=range(PIECE_ROWS), i=range(PIECE_ROWS))] * 2
+
+
+@on_loop
+async def test_l28_no_row_goes_to_the_next_table_of_that_name() -> None:
+    for follows in (True, False):
+        backend = Recreated(TABLE, make_table(2), writes=1, follows=follows)
+        with pytest.raises(NoSuchTable, match="were written before"):
+            await inserted(backend, Rows(*PIECES, *PIECES))
+        assert {batch.table.id for batch in backend.batches} == {TABLE.id}
+
+
+@on_loop
+async def test_l29_a_node_that_knows_an_older_catalog_than_the_one_that_planned() -> None:
+    older = dataclasses.replace(TABLE, columns=tuple(c for c in TABLE.columns if c.name != "u"))
+    for known in (older, make_table(9)):
+        backend = Recreated(known, TABLE)
+        assert await inserted(backend, Rows(rows(1, time=[1], i=[1], u=[2]))) == 1
+        assert [batch.table for batch in backend.batches] == [TABLE]
+    with pytest.raises(NoSuchTable):
+        await inserted(Recreated(older), Rows(rows(1, time=[1], i=[1])))
 
 
 @on_loop
@@ -115,6 +161,22 @@ async def test_small_batches_are_gathered_and_large_ones_cut() -> None:
     assert max(batch.rows.nbytes for batch in backend.batches) <= 1.2 * PIECE_BYTES
     times = [t for batch in backend.batches for t in batch.rows.column("time").cast(pa.int64()).to_pylist()]
     assert times == list(range(64)), "every row once, in order"
+
+
+@on_loop
+async def test_pieces_are_cut_where_the_long_rows_are_and_before_a_shared_text_is_copied() -> None:
+    backend, long = Written(), "x" * (PIECE_BYTES // 4)
+    await inserted(backend, Rows(rows(4_000, time=range(4_000), s=[long] * 20 + ["y"] * 3_980)))
+    assert [batch.rows.num_rows for batch in backend.batches] == [3] * 6 + [3_982]
+    view = struct.pack("<i4sii", len(long), long[:4].encode(), 0, 0)  # as Arrow's format has it
+    buffers = [None, pa.py_buffer(view * 3_000), pa.py_buffer(long.encode())]
+    shared = pa.Array.from_buffers(pa.string_view(), 3_000, buffers)
+    given = rows(3_000, time=range(3_000), i=range(3_000))
+    given = given.set_column(given.schema.names.index("s"), "s", shared)
+    before = pa.total_allocated_bytes()
+    largest = max([(part.num_rows, pa.total_allocated_bytes() - before) async for part in _pieces(Rows(given))])
+    assert largest[0] <= 4
+    assert largest[1] < 6 * PIECE_BYTES, "6 GB by themselves"
 
 
 @on_loop

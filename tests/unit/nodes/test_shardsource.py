@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from cluster.errors import MalformedMessage
 from nodes.query import source
 from nodes.query.source import ShardSource
+from nodes.tailmessages import head_to
 from storage.catalogstate import CatalogSnapshot
 from storage.errors import LogDamaged, MemoryExhausted, ShardClosed, SnapshotTooOld, StorageError
-from storage.tailanswer import ShardSnapshot
+from storage.tailanswer import ShardSnapshot, TailAnswer, TailPartition, TailWanted
 from tests.harness.gateway import on_loop
 from tests.harness.tables import make_table
 
@@ -107,3 +110,16 @@ def test_a_query_that_fails_leaves_no_read_of_another_shard_behind() -> None:
         assert asyncio.all_tasks() == before
 
     run()
+
+
+def test_what_does_not_fit_to_what_was_kept_is_not_asked_for_again() -> None:
+    """Else the store would be read for every query, until others had pushed it out."""
+    asking = Source(None, SnapshotTooOld(""))
+    part = TailPartition(1, 1, 3, ())
+    answer = TailAnswer(1, 1, 9, 5, 4, 0, 4, (part,), (), {}, frozenset())
+    asking._merged(asking._kept.ask(1, [1]), head_to(answer), ())
+    ask = asking._kept.ask(1, [1])
+    assert (ask.wanted.from_sequence, ask.wanted.known_checkpoint) == (9, 5)
+    with pytest.raises(MalformedMessage):
+        asking._merged(ask, head_to(dataclasses.replace(answer, from_sequence=7)), ())
+    assert asking._kept.ask(1, [1]).wanted == TailWanted({1: None})

@@ -6,15 +6,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.appends import Append, decode_append, encode_append
-from storage.entries import IPC_FROM_ROWS, decode_rows, rows_entry
+from storage.deletes import TAG_VALUES_MAX, RangeDelete, TagValues, from_record
+from storage.entries import IPC_FROM_ROWS, decode_record, decode_rows, rows_entry
 from storage.errors import CorruptObject, SchemaConflict, UnsupportedFormat
-from storage.frames import NO_WRITE_ID, FrameType, WriteId
+from storage.frames import NO_WRITE_ID, EntryKind, FrameType, WriteId
+from storage.schema import NO_ROWS
 from tests.harness.tables import make_rows, make_table
 
 if TYPE_CHECKING:
@@ -69,7 +72,6 @@ def bad_indices() -> pa.RecordBatch:
 BAD: dict[str, tuple[str, dict[str, Any] | pa.RecordBatch]] = {
     "another count": ("20 rows where the directory says 19", {"row_count": 19}),
     "another time": ("times from 100 to 119 where 100 to 120", {"time_high": 120}),
-    "records": ("does not hold rows", {"frame_type": int(FrameType.RECORD)}),
     "client bytes": ("does not hold rows", {"frame_type": int(FrameType.CLIENT)}),
     "unknown frame": ("does not hold rows", {"frame_type": 200}),
     "not ipc": ("cannot be decoded", {"frame": b"x" * 100}),
@@ -97,6 +99,56 @@ def test_l4_what_is_not_what_it_says_is_refused_before_it_is_sent(case: str) -> 
     part = broken(part, change) if isinstance(change, pa.RecordBatch) else replace(part, **change)
     with pytest.raises(CorruptObject, match=words):
         decode_append(part, TABLE, 3)
+
+
+HOST = TABLE.tags[0].id
+DELETE = RangeDelete(-5, 2**63 - 1, (TagValues(HOST, ("a", None)),))
+
+
+def a_delete(**changes: Any) -> EncodedAppend:
+    return replace(encode_append(Append(TABLE, 1, NO_ROWS, ID, 7, delete=DELETE)), **changes)
+
+
+def test_f10_a_range_delete_comes_back_as_it_was_sent() -> None:
+    entry, rows = decode_append(a_delete(), TABLE, 3)
+    assert rows.num_rows == 0
+    assert (entry.kind, entry.offset_count, entry.row_count) == (EntryKind.DELETE, 1, 0)
+    assert (entry.write_id, entry.time_low, entry.time_high) == (ID, -5, 2**63 - 1)
+    assert from_record(decode_record(entry, "here"), TABLE, "here") == DELETE
+
+
+GOOD = {"v": 1, "low": -5, "high": 2**63 - 1, "tags": []}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        GOOD | {"v": 2},
+        GOOD | {"more": 1},
+        {"v": 1},
+        [1],
+        GOOD | {"low": "x"},
+        GOOD | {"high": 2**64 - 1},
+        GOOD | {"tags": [[TABLE.fields[0].id, ["a"]]]},
+        GOOD | {"tags": [[99, ["a"]]]},
+        GOOD | {"tags": [[HOST, []]]},
+        GOOD | {"tags": [[HOST, [1]]]},
+        GOOD | {"tags": [[HOST, ["a"]], [HOST, ["b"]]]},
+        GOOD | {"tags": [[HOST]]},
+        GOOD | {"tags": 7},
+        GOOD | {"tags": [[HOST, ["a"] * (TAG_VALUES_MAX + 1)]]},
+    ],
+    ids=str,
+)
+def test_l4_a_delete_that_replay_would_stumble_over_is_refused(record: Any) -> None:
+    with pytest.raises((CorruptObject, UnsupportedFormat)):
+        decode_append(a_delete(frame=msgspec.msgpack.encode(record)), TABLE, 3)
+
+
+@pytest.mark.parametrize("change", [{"time_low": 0}, {"row_count": 1}, {"frame": b""}, {"frame": b"\xff" * 9}], ids=str)
+def test_l4_a_delete_says_what_its_record_does(change: dict[str, Any]) -> None:
+    with pytest.raises((CorruptObject, UnsupportedFormat)):
+        decode_append(a_delete(**change), TABLE, 3)
 
 
 def test_a_partition_of_another_log_is_refused() -> None:

@@ -45,6 +45,8 @@ def values(kind: pa.DataType) -> st.SearchStrategy[Any]:
         return st.booleans()
     if pa.types.is_fixed_size_binary(kind):
         return st.binary(min_size=kind.byte_width, max_size=kind.byte_width)
+    if pa.types.is_list(kind):
+        return st.lists(values(kind.value_type), max_size=3)
     return st.binary(max_size=9) if pa.types.is_binary(kind) else st.text(max_size=9)
 
 

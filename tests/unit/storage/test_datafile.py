@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.datafile import CREATE_TRIES_MAX, OFFSET_FIELD_ID, ROW_GROUP_ROWS, encode_parquet, write_datafile
+from storage.datafile import (
+    BATCH_ROWS,
+    BLOOM_VALUES_MAX,
+    CREATE_TRIES_MAX,
+    OWN_FIELD_IDS,
+    PAGE_BYTES,
+    ROW_GROUP_ROWS,
+    STRING_BATCH_ROWS,
+    batch_rows,
+    encode_parquet,
+)
 from storage.errors import StoreFull, StoreUnavailable
 from storage.fold import fold
 from storage.schema import OFFSET_COLUMN, DataFile, TailBatch
 from storage.store import epoch_of
 from tests.harness.stores import Fault, FaultStore, MemoryStore
-from tests.harness.tables import make_rows, make_table
+from tests.harness.tables import make_rows, make_table, write_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TABLE = make_table(table_id=7)
 
 
 def written(tail: list[TailBatch]) -> tuple[DataFile, pa.Table, MemoryStore]:
     store = MemoryStore()
-    file = write_datafile(store, TABLE, 3, 5, 1, tail)
+    file = write_file(store, TABLE, 3, 5, 1, tail)
     return file, pq.read_table(pa.BufferReader(store.get(file.path))), store
 
 
@@ -62,7 +77,7 @@ def test_f19_columns_have_field_ids_and_those_without_a_value_are_left_out() -> 
     _, found, _ = written([TailBatch(0, make_rows([1, 2], [None, None]))])
     ids = {field.name: int(field.metadata[b"PARQUET:field_id"]) for field in found.schema}
     assert ids == {c.storage_name: c.id for c in TABLE.columns if c.name not in ("host", "région")} | {
-        OFFSET_COLUMN: OFFSET_FIELD_ID
+        OFFSET_COLUMN: OWN_FIELD_IDS[OFFSET_COLUMN]
     }
 
 
@@ -96,7 +111,7 @@ def test_l20_a_name_whose_create_is_unclear_is_given_up(fault: Fault) -> None:
     inner = MemoryStore()
     store = FaultStore(inner)
     store.arm(fault, times=CREATE_TRIES_MAX - 1)
-    file = write_datafile(store, TABLE, 3, 5, 1, [TailBatch(0, make_rows([1], ["a"]))])
+    file = write_file(store, TABLE, 3, 5, 1, [TailBatch(0, make_rows([1], ["a"]))])
     store.land_late()
     assert store.calls["create"] == CREATE_TRIES_MAX
     assert len(inner.get(file.path)) == file.bytes
@@ -110,7 +125,65 @@ def test_a_store_that_never_answers_clearly_is_unavailable_and_a_full_one_is_ful
     store = FaultStore(MemoryStore())
     store.arm(Fault.LOST_ANSWER, times=CREATE_TRIES_MAX)
     with pytest.raises(StoreUnavailable, match=f"{CREATE_TRIES_MAX} times"):
-        write_datafile(store, TABLE, 3, 5, 1, tail)
+        write_file(store, TABLE, 3, 5, 1, tail)
     store.arm(Fault.FULL)
     with pytest.raises(StoreFull):
-        write_datafile(store, TABLE, 3, 5, 1, tail)
+        write_file(store, TABLE, 3, 5, 1, tail)
+
+
+def test_rows_with_long_strings_are_encoded_few_at_a_time() -> None:
+    """A page ends with what is encoded at once, and who reads it holds all of it."""
+    short = pa.RecordBatch.from_pydict({"i": [1] * 5_000})
+    assert batch_rows(short) == BATCH_ROWS
+    texts = pa.array(["x"] * 3_000 + ["y" * 2**16] * 1_000 + [None] * 1_000)
+    mixed = short.append_column("s", texts)
+    assert batch_rows(mixed.slice(0, 2_900)) == STRING_BATCH_ROWS
+    assert PAGE_BYTES // 2**16 <= batch_rows(mixed) <= 2 * PAGE_BYTES // 2**16
+    assert batch_rows(pa.Table.from_batches([mixed.slice(0, 10), mixed.slice(10)])) == batch_rows(mixed.slice(10))
+    assert batch_rows(mixed.slice(0, 0)) == STRING_BATCH_ROWS
+    assert batch_rows(pa.RecordBatch.from_pydict({"s": ["x" * 2**19] * 9})) == 2
+
+
+def bloom_bytes(data: pa.Buffer) -> list[dict[str, int]]:
+    """For each row group the bytes of the Bloom filter of each column that has one."""
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [[group.column(i) for i in range(group.num_columns)] for group in groups]
+    return [{c.path_in_schema: c.bloom_filter_length for c in row if c.bloom_filter_offset} for row in columns]
+
+
+def with_regions(count: int, values: int, hosts: int = 1000) -> pa.RecordBatch:
+    """Rows of which the first tag, and the second one, have so many values."""
+    rows = make_rows(range(count), [f"h{n % hosts:06}" for n in range(count)])
+    regions = pa.array([f"r{(n * 7919) % values:06}" for n in range(count)]).dictionary_encode()
+    return rows.append_column("r_gion_3", regions)
+
+
+def test_tags_with_many_values_have_bloom_filters_and_the_first_one_none() -> None:
+    """Rows are sorted by the first tag, so its statistics say as much; of a few values each row group has all."""
+    assert bloom_bytes(encode_parquet(TABLE, fold(TABLE, [TailBatch(0, with_regions(2000, 63))]))) == [{}]
+    (found,) = bloom_bytes(encode_parquet(TABLE, fold(TABLE, [TailBatch(0, with_regions(2000, 1000))])))
+    assert found.keys() == {"r_gion_3"}
+    assert found["r_gion_3"] < 2.1 * 1000
+
+
+def test_a_bloom_filter_is_bounded() -> None:
+    rows = fold(TABLE, [TailBatch(0, with_regions(ROW_GROUP_ROWS, ROW_GROUP_ROWS))])
+    (found,) = bloom_bytes(encode_parquet(TABLE, rows))
+    assert BLOOM_VALUES_MAX <= found["r_gion_3"] <= BLOOM_VALUES_MAX + 64
+
+
+def test_a_bloom_filter_never_denies_a_value_that_is_there(tmp_path: Path) -> None:
+    """As a reader says that nobody here wrote."""
+    import duckdb
+
+    path = tmp_path / "file.parquet"
+    path.write_bytes(encode_parquet(TABLE, fold(TABLE, [TailBatch(0, with_regions(3000, 500))])))
+
+    def denied(value: str) -> bool:
+        probe = f"SELECT bloom_filter_excludes FROM parquet_bloom_probe('{path}', 'r_gion_3', '{value}')"
+        ((excludes,),) = duckdb.execute(probe).fetchall()
+        return bool(excludes)
+
+    assert not any(denied(f"r{n:06}") for n in range(0, 500, 25))
+    assert sum(denied(f"r{n:06}") for n in range(600, 700)) > 80

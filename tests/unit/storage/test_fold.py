@@ -13,8 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import UnsupportedFormat
-from storage.fold import fold, number_series, sort_keys
-from storage.schema import OFFSET_COLUMN, TAG_ARROW_TYPE, Column, Op, Role, Table, TailBatch, TypeKind
+from storage.fold import DELETE, PATCH, PUT, fold, number_series, sort_keys
+from storage.schema import (
+    OFFSET_COLUMN,
+    OP_COLUMN,
+    OP_TYPE,
+    TAG_ARROW_TYPE,
+    Column,
+    Op,
+    Role,
+    Table,
+    TailBatch,
+    TypeKind,
+)
 
 TIME = Column(0, "time", "time", Role.TIME, TypeKind.TIMESTAMP)
 
@@ -34,6 +45,9 @@ Row = dict[str, Any]
 def to_batch(table: Table, rows: list[Row], columns: list[str]) -> pa.RecordBatch:
     arrays = {}
     for name in columns:
+        if name == OP_COLUMN:
+            arrays[name] = pa.array([row.get(name) for row in rows], OP_TYPE)
+            continue
         column = table.by_storage_name[name]
         values = pa.array([row.get(name) for row in rows], column.plain_type)
         arrays[name] = values.dictionary_encode() if column.role is Role.TAG else values
@@ -64,6 +78,13 @@ def oracle(table: Table, tail: list[TailBatch]) -> list[Row]:
         for i, row in enumerate(plain_rows(batch.rows)):
             key = tuple(row.get(name) for name in keys)
             merged = state.setdefault(key, {})
+            op = row.pop(OP_COLUMN, None) or PATCH
+            if op != PATCH:
+                merged.clear()
+            elif merged.get(OP_COLUMN) == DELETE:
+                op = PUT
+            if op != PATCH:
+                merged[OP_COLUMN] = op
             merged.update({name: value for name, value in row.items() if value is not None})
             merged[OFFSET_COLUMN] = batch.first_offset + i
     ranked = sorted(state, key=lambda key: [(v is not None, v.encode() if isinstance(v, str) else v or 0) for v in key])
@@ -71,7 +92,8 @@ def oracle(table: Table, tail: list[TailBatch]) -> list[Row]:
 
 
 def present(batch: pa.RecordBatch) -> list[Row]:
-    return [{k: v for k, v in row.items() if v is not None} for row in plain_rows(batch)]
+    rows = [{k: v for k, v in row.items() if v is not None} for row in plain_rows(batch)]
+    return [{k: v for k, v in row.items() if (k, v) != (OP_COLUMN, PATCH)} for row in rows]
 
 
 ROW = st.fixed_dictionaries(
@@ -83,9 +105,12 @@ ROW = st.fixed_dictionaries(
         "f1": st.text(max_size=3),
         "f2": st.booleans(),
         "f3": st.floats(allow_nan=False),
+        OP_COLUMN: st.sampled_from([PATCH, PUT, DELETE]),
     },
+).map(lambda row: {k: v for k, v in row.items() if row.get(OP_COLUMN) != DELETE or k[0] != "f"})
+COLUMNS = st.lists(st.sampled_from(["t0", "t1", "f0", "f1", "f2", "f3", OP_COLUMN]), unique=True).map(
+    lambda c: ["time", *c]
 )
-COLUMNS = st.lists(st.sampled_from(["t0", "t1", "f0", "f1", "f2", "f3"]), unique=True).map(lambda c: ["time", *c])
 BATCH = st.tuples(st.integers(0, 3), st.lists(ROW, max_size=8), COLUMNS)
 
 
@@ -162,9 +187,9 @@ def test_columns_that_the_table_does_not_know_are_left_out() -> None:
     assert fold(TABLE, [TailBatch(0, rows)]).schema.names == ["time", OFFSET_COLUMN]
 
 
-def test_other_ops_are_refused() -> None:
-    rows = pa.RecordBatch.from_pydict({"time": pa.array([1], pa.timestamp("ns")), "_runnel_op": pa.array([1])})
-    with pytest.raises(UnsupportedFormat, match="_runnel_op"):
+def test_other_reserved_columns_and_default_ops_are_refused() -> None:
+    rows = pa.RecordBatch.from_pydict({"time": pa.array([1], pa.timestamp("ns")), "_runnel_order": pa.array([1])})
+    with pytest.raises(UnsupportedFormat, match="_runnel_order"):
         fold(TABLE, [TailBatch(0, rows)])
     with pytest.raises(UnsupportedFormat, match="op put"):
         fold(dataclasses.replace(TABLE, default_op=Op.PUT), [])

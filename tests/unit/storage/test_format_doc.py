@@ -12,9 +12,10 @@ import pytest
 
 from storage.catalogstate import EFFECT_KEYS, TYPE_RECORDS
 from storage.checkpoint import FILES_INLINE_MAX, SCHEMAS, Section
-from storage.datafile import OFFSET_FIELD_ID, ROW_GROUP_ROWS
+from storage.datafile import OWN_FIELD_IDS, ROW_GROUP_ROWS
 from storage.entries import IPC_FROM_ROWS, RECORD_KEYS, RECORD_VERSION
 from storage.frames import ALIGNMENT, ENTRIES_MAX, FORMAT_VERSION, OBJECT_BYTES_MAX, SKIPPABLE_FROM, EntryKind
+from storage.schema import OFFSET_COLUMN
 
 TEXT = (Path(__file__).parents[3] / "docs" / "format.md").read_text()
 TYPES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q", "i64": "q"}
@@ -95,7 +96,7 @@ def test_the_numbers_in_the_prose() -> None:
         f"`v` is its version, {RECORD_VERSION}",
         f"Batches of {IPC_FROM_ROWS} rows or more",
         f"more than {FILES_INLINE_MAX} files",
-        f"field id {OFFSET_FIELD_ID}",
+        f"field id {OWN_FIELD_IDS[OFFSET_COLUMN]}",
         f"Row groups have {ROW_GROUP_ROWS:,} rows",
     ):
         assert statement in TEXT, statement

@@ -8,19 +8,31 @@ import random
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.datafile import write_datafile
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.fold import fold
-from storage.merge import MergeJob, merge_files, names_wanted, roundest
-from storage.schema import OFFSET_COLUMN, Column, DataFile, Role, Table, TailBatch, TypeKind
+from storage.merge import MergeJob, change_of, merge_files, names_wanted, roundest, without_deletes
+from storage.schema import (
+    OFFSET_COLUMN,
+    OP_CODES,
+    OP_COLUMN,
+    OP_TYPE,
+    Column,
+    DataFile,
+    Op,
+    Role,
+    Table,
+    TailBatch,
+    TypeKind,
+)
 from storage.store import data_path
 from tests.harness.stores import Fault, FaultStore, MemoryStore
-from tests.harness.tables import make_rows, make_table
+from tests.harness.tables import make_rows, make_table, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +76,7 @@ def write_layers(store: ObjectStore, layers: Sequence[Layer]) -> tuple[list[Data
     files, tail, following = [], [], 0
     for layer in layers:
         batch = TailBatch(following, make_rows([t for t, _ in layer], [h for _, h in layer], following))
-        files.append(write_datafile(store, TABLE, 3, 5, 1, [batch]))
+        files.append(write_file(store, TABLE, 3, 5, 1, [batch]))
         tail.append(batch)
         following += len(layer)
     return files, tail
@@ -119,7 +131,7 @@ def test_f19_a_table_that_has_grown(tmp_path: Path) -> None:
     grown = dataclasses.replace(TABLE, columns=tuple(columns), version=2)
     rows = make_rows([2, 2], ["a", "a"], 4).drop_columns(["b", "i"])
     tagged = rows.append_column("rack", pa.array(["r", None]).dictionary_encode())
-    files.append(write_datafile(store, grown, 3, 5, 1, [TailBatch(4, tagged)]))
+    files.append(write_file(store, grown, 3, 5, 1, [TailBatch(4, tagged)]))
     (file,) = merged(store, files, tmp_path, grown)
     found = content(store, file)
     assert file.schema_version == 2
@@ -162,12 +174,87 @@ def test_l25_merges_of_the_same_times_are_cut_at_the_same_places(tmp_path: Path)
         assert not any(f.time_low <= hull[1] and f.time_high >= hull[0] for f in others)
 
 
+def test_long_strings_take_no_more_memory_than_others(tmp_path: Path) -> None:
+    """Rows are decoded by what they hold: 64 MB here, four times of which were in memory at once."""
+    store, files, count, length = MemoryStore(), [], 256, 2**15
+    for number in range(8):
+        rows = make_rows(range(number, 8 * count, 8), ["a"] * count, count * number)
+        texts = pa.array([f"{n}".ljust(length, "x") for n in range(count)])
+        rows = rows.set_column(rows.schema.names.index("s"), "s", texts)
+        files.append(write_file(store, TABLE, 3, 5, 1, [TailBatch(count * number, rows)]))
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        job = MergeJob(TABLE, tuple(files), names(TABLE, 9))
+        (file,) = merge_files(store, job, tmp_path, read_bytes=4 * 2**20)
+    finally:
+        pa.set_memory_pool(before)
+    assert file.rows == 8 * count
+    assert pool.max_memory() < 2 * 8 * count * length
+
+
+class CountingStore(MemoryStore):
+    """Remembers how much was fetched at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[int] = []
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        self.fetched.append(length)
+        return super().get_range(path, start, length)
+
+
+def test_large_row_groups_of_an_object_store_are_fetched_once_and_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, those of all files together would be as large as the merge itself."""
+    monkeypatch.setattr("storage.merge.WHOLE_BYTES_MAX", 0)
+    monkeypatch.setattr("storage.merge.GROUP_BYTES_MAX", 2**20)
+    monkeypatch.setattr("storage.merge.STREAM_BYTES", 2**16)
+    monkeypatch.setattr("storage.datafile.PAGE_BYTES", 2**16)
+    store, chooser = CountingStore(), random.Random(7)
+    files = []
+    for number in range(2):
+        rows = make_rows(range(200), ["a"] * 200, 200 * number)
+        texts = pa.array([chooser.randbytes(10_000).hex() for _ in range(200)])
+        rows = rows.set_column(rows.schema.names.index("s"), "s", texts)
+        files.append(write_file(store, TABLE, 3, 5, 1, [TailBatch(200 * number, rows)]))
+    assert all(file.bytes > 3 * 2**19 for file in files)
+    merged(store, files, tmp_path)
+    assert sum(store.fetched) < 1.75 * sum(file.bytes for file in files)
+    assert max(store.fetched) < 2**20, "a dictionary is fetched whole"
+    monkeypatch.setattr("storage.merge.GROUP_BYTES_MAX", LARGE)
+    store.fetched = []
+    merged(store, files, tmp_path)
+    assert max(store.fetched) > 3 * 2**19, "small ones with few requests"
+
+
+def test_merged_files_have_bloom_filters_of_their_tags_of_many_values(tmp_path: Path) -> None:
+    store, files = MemoryStore(), []
+    for first in range(0, 3000, 1000):
+        rows = make_rows(range(first, first + 1000), [f"h{n % 10}" for n in range(1000)], first)
+        regions = pa.array([f"r{n}" for n in range(1000)]).dictionary_encode()
+        tail = [TailBatch(first, rows.append_column("r_gion_3", regions))]
+        files.append(write_file(store, TABLE, 3, 5, 1, tail))
+    (made,) = merge_files(store, MergeJob(TABLE, tuple(files), names(TABLE, 6)), tmp_path)
+    group = pq.read_metadata(pa.BufferReader(store.get(made.path))).row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    assert columns["r_gion_3"].bloom_filter_length > 500
+    assert columns["host"].bloom_filter_offset is None
+
+
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     store = MemoryStore()
     files, _ = write_layers(store, [[(1, "a")], [(1, "a")]])
-    store.objects[files[1].path] = b"PAR1 this is no Parquet PAR1"
-    with pytest.raises(CorruptObject, match="cpu7"):
-        merged(store, files, tmp_path)
+    whole = store.get(files[1].path)
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    damages = [whole[:at] + bytes(40) + whole[at + 40 :] for at in (4, footer)]
+    for damaged in (b"PAR1 this is no Parquet PAR1", *damages):
+        store.objects[files[1].path] = damaged
+        with pytest.raises(CorruptObject, match=files[1].path):
+            merged(store, files, tmp_path)
     store.delete(files[1].path)
     with pytest.raises(ObjectMissing):
         merged(store, files, tmp_path)
@@ -177,3 +264,57 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(StoreFull):
         merged(full, files, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+OPS = st.lists(
+    st.lists(
+        st.tuples(st.integers(-2, 2), st.sampled_from([None, "a"]), st.sampled_from([None, *OP_CODES.values()])),
+        min_size=1,
+        max_size=8,
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def with_ops(rows: pa.RecordBatch, ops: list[int | None]) -> pa.RecordBatch:
+    """``rows`` with their ops; a delete has no fields."""
+    deletes = pa.array([op == Op.DELETE.code for op in ops])
+    arrays = {
+        name: array if TABLE.by_storage_name[name].role is not Role.FIELD else pc.if_else(deletes, None, array)
+        for name, array in zip(rows.schema.names, rows.columns, strict=True)
+    }
+    return pa.RecordBatch.from_pydict({**arrays, OP_COLUMN: pa.array(ops, OP_TYPE)})
+
+
+@given(layers=OPS, is_oldest=st.booleans(), cut=st.integers(0, 5))
+@settings(deadline=None, max_examples=100)
+def test_l25_deletes_and_puts_are_merged_in_any_grouping_and_end_with_the_oldest_layer(
+    tmp_path_factory: pytest.TempPathFactory,
+    layers: list[list[tuple[int, str | None, int | None]]],
+    is_oldest: bool,
+    cut: int,
+) -> None:
+    store, folder = MemoryStore(), tmp_path_factory.getbasetemp()
+    tail, following = [], 0
+    for layer in layers:
+        rows = make_rows([t for t, _, _ in layer], [h for _, h, _ in layer], following)
+        tail.append(TailBatch(following, with_ops(rows, [op for _, _, op in layer])))
+        following += len(layer)
+    files = [write_file(store, TABLE, 3, 5, 1, [batch]) for batch in tail]
+    groups = [group for group in (files[:cut], files[cut:]) if group]
+    files = [file for group in groups for file in merged(store, group, folder)]
+    job = MergeJob(TABLE, tuple(files), names(TABLE, names_wanted(files)), is_oldest)
+    made = merge_files(store, job, folder, read_bytes=4_096)
+    folded = fold(TABLE, tail)
+    expected = plain(without_deletes(folded) if is_oldest else folded)
+    assert all(file.has_ops == (OP_COLUMN in expected.column_names) for file in made)
+    found = [row for file in made for row in content(store, file).to_pylist()]
+    assert present(found) == present(expected.to_pylist())
+    assert change_of(job, made).changes_from == (following if is_oldest and any(file.has_ops for file in files) else 0)
+
+
+def present(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """In the order of their keys, without what is NULL or the table's default op."""
+    ordered = sorted(rows, key=lambda r: (r.get("host") is not None, str(r.get("host")), r["time"]))
+    return [{k: v for k, v in row.items() if v is not None and (k, v) != (OP_COLUMN, 0)} for row in ordered]

@@ -116,7 +116,7 @@ class RunnelDoor(RunnelServicer):
         seconds = context.time_remaining()
         query = QueryRequest(
             _database(request.database), request.sql, _parameters(request.parameters), seconds, request_id(),
-            DOOR, client_address(context.peer()), may_insert=True,
+            DOOR, client_address(context.peer()), may_write=True,
         )  # fmt: skip
         result = await self._parts.backend.query(query, ANONYMOUS)
         try:

@@ -60,7 +60,7 @@ class QueryDoor:
         request.watch()
         query = QueryRequest(
             posted.db, posted.q, posted.params or {}, None, request.request_id, DOOR, request.client_address,
-            may_insert=request.method == "POST",
+            may_write=request.method == "POST",
         )  # fmt: skip
         try:
             text = await self._backend.query_text(query, format, ANONYMOUS)
