@@ -118,6 +118,7 @@ lock: .venv/bin/uv ## Resolve the dependencies again (writes requirements/*.txt)
 	$(V)/uv pip compile -q --generate-hashes --no-header --extra demo --extra ray --extra dev -c requirements/run.txt pyproject.toml -o requirements/dev.txt
 	echo hatchling | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/build.txt
 	printf 'moto[s3]\nflask\nflask-cors\n' | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/s3.txt
+	echo ray | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/ray.txt
 	echo uv | $(V)/uv pip compile -q --upgrade --generate-hashes --no-header - -o requirements/uv.txt
 
 clean: ## Remove what was built (not your data)
