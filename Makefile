@@ -142,5 +142,6 @@ compose-down: ## Stop it cleanly; the volumes with the data stay
 
 compose-test: .venv/.dev image ## Build, start, write, query and hurt that cluster for real (half an hour; one-way cuts need root)
 	docker build --build-arg BASE=$(IMAGE_BASE) --target s3 -t runnel-s3 .
+	docker build --build-arg BASE=$(IMAGE_BASE) --target ray -t runnel-ray .
 	docker build --build-arg BASE=$(IMAGE_BASE) -f deploy/prometheus.Dockerfile -t runnel-prometheus .
 	COMPOSE_TESTS=1 $(V)/pytest -v -rP tests/compose
