@@ -61,6 +61,20 @@ def split(spans: Sequence[Span], merges_max: int = MERGES_MAX) -> tuple[list[Alo
     return alone, [_merge(low, high, spans) for low, high in shared]
 
 
+def levels(spans: Sequence[Span], indexes: Sequence[int]) -> list[list[int]]:
+    """Layers, newest first, put together where they follow each other in the fold and share no moment.
+
+    Such layers have no key in common, so all together they merge as one: each merge less is a join less.
+    """
+    found: list[list[int]] = []
+    for index in indexes:
+        span = spans[index]
+        if not found or any(spans[i].low <= span.high and spans[i].high >= span.low for i in found[-1]):
+            found.append([])
+        found[-1].append(index)
+    return found
+
+
 def _merge(low: int, high: int, spans: Sequence[Span]) -> Merge:
     covering = [i for i, span in enumerate(spans) if span.low <= high and span.high >= low]
     return Merge(low, high, tuple(sorted(covering, key=lambda i: spans[i].order, reverse=True)))

@@ -39,6 +39,10 @@ METADATA_CACHE: Final = "128M"
 """Parquet footers and page indexes kept, so that a repeated query reads none."""
 THREADS_SPARE: Final = 4
 """DataFusion's threads above the cores: a join that cannot be cancelled must not starve the other queries."""
+BUILD_BYTES_MAX: Final = 64 * 2**20
+BUILD_ROWS_MAX: Final = 1_000_000
+"""Up to so much the smaller side of a join is put together once. To divide both sides by their keys, as DataFusion does
+from 1 MiB on, copies every row of the larger one: a merge of layers took twice the CPU."""
 STACK_BYTES: Final = 16 * 2**20
 """Stack of DataFusion's threads: plans are trees that its code walks by recursion."""
 
@@ -70,6 +74,8 @@ def new_context(
         "datafusion.sql_parser.enable_ident_normalization": "false",
         "datafusion.execution.parquet.pushdown_filters": "true",
         "datafusion.execution.collect_statistics": "true",
+        "datafusion.optimizer.hash_join_single_partition_threshold": str(BUILD_BYTES_MAX),
+        "datafusion.optimizer.hash_join_single_partition_threshold_rows": str(BUILD_ROWS_MAX),
         "datafusion.catalog.information_schema": "true",
     }
     config = (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from engine import viewsql
-from engine.layers import Span, split
+from engine.layers import Span, levels, split
 from engine.session import CATALOG, LAYERS_SCHEMA
 from storage.deletes import of_file
 from storage.errors import UnsupportedFormat
@@ -312,19 +312,35 @@ class _Builder:
         if not ranges:
             return
         self._merges += 1
-        by_group = len(merge.indexes) > JOINS_MAX
+        found = [[layers[i] for i in level] for level in levels([layer.span for layer in layers], merge.indexes)]
+        by_group = len(found) > JOINS_MAX
         has_ops = any(layers[i].has_ops for i in merge.indexes)
-        frames = [self._merge_frame(layers[i], ranges, by_group, has_ops) for i in merge.indexes]
+        frames = [self._merge_frame(level, ranges, by_group, has_ops) for level in found]
         merged = viewsql.group_layers if by_group else viewsql.join_layers
         self._parts.append(self._context.sql(merged(self._table, frames, has_ops)))
 
-    def _merge_frame(self, layer: _Layer, ranges: Sequence[Range], with_offset: bool, with_op: bool) -> str:
-        frame = self._shown(*self._rows(layer), ranges, with_offset, with_op)
+    def _merge_frame(self, level: Sequence[_Layer], ranges: Sequence[Range], with_offset: bool, with_op: bool) -> str:
+        parts = [self._shown(frame, names, ranges, with_offset, with_op) for frame, names in self._level_rows(level)]
+        frame = _union(parts)
         if self._pushed is not None:
             frame = frame.alias(self._pushed.qualifier)
             for condition in self._pushed.conditions:
                 frame = frame.filter(condition)
         return self._name(frame)
+
+    def _level_rows(self, level: Sequence[_Layer]) -> list[tuple[DataFrame, Collection[str]]]:
+        """The rows of layers that share no key; files of one kind are one scan, as far as deletes leave them whole."""
+        plain: dict[bool, list[DataFile]] = {}
+        found: list[tuple[DataFrame, Collection[str]]] = []
+        for layer in level:
+            if isinstance(layer.source, pa.RecordBatch) or layer.deletes:
+                found.append(self._rows(layer))
+            else:
+                plain.setdefault(layer.has_ops, []).append(layer.source)
+        for has_ops, files in plain.items():
+            schema = file_schema(self._table, has_ops)
+            found += [(frame, schema.names) for frame in self._scans(schema, files)]
+        return found
 
     def _finished_parts(self) -> list[DataFrame]:
         """The parts, of which there is at least one: files that stand alone are one scan, tails one for each schema.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from storage.deletes import DELETES_MAX
+from storage.deletes import DELETE_FILES_MAX, DELETES_MAX
 from storage.errors import CatalogBehind, LogBacklogFull, NoSuchTable, RowsChanged, WriteRefused
 from storage.frames import NO_WRITE_ID
 from storage.unchanged import changed_since
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from storage.frames import Entry
     from storage.schema import Table
     from storage.shardlimits import ShardLimits
-    from storage.shardstate import ShardState
+    from storage.shardstate import PartitionState, ShardState
 
     Queued = tuple[Entry, pa.RecordBatch]
     Tables = Callable[[int], Table | None]
@@ -51,12 +51,22 @@ def _check_deletes(state: ShardState, part: Append | EncodedAppend) -> None:
     place = state.partitions.get((part.table_id, part.partition))
     if place is None:
         return
-    waiting = len(place.pending) + sum(entry.batch.delete is not None for entry in place.tail)
-    if waiting >= DELETES_MAX:
+    waiting = len(place.pending) + _in_tail(place)
+    named = sum(_files_named(one) for one in state.partitions.values())
+    if waiting >= DELETES_MAX or (named and named + len(place.files) > DELETE_FILES_MAX):
         raise LogBacklogFull(
-            f"shard {state.log_id}: {waiting} deletes of table {part.table_id} wait for compaction to carry them out; "
-            "let it (runnel compact), or try again later"
+            f"shard {state.log_id}: {waiting} deletes of table {part.table_id}, and of all tables those in {named} "
+            "files, wait for compaction to carry them out; let it (runnel compact), or try again later"
         )
+
+
+def _in_tail(place: PartitionState) -> int:
+    return sum(entry.batch.delete is not None for entry in place.tail)
+
+
+def _files_named(place: PartitionState) -> int:
+    """How many names of files the next Checkpoint has for deletes of a partition, at most."""
+    return sum(len(one.files) for one in place.pending) + _in_tail(place) * len(place.files)
 
 
 def check_unchanged(

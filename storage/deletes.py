@@ -33,6 +33,8 @@ TIME_MIN: Final = -(2**63)
 TIME_MAX: Final = 2**63 - 1
 DELETES_MAX: Final = 1000
 """Of one partition, that wait for compaction: each is looked at for every file that a query reads."""
+DELETE_FILES_MAX: Final = 100_000
+"""Of one Log, names of files that deletes wait for, all of them together: Checkpoints name them (some 10 MB)."""
 TAG_VALUES_MAX: Final = 10_000
 """Of one delete, all tags together."""
 

@@ -11,12 +11,16 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from storage.catalogplan import plan
 from storage.catalogstate import CatalogLimits, CatalogSnapshot, CatalogState, Effect, apply_effects
 from storage.changes import Change, ColumnSpec, CreateDatabase, EnsureTable
 from storage.checkpoint import Part, encode_part
 from storage.datafile import encode_parquet
-from storage.entries import record_entry, rows_entry
+from storage.deletes import RangeDelete, TagValues
+from storage.entries import delete_entry, record_entry, rows_entry
 from storage.fold import fold
 from storage.frames import (
     Codec,
@@ -31,8 +35,8 @@ from storage.frames import (
     decode_object,
     encode_object,
 )
-from storage.schema import DataFile, Role, Table, TailBatch, TypeKind
-from storage.shardstate import ShardState, encode_frozen
+from storage.schema import OP_COLUMN, OP_TYPE, PARQUET_OPS, DataFile, Role, Table, TailBatch, TypeKind
+from storage.shardstate import PartitionState, ShardState, encode_frozen
 from tests.harness.tables import make_rows, make_table
 
 FOLDER = Path(__file__).parent
@@ -91,6 +95,39 @@ def checkpoint_entries() -> tuple[Entry, ...]:
     return (*encode_frozen(frozen, files), *state.prepare(frozen, files, None))
 
 
+DELETE = RangeDelete(-7, 9, (TagValues(2, ("a", None)), TagValues(3, ("ü",))))
+
+
+def changed_rows() -> pa.RecordBatch:
+    """Rows with ops: a put, a delete, and one of the table's default."""
+    rows = make_rows([4, 5, 6], ["a", "b", None])
+    fields = {name: pc.if_else(pa.array([True, False, True]), rows.column(name), None) for name in ("f", "i", "u", "s")}
+    keys = {name: rows.column(name) for name in ("time", "host")}
+    return pa.RecordBatch.from_pydict({**keys, **fields, OP_COLUMN: pa.array([1, 2, None], OP_TYPE)})
+
+
+def delete_entries() -> tuple[Entry, ...]:
+    """Rows with ops in both forms, and a range delete (F10, F11)."""
+    many = pa.Table.from_batches([changed_rows()] * 4).combine_chunks().to_batches()[0]
+    return (
+        rows_entry(TABLE, 1, changed_rows(), WRITE_ID),
+        replace(rows_entry(TABLE, 1, many), base_offset=3),
+        replace(delete_entry(TABLE, 1, DELETE, WRITE_ID._replace(sequence=7)), base_offset=15),
+    )
+
+
+def delete_checkpoint_entries() -> tuple[Entry, ...]:
+    """A delete that waits for one file, and a file of rows with ops."""
+    state = ShardState(STORE_ID.bytes, LOG_ID, lookup)
+    old = data_file(1)
+    state.partitions[7, 1] = PartitionState(files=(old,))
+    state.loose = (old,)
+    state.apply(decode_object(_object(header(ObjectKind.DATA, 2), delete_entries()), "golden"))
+    frozen = state.freeze()
+    new = replace(data_file(2), kind=PARQUET_OPS)
+    return (*encode_frozen(frozen, (new,)), *state.prepare(frozen, (new,), None))
+
+
 def catalog_effects() -> list[Effect]:
     """The effects of one change, with a fixed UUID."""
     base = apply_effects(CatalogSnapshot(), [{"do": "format", "version": 1}, {"do": "logs", "ids": [1, 2]}], 1)
@@ -139,6 +176,9 @@ def golden_files() -> dict[str, bytes]:
         "catalog-data.bin": _object(header(ObjectKind.DATA, 3, log_id=0), (record,)),
         "catalog-checkpoint.bin": _object(header(ObjectKind.CHECKPOINT, 4, log_id=0), catalog_state().sections()),
         "datafile.parquet": encode_parquet(TABLE, rows).to_pybytes(),
+        "data-deletes.bin": _object(header(ObjectKind.DATA, 2), delete_entries()),
+        "checkpoint-deletes.bin": _object(header(ObjectKind.CHECKPOINT, 3), delete_checkpoint_entries()),
+        "datafile-ops.parquet": encode_parquet(TABLE, fold(TABLE, [TailBatch(0, changed_rows())])).to_pybytes(),
     }
 
 

@@ -211,6 +211,14 @@ def test_l23_there_is_an_end_to_deletes_that_wait() -> None:
             await node.shards[1].checkpoint()
             assert pending(node.shards[1]) == 1, "of times that no file has nothing waits"
             await delete(node, RangeDelete(9, 9))
+        await write(node, [5])
+        await node.shards[1].checkpoint()
+        with mock.patch(
+            "storage.admission.DELETE_FILES_MAX", 4
+        ):  # one names one file, one in the tail may name all three
+            await delete(node, RangeDelete(0, 9))
+            with pytest.raises(LogBacklogFull, match="4 files"):
+                await delete(node, RangeDelete(0, 9))
         assert DELETES_MAX > 100
 
     in_a_loop(work)

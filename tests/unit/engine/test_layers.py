@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.layers import Alone, Merge, Span, split
+from engine.layers import Alone, Merge, Span, levels, split
 
 
 def spans(*ranges: tuple[int, int]) -> list[Span]:
@@ -75,3 +77,19 @@ def test_what_is_read_alone_meets_no_other_layer(ranges: list[tuple[int, int]], 
         for low, high in piece.ranges or (ranges[piece.index],):
             others = [r for i, r in enumerate(ranges) if i != piece.index]
             assert not any(a <= high and b >= low for a, b in others)
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 4)), min_size=1, max_size=8))
+def test_levels_keep_the_order_of_layers_that_share_a_moment(found: list[tuple[int, int]]) -> None:
+    spans = [Span(low, low + length, (order, order)) for order, (low, length) in enumerate(found)]
+    newest_first = sorted(range(len(spans)), reverse=True)
+    made = levels(spans, newest_first)
+    assert [index for level in made for index in level] == newest_first
+    for level in made:
+        for a, b in itertools.combinations(level, 2):
+            assert spans[a].high < spans[b].low or spans[b].high < spans[a].low
+    for newer, older in itertools.pairwise(made):
+        first = spans[older[0]]
+        assert any(spans[i].low <= first.high and spans[i].high >= first.low for i in newer), (
+            "no level more than needed"
+        )

@@ -12,6 +12,7 @@ import pytest
 
 from storage.catalogstate import CatalogState
 from storage.checkpoint import Section, decode_part, decode_sections
+from storage.deletes import PendingDelete, from_record
 from storage.entries import decode_record, decode_rows
 from storage.fold import fold
 from storage.frames import EntryKind, FrameType, LogObject, ObjectKind, decode_object, encode_object
@@ -21,7 +22,15 @@ from storage.store import decode_identity
 from tests.golden import make
 from tests.harness.tables import make_rows
 
-OBJECTS = ("open.bin", "data.bin", "checkpoint.bin", "catalog-data.bin", "catalog-checkpoint.bin")
+OBJECTS = (
+    "open.bin",
+    "data.bin",
+    "checkpoint.bin",
+    "catalog-data.bin",
+    "catalog-checkpoint.bin",
+    "data-deletes.bin",
+    "checkpoint-deletes.bin",
+)
 
 
 def golden(name: str) -> bytes:
@@ -140,3 +149,29 @@ def test_a_datafile() -> None:
     ids = {field.name: field.metadata[b"PARQUET:field_id"] for field in found.schema}
     assert ids == {"time": b"1", "host": b"2", "f": b"4", "i": b"5", "u": b"6", "s": b"7", "b": b"8",
                    "_runnel_offset": b"2147483647"}  # fmt: skip
+
+
+def test_rows_with_ops_and_range_deletes() -> None:
+    few, many, delete = decoded("data-deletes.bin").entries
+    for entry, count in ((few, 3), (many, 12)):
+        rows = decode_rows(make.TABLE, entry, "golden")
+        assert rows.num_rows == count
+        assert rows.column("_runnel_op").to_pylist()[:3] == [1, 2, None]
+    assert (few.frames[0].type, many.frames[0].type) == (FrameType.ROWS, FrameType.IPC)
+    assert from_record(decode_record(delete, "golden"), make.TABLE, "golden") == make.DELETE
+    assert (delete.base_offset, delete.offset_count, delete.row_count) == (15, 1, 0)
+
+
+def test_deletes_that_wait() -> None:
+    state = ShardState(make.STORE_ID.bytes, make.LOG_ID, make.lookup)
+    state.load(decoded("checkpoint-deletes.bin"))
+    (part,) = state.partitions.values()
+    assert part.pending == (PendingDelete(15, make.DELETE, frozenset({make.data_file(1).path})),)
+    assert [file.has_ops for file in part.files] == [False, True]
+    assert part.next_offset == 16
+
+
+def test_a_datafile_with_ops() -> None:
+    rows = pq.read_table(make.FOLDER / "datafile-ops.parquet")
+    assert rows.column("_runnel_op").to_pylist() == [0, 1, 2]
+    assert rows.column("i").to_pylist() == [-2, None, None]

@@ -1,0 +1,211 @@
+"""What rewritten, deleted and very many rows cost queries: `python -m benchmarks.scale [PART ...]`.
+
+rewritten: an aggregate over 5 M rows of which a tenth was written again, against the same without that (goal: at most 4
+times). deleted: 1 M rows of 10 M deleted by a field's value and by a tag, and counted at once, through a node. scan: a
+file of 100 MB linked a thousand times, as a thousand partitions, read whole in a process with 1.5 GB (as root, in a
+memory cgroup: it would be killed). Times are in seconds, of CPU where they say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psutil
+
+from benchmarks.engine import HOSTS, Snapshots, make_rows
+from engine.engine import Engine, EngineLimits
+from storage.schema import DataFile, PartitionSnapshot, TableSnapshot
+from tests.harness.node import RunningNode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from storage.schema import Table
+
+ROWS: Final = 5_000_000
+FILES: Final = 5
+REWRITTEN_SHARE: Final = 10
+ROUNDS: Final = 5
+AGGREGATE: Final = "SELECT count(*), avg(usage_user), max(usage_system), min(usage_idle) FROM cpu"
+TIMES_MAX: Final = 4.0
+DELETED_ROWS: Final = 10_000_000
+STEP_ROWS: Final = 1_000_000
+LINKS: Final = 1_000
+LINK_BYTES: Final = 100_000_000
+SCAN_BYTES: Final = 1_500_000_000
+SCAN_POOL_BYTES: Final = 600_000_000
+SCAN_SECONDS_MAX: Final = 3_600.0
+CGROUPS: Final = (("memory", "memory.limit_in_bytes"), ("", "memory.max"))
+
+
+async def rewritten() -> None:
+    """Best CPU seconds and times of one aggregate."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Snapshots(Path(folder))
+        times = ROWS // HOSTS
+        share = times // FILES
+        old = [
+            source.write(f"{n}.parquet", make_rows(range(n * share, (n + 1) * share), n), n * share * HOSTS)
+            for n in range(FILES)
+        ]
+        again = make_rows(range(0, times, REWRITTEN_SHARE), 99)
+        new = source.write("new.parquet", again, ROWS)
+        engine = Engine(folder, EngineLimits(2**30))
+        found = {}
+        for name, files in (("as written once", old), ("a tenth written again", [*old, new])):
+            source.part = PartitionSnapshot(0, (1, 1, len(files)), tuple(files), ())
+            found[name] = await _best(engine, source)
+            print(f"{name:24} {found[name][0]:8.3f} CPU s {found[name][1]:8.3f} s", flush=True)
+        once, twice = found.values()
+        print(f"ratio: {twice[0] / once[0]:.1f} in CPU, {twice[1] / once[1]:.1f} in time (goal: at most {TIMES_MAX})")
+        await engine.close()
+
+
+async def _best(engine: Engine, source: Snapshots | Links) -> tuple[float, float]:
+    best = (1e9, 1e9)
+    for _ in range(ROUNDS):
+        cpu, begun = time.process_time(), time.perf_counter()
+        await _ask(engine, source, AGGREGATE)
+        best = min(best[0], time.process_time() - cpu), min(best[1], time.perf_counter() - begun)
+    return best
+
+
+async def _ask(engine: Engine, source: Snapshots | Links, statement: str) -> list[dict[str, Any]]:
+    stream = await engine.query(
+        statement, database="db", revision=1, tables=[source.table], source=source, timeout_seconds=SCAN_SECONDS_MAX
+    )
+    return [row async for batch in stream for row in batch.to_pylist()]
+
+
+async def deleted() -> None:
+    """Through HTTP; every count is compared with what must be."""
+    with tempfile.TemporaryDirectory() as folder, RunningNode(Path(folder) / "data") as node:
+        node.write("t,host=h0 v=0i,u=0.5 1")
+        for first in range(1, DELETED_ROWS, STEP_ROWS):
+            _sql(
+                node,
+                "INSERT INTO t (time, host, v, u) SELECT arrow_cast(value * 1000000, 'Timestamp(Nanosecond, None)'),"
+                f" 'h' || (value % 100), value, value * 0.5 FROM generate_series({first}, {first + STEP_ROWS - 1})",
+            )
+        left = DELETED_ROWS + 1
+        _timed(node, "count before", "SELECT count(*) AS n FROM t", left)
+        for what, condition, rows in (
+            ("by a field", "v % 10 = 3 AND v > 0", DELETED_ROWS // 10),
+            ("by tags", "host IN ('h1', 'h11', 'h21', 'h31', 'h41', 'h51', 'h61', 'h71', 'h81', 'h91')", STEP_ROWS),
+        ):
+            _timed(node, f"delete {rows} rows {what}", f"DELETE FROM t WHERE {condition}", rows)
+            left -= rows
+            _timed(node, "count at once", "SELECT count(*) AS n FROM t", left)
+            _timed(node, "count again", "SELECT count(*) AS n FROM t", left)
+        node.request("POST", "/api/runnel/checkpoint")
+        _timed(node, "count after a checkpoint", "SELECT count(*) AS n FROM t", left)
+        begun = time.perf_counter()
+        node.request("POST", "/api/runnel/compact")
+        print(f"{'runnel compact':40} {time.perf_counter() - begun:8.2f} s")
+        _timed(node, "count after it", "SELECT count(*) AS n FROM t", left)
+
+
+def _sql(node: RunningNode, statement: str) -> int:
+    body = json.dumps({"db": "db", "q": statement}).encode()
+    status, answer = node.request("POST", "/api/v3/query_sql", body, {"Content-Type": "application/json"})
+    if status != 200:
+        raise RuntimeError(f"{statement[:80]}: {status} {answer.decode()[:300]}")
+    ((_, value),) = json.loads(answer)[0].items()
+    return int(value)
+
+
+def _timed(node: RunningNode, what: str, statement: str, wanted: int) -> None:
+    assert node.process is not None
+    process = psutil.Process(node.process.pid)
+    cpu, begun = sum(process.cpu_times()[:2]), time.perf_counter()
+    found = _sql(node, statement)
+    seconds, spent = time.perf_counter() - begun, sum(process.cpu_times()[:2]) - cpu
+    verdict = "" if found == wanted else f"  WRONG: {found} where {wanted} must be"
+    print(f"{what:40} {seconds:8.2f} s {spent:8.2f} CPU s{verdict}", flush=True)
+
+
+class Links(Snapshots):
+    """One file under many names, each a partition of its own: no two are merged, as without a key."""
+
+    def __init__(self, folder: Path, files: Sequence[DataFile]) -> None:
+        super().__init__(folder)
+        self.files = files
+
+    async def snapshot(self, tables: Sequence[Table]) -> Sequence[TableSnapshot]:
+        parts = tuple(PartitionSnapshot(i, (1, 1, 1), (file,), ()) for i, file in enumerate(self.files))
+        return [TableSnapshot(self.table, parts) for _ in tables]
+
+
+async def scan() -> None:
+    """In a process of its own, which must not have more memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Snapshots(Path(folder))
+        rows = make_rows(range(12_000), 1)
+        size = source.write("probe.parquet", rows, 0).bytes
+        file = source.write("0.parquet", make_rows(range(12_000 * LINK_BYTES // size), 1), 0)
+        for number in range(1, LINKS):
+            os.link(Path(folder) / "0.parquet", Path(folder) / f"{number}.parquet")
+        print(f"{LINKS} files of {file.bytes} bytes, {file.rows * LINKS} rows", flush=True)
+        described = json.dumps([file.time_low, file.time_high, file.rows, file.bytes])
+        command = [*_limited(), sys.executable, "-m", "benchmarks.scale", "--child", folder, described]
+        code = subprocess.run(command, check=False).returncode
+        print("completed" if code == 0 else f"ended with {code}")
+
+
+def _limited() -> list[str]:
+    """What a command must begin with to have `SCAN_BYTES` of memory at most."""
+    for name, limit in CGROUPS:
+        group = Path("/sys/fs/cgroup") / name / f"runnel-scan-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(SCAN_BYTES))
+        except OSError:
+            continue
+        return ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+    print("no memory cgroup can be made here: the peak is shown, nothing enforces it")
+    return []
+
+
+async def scan_child(folder: str, described: str) -> None:
+    """Read everything and say what it took."""
+    low, high, rows, size = json.loads(described)
+    files = [DataFile(f"{n}.parquet", 1, n, 0, rows - 1, 0, rows - 1, low, high, rows, size, 1) for n in range(LINKS)]
+    limits = EngineLimits(SCAN_POOL_BYTES, Path(folder), query_seconds=SCAN_SECONDS_MAX)
+    engine = Engine(folder, limits)
+    source = Links(Path(folder), files)
+    for statement in (AGGREGATE, "SELECT hostname, avg(usage_user) AS a FROM cpu GROUP BY hostname ORDER BY a LIMIT 3"):
+        cpu, begun = time.process_time(), time.perf_counter()
+        found = await _ask(engine, source, statement)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(
+            f"{statement[:50]}... {time.perf_counter() - begun:.0f} s, {time.process_time() - cpu:.0f} CPU s, "
+            f"peak {peak / 1e6:.0f} MB of {SCAN_BYTES / 1e6:.0f}: {found[0]}",
+            flush=True,
+        )
+    await engine.close()
+
+
+PARTS: Final[dict[str, Callable[[], Any]]] = {"rewritten": rewritten, "deleted": deleted, "scan": scan}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The parts that are named, or all."""
+    if arguments[:1] == ["--child"]:
+        asyncio.run(scan_child(*arguments[1:]))
+        return
+    for name in arguments or PARTS:
+        print(f"== {name}", flush=True)
+        asyncio.run(PARTS[name]())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
