@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from storage.deletes import TAG_VALUES_MAX, TIME_MAX, TIME_MIN, RangeDelete, TagValues
+from storage.deletes import DELETE_BYTES_MAX, TAG_VALUES_MAX, TIME_MAX, TIME_MIN, RangeDelete, TagValues
 from storage.schema import Role
 
 if TYPE_CHECKING:
@@ -84,7 +84,10 @@ class _Ranges:
         if self._low > self._high or not all(self._tags.values()) or count > TAG_VALUES_MAX:
             raise _Unknown
         tags = [TagValues(self._ids[name], tuple(sorted(found, key=str))) for name, found in self._tags.items()]
-        return RangeDelete(self._low, self._high, tuple(tags))
+        found = RangeDelete(self._low, self._high, tuple(tags))
+        if found.bytes > DELETE_BYTES_MAX:
+            raise _Unknown
+        return found
 
     def _bounds(self, condition: Expr) -> tuple[int, int] | None:
         """The inclusive times that a comparison of the time with a constant leaves; None for another condition."""
@@ -109,7 +112,7 @@ class _Ranges:
             if tag != other:
                 raise _Unknown
             return tag, some | more
-        if operator not in ("=", "in list", "is null"):
+        if operator not in ("=", "in list", "is null") or _is_negated(condition):
             raise _Unknown
         column, *constants = condition.rex_call_operands()
         if not _is(column, "Column") or column.to_variant().name() not in self._ids:
@@ -120,6 +123,11 @@ class _Ranges:
 
 def _is(expression: Expr, *variants: str) -> bool:
     return expression.variant_name() in variants
+
+
+def _is_negated(condition: Expr) -> bool:
+    """NOT IN, of which the operator is called as that of IN is."""
+    return _is(condition, "InList") and bool(condition.to_variant().negated())
 
 
 def _literal(expression: Expr) -> Any:

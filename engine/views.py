@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from engine import viewsql
+from engine.deletedrows import divided, without_deleted
 from engine.layers import Span, levels, split
 from engine.session import CATALOG, LAYERS_SCHEMA
 from storage.deletes import of_file
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from datafusion import DataFrame, Expr, SessionContext
     from datafusion.catalog import Table as Provider
 
+    from engine.deletedrows import Divided
     from engine.files import FileTables
     from engine.layers import Alone, Merge, Range
     from storage.deletes import RangeDelete
@@ -250,6 +252,7 @@ class _Builder:
         self._whole: list[DataFile] = []
         self._used: dict[str, DataFile] = {}
         self._whole_tails: dict[pa.Schema, list[pa.RecordBatch]] = {}
+        self._divided: dict[tuple[RangeDelete, ...], Divided] = {}
         self._merges = 0
         self._layers_used = 0
 
@@ -364,7 +367,9 @@ class _Builder:
         schema = file_schema(self._table, source.has_ops)
         (frame,) = self._scans(schema, [source])
         if layer.deletes:
-            frame = frame.filter(viewsql.not_deleted(self._table, layer.deletes))
+            if layer.deletes not in self._divided:  # files mostly have the same ones
+                self._divided[layer.deletes] = divided(layer.deletes)
+            frame = without_deleted(self._context, self._table, frame, self._divided[layer.deletes])
         return frame, schema.names
 
     def _scans(self, schema: pa.Schema, files: Sequence[DataFile]) -> list[DataFrame]:

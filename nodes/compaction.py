@@ -227,7 +227,10 @@ class Compactor:
         if not wanted:
             return []
         planned = await asyncio.to_thread(
-            lambda: [plan(files, policy, look.waiting) for _, look, files, policy in wanted]
+            lambda: [
+                plan(files, policy, look.waiting, () if files is look.files else _beside(look.files, files))
+                for _, look, files, policy in wanted
+            ]
         )
         found: list[Run] = []
         for (table, look, files, policy), runs in zip(wanted, planned, strict=True):
@@ -288,6 +291,12 @@ def _files_with_deletes(shard: Shard) -> int:
 def _below(files: tuple[DataFile, ...], order: int) -> tuple[DataFile, ...]:
     """Those of which the order is below; the very same if that is all."""
     return files if all(f.order_high < order for f in files) else tuple(f for f in files if f.order_high < order)
+
+
+def _beside(all_files: tuple[DataFile, ...], files: tuple[DataFile, ...]) -> list[DataFile]:
+    """Those that are not to be merged now: also between those that are, if a merge took newer ones and some of them."""
+    chosen = {file.path for file in files}
+    return [file for file in all_files if file.path not in chosen]
 
 
 class _Batch(contextlib.AbstractAsyncContextManager["_Batch"]):

@@ -131,7 +131,8 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 async def table_of(backend: Backend, database: str, change: RowChange, rows: pa.Schema | None = None) -> Table:
-    """The table that a statement was planned for, with the columns of its ``rows``.
+    """The table that a statement was planned for, with the columns of its ``rows``, and of its range delete: its entry
+    names this table's version, and whoever reads it knows the columns then (L30).
 
     Raises NoSuchTable when it is gone, also when there is a new one of its name (L28). Before that is said the Catalog
     is proved current (L29): the node that planned the statement may know a newer one.
@@ -145,7 +146,9 @@ async def table_of(backend: Backend, database: str, change: RowChange, rows: pa.
 
 
 def _is_theirs(table: Table, change: RowChange, rows: pa.Schema | None) -> bool:
-    return table.id == change.table_id and all(field.name in table.by_name for field in rows or ())
+    tags = () if change.delete is None else change.delete.tags
+    is_known = all(tag.column_id in table.by_id for tag in tags)
+    return table.id == change.table_id and is_known and all(field.name in table.by_name for field in rows or ())
 
 
 def to_batch(table: Table, rows: pa.RecordBatch, now_ns: int) -> Batch:

@@ -88,7 +88,7 @@ def chunks(rows: Sequence[TailRows]) -> Iterator[list[TailRows]]:
     size = 0
     for entry in rows:
         group.append(entry)
-        size += max(ROW_BYTES_LEAST, entry.batch.rows.nbytes)
+        size += _entry_bytes(entry)
         if size >= CHUNK_BYTES:
             yield group
             group, size = [], 0
@@ -125,9 +125,15 @@ def small(answers: Iterable[TailAnswer], bytes_max: int) -> list[pb.ShardTail]:
 
 def _bytes(answer: TailAnswer) -> int:
     """About what it takes: its files count, or one shard with many would leave no room for others' rows."""
-    rows: int = sum(max(ROW_BYTES_LEAST, entry.batch.rows.nbytes) for entry in answer.rows)
-    named = sum(len(one.files) + 1 for part in answer.partitions for one in part.pending)
-    return rows + FILE_BYTES * (named + sum(len(part.files) for part in answer.partitions))
+    rows = sum(_entry_bytes(entry) for entry in answer.rows)
+    deletes = sum(one.bytes for part in answer.partitions for one in part.pending)
+    return rows + deletes + FILE_BYTES * sum(len(part.files) for part in answer.partitions)
+
+
+def _entry_bytes(entry: TailRows) -> int:
+    batch = entry.batch
+    size: int = batch.rows.nbytes if batch.delete is None else batch.delete.bytes
+    return max(ROW_BYTES_LEAST, size)
 
 
 def answer_from(shard: int, head: pb.TailHead, rows: Sequence[pb.TailRows]) -> TailAnswer:

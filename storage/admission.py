@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from storage.deletes import DELETE_FILES_MAX, DELETES_MAX
-from storage.errors import CatalogBehind, LogBacklogFull, NoSuchTable, RowsChanged, WriteRefused
+from storage.deletes import DELETE_BYTES_MAX, DELETES_MAX, NAME_BYTES, WAITING_BYTES_MAX
+from storage.errors import CatalogBehind, LogBacklogFull, NoSuchTable, RequestTooLarge, RowsChanged, WriteRefused
 from storage.frames import NO_WRITE_ID
+from storage.shardstate import PartitionState
 from storage.unchanged import changed_since
 
 if TYPE_CHECKING:
@@ -19,17 +20,18 @@ if TYPE_CHECKING:
     from storage.frames import Entry
     from storage.schema import Table
     from storage.shardlimits import ShardLimits
-    from storage.shardstate import PartitionState, ShardState
+    from storage.shardstate import ShardState
 
     Queued = tuple[Entry, pa.RecordBatch]
     Tables = Callable[[int], Table | None]
 
 BACKLOG_SECONDS_MIN: Final = 30.0
 """Age never refuses appends sooner: a checkpoint that was due at once may take as long as this."""
+_NOTHING: Final = PartitionState()
 
 
 def check_first(state: ShardState, tables: Tables, parts: Sequence[Append | EncodedAppend]) -> None:
-    """Raises WriteRefused, CatalogBehind, NoSuchTable, LogBacklogFull."""
+    """Raises WriteRefused, CatalogBehind, NoSuchTable, LogBacklogFull, RequestTooLarge."""
     for part in parts:
         if part.write_id != NO_WRITE_ID and part.born < state.horizon:
             raise WriteRefused(
@@ -42,31 +44,33 @@ def check_first(state: ShardState, tables: Tables, parts: Sequence[Append | Enco
             )
         if table.deleted or part.table_id in state.drops:  # L30, L31: ids are never used again
             raise NoSuchTable(f"table {table.name!r} (id {table.id}) was dropped")
-        if part.is_delete:
-            _check_deletes(state, part)
+    deletes = [part for part in parts if part.is_delete]
+    if deletes:
+        _check_deletes(state, deletes)
 
 
-def _check_deletes(state: ShardState, part: Append | EncodedAppend) -> None:
-    """L23: deletes that wait for compaction cost every query; there is an end to them."""
-    place = state.partitions.get((part.table_id, part.partition))
-    if place is None:
-        return
-    waiting = len(place.pending) + _in_tail(place)
-    named = sum(_files_named(one) for one in state.partitions.values())
-    if waiting >= DELETES_MAX or (named and named + len(place.files) > DELETE_FILES_MAX):
-        raise LogBacklogFull(
-            f"shard {state.log_id}: {waiting} deletes of table {part.table_id}, and of all tables those in {named} "
-            "files, wait for compaction to carry them out; let it (runnel compact), or try again later"
-        )
+def _check_deletes(state: ShardState, parts: Sequence[Append | EncodedAppend]) -> None:
+    """L23: deletes that wait for compaction cost every query and Checkpoint; there is an end to them."""
+    more = "wait for compaction to carry them out; let it (runnel compact), or try again later"
+    incoming = 0
+    for part in parts:
+        if part.size_bytes > DELETE_BYTES_MAX:
+            raise RequestTooLarge(f"a delete of {part.size_bytes} bytes: at most {DELETE_BYTES_MAX} at once")
+        place = state.partitions.get((part.table_id, part.partition), _NOTHING)
+        waiting = len(place.pending) + sum(entry.batch.delete is not None for entry in place.tail)
+        if waiting >= DELETES_MAX:
+            raise LogBacklogFull(f"shard {state.log_id}: {waiting} deletes of table {part.table_id} {more}")
+        incoming += part.size_bytes + NAME_BYTES * len(place.files)
+    held = sum(_waiting_bytes(place) for place in state.partitions.values())
+    if held and held + incoming > WAITING_BYTES_MAX:
+        raise LogBacklogFull(f"shard {state.log_id}: deletes of {held} bytes {more}")
 
 
-def _in_tail(place: PartitionState) -> int:
-    return sum(entry.batch.delete is not None for entry in place.tail)
-
-
-def _files_named(place: PartitionState) -> int:
-    """How many names of files the next Checkpoint has for deletes of a partition, at most."""
-    return sum(len(one.files) for one in place.pending) + _in_tail(place) * len(place.files)
+def _waiting_bytes(place: PartitionState) -> int:
+    """Of a partition's deletes; those of the tail will wait for every file that is there."""
+    tail = [entry.batch.delete for entry in place.tail if entry.batch.delete is not None]
+    found = sum(one.bytes for one in place.pending)
+    return found + sum(one.bytes + NAME_BYTES * len(place.files) for one in tail)
 
 
 def check_unchanged(

@@ -59,6 +59,11 @@ class Append:
     def is_delete(self) -> bool:
         return self.delete is not None
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the rows or the delete, as they are held here."""
+        return self.rows.nbytes if self.delete is None else self.delete.bytes
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedAppend:
@@ -82,6 +87,11 @@ class EncodedAppend:
     @property
     def is_delete(self) -> bool:
         return self.frame_type == FrameType.RECORD
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the rows or the delete, as they were sent."""
+        return len(self.frame)
 
 
 def append_entry(append: Append) -> Entry:

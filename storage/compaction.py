@@ -129,11 +129,15 @@ class Policy:
 
 
 def plan(
-    files: Iterable[DataFile], policy: Policy = Policy(), waiting: Collection[str] = ()
+    files: Iterable[DataFile],
+    policy: Policy = Policy(),
+    waiting: Collection[str] = (),
+    others: Collection[DataFile] = (),
 ) -> list[tuple[DataFile, ...]]:
     """Runs of one partition's files, each worth a merge by itself; no file is in two of them.
 
-    In the files ``waiting`` (paths) a range delete is still to be carried out.
+    In the files ``waiting`` (paths) a range delete is still to be carried out. The ``others`` of the partition are not
+    to be merged now; no run has one of them in its middle (L25).
     """
     layers = Layers.of(files)
     found = (
@@ -141,7 +145,8 @@ def plan(
         or _apart(layers, _deep_runs(layers, policy))
         or _apart(layers, _delete_runs(layers, policy, waiting))
     )
-    return [tuple(layers.files[i] for i in run) for run in found]
+    runs = [tuple(layers.files[i] for i in run) for run in found]
+    return [run for run in runs if not any(_cross(_hull(run), _hull([other])) for other in others)]
 
 
 def is_oldest(run: Sequence[DataFile], files: Iterable[DataFile]) -> bool:

@@ -33,10 +33,17 @@ TIME_MIN: Final = -(2**63)
 TIME_MAX: Final = 2**63 - 1
 DELETES_MAX: Final = 1000
 """Of one partition, that wait for compaction: each is looked at for every file that a query reads."""
-DELETE_FILES_MAX: Final = 100_000
-"""Of one Log, names of files that deletes wait for, all of them together: Checkpoints name them (some 10 MB)."""
 TAG_VALUES_MAX: Final = 10_000
 """Of one delete, all tags together."""
+DELETE_BYTES_MAX: Final = 4 * 2**20
+"""Of one delete."""
+WAITING_BYTES_MAX: Final = 16 * 2**20
+"""Of all of a shard that wait, with the names of the files that they wait for: each Checkpoint repeats them, and each
+answer to a query node that does not have them."""
+VALUE_BYTES: Final = 16
+"""What a value takes beside its text, about."""
+NAME_BYTES: Final = 100
+"""What the name of a file takes, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,12 @@ class RangeDelete:
     time_low: int = TIME_MIN
     time_high: int = TIME_MAX
     tags: tuple[TagValues, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory, in the Log and on its way, about."""
+        values = [value or "" for tag in self.tags for value in tag.values]
+        return VALUE_BYTES * (len(values) + 4) + sum(map(len, values))
 
     def meets(self, low: int, high: int) -> bool:
         """Whether it may delete a row with a time from ``low`` to ``high``."""
@@ -80,6 +93,11 @@ class PendingDelete:
     order: int
     delete: RangeDelete
     files: frozenset[str]
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in a Checkpoint and on its way, about."""
+        return self.delete.bytes + NAME_BYTES * len(self.files)
 
 
 def _has_value(table: Table, rows: pa.Table, tag: TagValues) -> Mask:

@@ -112,8 +112,9 @@ class KeptTails:
         if known is not None and (known.epoch, known.sequence) > (answer.epoch, answer.position):
             return
         self._drop(key)
-        size = ENTRY_BYTES + sum(held_bytes(part.batch.rows) for parts in rows.values() for part in parts)
-        size += FILE_BYTES * sum(len(listed) + sum(len(p.files) for p in pending) for listed, pending in files.values())
+        batches = [part.batch for parts in rows.values() for part in parts]
+        size = ENTRY_BYTES + sum(held_bytes(b.rows) + (0 if b.delete is None else b.delete.bytes) for b in batches)
+        size += sum(FILE_BYTES * len(listed) + sum(p.bytes for p in pending) for listed, pending in files.values())
         self._kept[key] = KeptTable(answer.epoch, answer.position, rows, answer.checkpoint_seq, files, size)
         self.bytes += size
 

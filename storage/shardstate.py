@@ -332,7 +332,7 @@ class ShardState:
         if batch.delete is None:
             state.time_high = max(state.time_high, entry.time_high)
         state.changed_at = max(state.changed_at, header.sequence)  # a Checkpoint's own may be above what it left
-        size = held_bytes(batch.rows)
+        size = held_bytes(batch.rows) + (0 if batch.delete is None else batch.delete.bytes)
         state.tail.append(TailEntry(header.sequence, batch, entry.time_low, entry.time_high, size))
         self.tail_bytes += size
 

@@ -407,3 +407,35 @@ def test_l26_files_that_a_delete_takes_whole_are_not_read(tmp_path: Path) -> Non
         world.add_tail(points(range(30, 31), 3))
         world.checkpoint()
         check(world)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_l26_very_many_range_deletes(tmp_path: Path, seed: int) -> None:
+    """They are joined against as tables: as conditions they took longer to plan than a query may run."""
+    chooser = random.Random(seed)
+    world = World(tmp_path, make_table(tags=("host", "rack"), fields={"n": TypeKind.INT64}))
+    hosts = [None, "", "it's", *(f"h{n}" for n in range(40))]
+
+    def rows() -> list[Row]:
+        keys = {(chooser.choice(hosts), chooser.choice((None, "r")), chooser.randrange(100)) for _ in range(300)}
+        return [
+            {k: v for k, v in zip(("host", "rack", "time", "n"), (*key, 1), strict=True) if v is not None}
+            for key in keys
+        ]
+
+    for _ in range(3):
+        world.add_file(rows())
+    for n in range((30, 800, 100)[seed]):
+        low = chooser.randrange(90)
+        tags = (TagValues(1, tuple(chooser.sample(hosts, 2))), TagValues(2, (chooser.choice((None, "r")),)))
+        world.add_delete(RangeDelete(low, low + 3, tags[: chooser.randrange(1, 3)]))
+        if n % 10 == 0:
+            world.add_tail(rows()[:20])
+    for n in range(4 if seed == 2 else 1):
+        values = (None, *(f"h{at + 30}" for at in range(n * 9_000, (n + 1) * 9_000)))
+        world.add_delete(RangeDelete(n, n, (TagValues(1, values),)))
+    for _ in range(2):
+        assert sorted_rows(world.ask("SELECT * FROM cpu")) == sorted_rows(world.expected())
+        (found,) = world.ask("SELECT count(*) AS n FROM cpu WHERE host = 'h3' AND time > to_timestamp_nanos(50)")
+        assert found["n"] == len([r for r in world.expected() if r.get("host") == "h3" and r["time"] > 50])
+        world.checkpoint()

@@ -17,6 +17,7 @@ from storage.budget import MemoryBudget
 from storage.errors import Fenced
 from storage.filechange import FileChange
 from storage.merge import merge_files
+from tests.harness.merging import merged
 from tests.harness.storagenode import Ledger, StorageNode, check_node, read_all
 from tests.harness.stores import MemoryStore
 from tests.harness.waiting import until
@@ -165,6 +166,26 @@ async def test_an_operator_waits_for_what_was_there_and_not_for_what_comes_meanw
     assert len(world.files) == 2
     assert await world.compactor.compact() == 1, "the next one has that too"
     await check_node(world.node, world.ledger)
+
+
+@looped
+async def test_l25_what_an_operator_does_not_want_merged_is_between_its_files_all_the_same(tmp_path: Path) -> None:
+    """What the background has merged of older and of newer files is above `upto`, and beside some below it."""
+    world = World(tmp_path)
+    await world.open(files=0)
+    shard = world.node.shards[1]
+    for keys in ([1, 100], [50], [200], [60]):
+        (part,) = world.node.parts("t0", keys, writer=1)
+        await shard.append([part.append])
+        await shard.checkpoint()
+    ((place, state),) = [((1, *key), state) for key, state in shard.state.partitions.items()]
+    _, second, _, fourth = state.files
+    change, names = await merged(world.node, shard, (second, fourth))
+    assert await shard.replace_files([change]) == [True]
+    shard.release_names(names)
+    assert await world.compactor._plan(shard, {place: fourth.order_high}) == []
+    ((_, run),) = await world.compactor._plan(shard, {place: fourth.order_high + 1})
+    assert set(run) == set(state.files)
 
 
 @looped

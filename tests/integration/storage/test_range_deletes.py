@@ -12,13 +12,15 @@ from unittest import mock
 import pyarrow.parquet as pq
 import pytest
 
-from storage.deletes import DELETES_MAX, RangeDelete, TagValues, of_file
-from storage.errors import LogBacklogFull
+from nodes.tailmessages import CHUNK_BYTES, chunks, rows_to
+from storage.deletes import DELETE_BYTES_MAX, DELETES_MAX, RangeDelete, TagValues, of_file
+from storage.errors import LogBacklogFull, RequestTooLarge
 from storage.filechange import FileChange
 from storage.fold import fold
 from storage.frames import WriteId
-from storage.schema import NO_ROWS
+from storage.schema import NO_ROWS, TailBatch
 from storage.shard import Append
+from storage.tailanswer import TailRows
 from tests.harness.merging import merged
 from tests.harness.storagenode import Ledger, StorageNode, store_snapshot
 from tests.harness.stores import MemoryStore
@@ -211,14 +213,47 @@ def test_l23_there_is_an_end_to_deletes_that_wait() -> None:
             await node.shards[1].checkpoint()
             assert pending(node.shards[1]) == 1, "of times that no file has nothing waits"
             await delete(node, RangeDelete(9, 9))
-        await write(node, [5])
-        await node.shards[1].checkpoint()
-        with mock.patch(
-            "storage.admission.DELETE_FILES_MAX", 4
-        ):  # one names one file, one in the tail may name all three
-            await delete(node, RangeDelete(0, 9))
-            with pytest.raises(LogBacklogFull, match="4 files"):
-                await delete(node, RangeDelete(0, 9))
         assert DELETES_MAX > 100
 
     in_a_loop(work)
+
+
+def test_l23_there_is_an_end_to_what_waiting_deletes_take() -> None:
+    """Values of tags, and the names of the files that are waited for, stand in each Checkpoint and each answer."""
+
+    async def work() -> None:
+        node = await opened(MemoryStore())
+        host = node.table("t0").tags[0].id
+        long = RangeDelete(tags=(TagValues(host, tuple(f"h{n}" for n in range(1000))),))
+        with mock.patch("storage.admission.WAITING_BYTES_MAX", 50_000):
+            for _ in range(2):  # the second time they are pending, not in the tail
+                await delete(node, long)
+                before = node.shards[1].state.tail_bytes
+                await delete(node, long)
+                assert node.shards[1].state.tail_bytes - before > 20_000
+                with pytest.raises(LogBacklogFull, match="wait for compaction"):
+                    await delete(node, long)
+                await write(node, [1])
+                await node.shards[1].checkpoint()
+                assert await merge(node) == [True]
+            for n in range(5):
+                await write(node, [n])
+                await node.shards[1].checkpoint()
+        with mock.patch("storage.admission.WAITING_BYTES_MAX", 2_000):
+            for n in range(3):
+                await delete(node, RangeDelete(n, 4))
+                await node.shards[1].checkpoint()
+            with pytest.raises(LogBacklogFull, match="wait for compaction"):
+                await delete(node, RangeDelete(1, 4))
+        with pytest.raises(RequestTooLarge):
+            await delete(node, RangeDelete(tags=(TagValues(host, ("x" * DELETE_BYTES_MAX,)),)))
+
+    in_a_loop(work)
+
+
+def test_l23_deletes_travel_in_messages_of_a_bounded_size() -> None:
+    values = tuple(f"host{n:012d}" for n in range(10_000))
+    batch = TailBatch(1, NO_ROWS, RangeDelete(tags=(TagValues(2, values),)))
+    groups = list(chunks([TailRows(1, 1, n, batch) for n in range(20)]))
+    assert max(sum(len(message.delete) for message in rows_to(group)) for group in groups) < 2 * CHUNK_BYTES
+    assert sum(map(len, groups)) == 20

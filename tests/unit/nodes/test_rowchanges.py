@@ -12,6 +12,7 @@ from engine.changes import ChangeKind, RowChange
 from nodes import rowchanges
 from nodes.backend import Batch, Principal
 from nodes.rowchanges import READS_MAX, carry_out
+from storage.deletes import RangeDelete, TagValues
 from storage.errors import NoSuchTable, OutcomeUnknown, RequestTooLarge, RowsChanged, StorageError
 from storage.keys import canonical_key, key_hash
 from storage.schema import OP_COLUMN, Op, Partition
@@ -129,6 +130,30 @@ async def test_an_update_is_whole_rows_also_of_nothing_but_null() -> None:
     for _, batch in owners.taken:
         assert set(batch.rows.column(OP_COLUMN).to_pylist()) == {Op.PUT.code}
         assert batch.rows.schema.names == ["host", "time", "i", OP_COLUMN]
+
+
+@on_loop
+async def test_l30_a_range_delete_names_a_version_that_has_its_tags() -> None:
+    """The node that planned it may know a tag that the gateway has not heard of."""
+    older = dataclasses.replace(TABLE, version=TABLE.version - 1, columns=TABLE.columns[:-1])
+    newest = TABLE.columns[-1]
+
+    class Behind(Owners):
+        def table(self, database: str, name: str) -> Any:
+            return older
+
+        async def refresh(self) -> Owners:
+            return Owners()
+
+        async def write(self, batches: Sequence[Batch], principal: Principal, *, idempotency_key: str = "") -> None:
+            self.taken += [(0, batch) for batch in batches]
+
+    owners, delete = Behind(), RangeDelete(tags=(TagValues(newest.id, ("x",)),))
+    found = Found(ChangeKind.DELETE, pa.RecordBatch.from_pydict({"count": pa.array([3], pa.int64())}))
+    found.change = dataclasses.replace(found.change, delete=delete)
+    assert await carried_out(owners, found) == 3
+    ((_, batch),) = owners.taken
+    assert (batch.table, batch.delete) == (TABLE, delete)
 
 
 @on_loop

@@ -306,3 +306,16 @@ def test_a_long_list_is_planned_with_few_looks(monkeypatch: pytest.MonkeyPatch) 
     small = [f for run in plan(mixed) for f in run if f.bytes < FULL_BYTES]
     assert len(small) < 64
     assert looks[0] <= 10 * 4_000, "full files between small ones are found at once"
+
+
+def test_l25_no_run_has_a_file_in_its_middle_that_is_left_out() -> None:
+    """An operator wants merged what was there before; meanwhile some of it was merged with what came later.
+
+    The deletes in that file would be thought to have nothing below them, and be dropped while the rows stay.
+    """
+    older, newer = file((0, 4), (0, 100)), file((8, 9), (200, 300))
+    merged = file((5, 20), (0, 100))
+    assert plan([older, newer], Policy(RUN_BYTES_MAX)) == [(older, newer)]
+    assert plan([older, newer], Policy(RUN_BYTES_MAX), others=[merged]) == []
+    assert plan([older, newer], Policy(RUN_BYTES_MAX), others=[file((10, 20), (0, 100))]) == [(older, newer)]
+    assert plan([older, newer], Policy(RUN_BYTES_MAX), others=[file((5, 20), (400, 500))]) == [(older, newer)]
