@@ -6,19 +6,13 @@ the survivors would lose their leader too.
 
 from __future__ import annotations
 
-import _socket
 import ipaddress
 import logging
 import socket
 import threading
 from typing import TYPE_CHECKING, Final
 
-import pysyncobj.win_inet_pton  # noqa: F401  now, so that it is not imported later
-
 from cluster.errors import ClusterMisconfigured
-
-socket.inet_ntop = _socket.inet_ntop
-"""pysyncobj has put one for Windows in its place when it was imported, for the whole process."""
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
