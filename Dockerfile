@@ -1,7 +1,8 @@
 # One image for every role: `docker run runnel gateway|ingest|query|start|...`. docs/containers.md says how to use it.
 #
 # Needs no BuildKit, and builds with it too. Stages: `build` has the dependencies, `wheel` Runnel itself, `runtime` is
-# the image; `s3` is the image with a small S3 server for trying things out (docker-compose.yml, profile s3).
+# the image; `s3` is the image with a small S3 server for trying things out (docker-compose.yml, profile s3), `ray` the
+# image with Ray.
 ARG BASE=debian:bookworm-slim
 
 # -- what the other stages of the build begin with ----------------------------------------------------------------
@@ -77,6 +78,17 @@ EXPOSE 5000
 HEALTHCHECK --interval=5s --timeout=10s --retries=12 CMD ["/opt/s3/bin/python", "/opt/dist/s3server.py", "--check"]
 ENTRYPOINT ["/opt/s3/bin/python", "/opt/dist/s3server.py"]
 CMD []
+
+# -- the image with Ray, for workers that large queries run on (docker-compose.ray.yml) ---------------------------
+FROM tools AS raybuild
+COPY requirements/ray.txt /build/requirements/
+RUN python3 -m venv /opt/build \
+ && /opt/build/bin/pip install -q --require-hashes --target /opt/ray -r /build/requirements/ray.txt
+
+FROM runtime AS ray
+COPY --from=raybuild /opt/ray /opt/ray
+COPY deploy/ray-node.sh /opt/dist/
+ENV PYTHONPATH=/opt/ray
 
 # What `docker build .` makes without --target.
 FROM runtime

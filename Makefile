@@ -118,6 +118,7 @@ lock: .venv/bin/uv ## Resolve the dependencies again (writes requirements/*.txt)
 	$(V)/uv pip compile -q --generate-hashes --no-header --extra demo --extra ray --extra dev -c requirements/run.txt pyproject.toml -o requirements/dev.txt
 	echo hatchling | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/build.txt
 	printf 'moto[s3]\nflask\nflask-cors\n' | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/s3.txt
+	echo ray | $(V)/uv pip compile -q --generate-hashes --no-header -c requirements/dev.txt - -o requirements/ray.txt
 	echo uv | $(V)/uv pip compile -q --upgrade --generate-hashes --no-header - -o requirements/uv.txt
 
 clean: ## Remove what was built (not your data)
@@ -141,5 +142,6 @@ compose-down: ## Stop it cleanly; the volumes with the data stay
 
 compose-test: .venv/.dev image ## Build, start, write, query and hurt that cluster for real (half an hour; one-way cuts need root)
 	docker build --build-arg BASE=$(IMAGE_BASE) --target s3 -t runnel-s3 .
+	docker build --build-arg BASE=$(IMAGE_BASE) --target ray -t runnel-ray .
 	docker build --build-arg BASE=$(IMAGE_BASE) -f deploy/prometheus.Dockerfile -t runnel-prometheus .
 	COMPOSE_TESTS=1 $(V)/pytest -v -rP tests/compose

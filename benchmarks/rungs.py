@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from engine.ladder import Workers
 
 ROUNDS: Final = 15
-SCANS: Final = 5
+SCANS: Final = 10
 POOL_BYTES: Final = 2**29
 SMALL_ROWS: Final = 1_000
-LARGE_ROWS: Final = 4_000_000
+LARGE_ROWS: Final = 12_000_000
 FILES: Final = 16
 START_SECONDS: Final = 180.0
 OVERHEAD_MS_MAX: Final = 20.0
@@ -135,7 +135,8 @@ def cpu_seconds() -> float:
 
 async def measure_scan(context: SessionContext, workers: Workers, count: int) -> None:
     tasks = TaskContext(context)
-    await read(staged(context, workers, tasks, Rung.PARTIAL_FINAL, SCAN))
+    for _ in range(3):
+        await read(staged(context, workers, tasks, Rung.PARTIAL_FINAL, SCAN))
     before = cpu_seconds()
     took = await best(lambda: read(staged(context, workers, tasks, Rung.PARTIAL_FINAL, SCAN)), SCANS)
     print(f"scan over {count} workers: {took:7.1f} ms, {(cpu_seconds() - before) / SCANS:.3f} CPU s")

@@ -7,11 +7,12 @@ two nodes can believe themselves leader for `LEADER_FALLBACK_SECONDS`. The Logs 
 
 The names that begin with an underscore and a class are pysyncobj's private ones; the version is pinned for them.
 What is replaced: its wire (pickle, see `cluster.raftwire`), its files but the journal (pickle), its look-up of names
-(in the tick), its server (deaf for ever after a failed accept), and the wait for a leader whose port refuses.
+(in the tick), its server (deaf after a failed accept), the wait for a leader whose port refuses, and inet_ntop.
 """
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import errno
 import logging
@@ -52,11 +53,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Raft", "RaftConfig"]
-
+socket.inet_ntop = _socket.inet_ntop  # pysyncobj has put one for Windows there, for the whole process
 log = logging.getLogger(__name__)
 
-ELECTION_SECONDS_MIN: Final = 0.5
-ELECTION_SECONDS_MAX: Final = 1.2
+ELECTION_SECONDS_MIN, ELECTION_SECONDS_MAX = 0.5, 1.2
 """Without a heartbeat for a random time between these a follower stands for election (every voter's the same)."""
 LEADER_FALLBACK_SECONDS: Final = 2.0
 """A leader without a majority steps down after this."""

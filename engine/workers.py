@@ -14,12 +14,14 @@ import itertools
 import logging
 import threading
 import time
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
 from engine.ladder import Gathered, TaskFailed, WorkersLost
+from engine.stages import walk
 from engine.tasks import TaskInputs
 from engine.worker import QueryWorker
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
     from concurrent.futures import Future
 
-    from engine.stages import Stages, Task
+    from engine.stages import Node, Stages, Task
     from engine.tasks import Blob, TaskFigures
     from engine.worker import WorkerSetup
 
@@ -312,13 +314,14 @@ class _Run:
     def _submit_all(self) -> None:
         ray = self._session.ray
         held = [ray.put(_as_buffer(rows)) for rows in self._stages.held]
-        for stage in range(len(self._stages.stages) - 1):
+        for stage, found in enumerate(self._stages.stages[:-1]):
+            places = _places(found.plan) or self._session.turn
             for task in self._stages.tasks(stage):
                 if self._cancelled.is_set():
                     return
                 reads = [self._refs_of(read) for read in task.reads]
                 arguments = [ref for refs in reads for ref in refs] + [held[at] for at in task.held]
-                actor = self.actors[next(self._session.turn) % len(self.actors)]
+                actor = self.actors[next(places) % len(self.actors)]
                 call = actor.handle.run.options(num_returns=1 + task.outputs)
                 figures, *outputs = call.remote(task, [len(refs) for refs in reads], *arguments)
                 self._refs.append(figures)
@@ -376,6 +379,14 @@ def _meaning(ray: Any, error: Exception) -> WorkersLost | TaskFailed:
     if isinstance(error, errors.RayTaskError) and not isinstance(cause, errors.RayError):
         return TaskFailed(f"{type(cause).__name__}: {cause}")
     return WorkersLost(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+
+def _places(plan: Node) -> Iterator[int] | None:
+    """Where the tasks of a stage that reads files go: those of the same files to the same actors each time, which have
+    read their footers. None if it reads none."""
+    scans = (node.parquet_scan.base_conf for node in walk(plan) if node.WhichOneof("kind") == "parquet_scan")
+    first = next((file.path for scan in scans for group in scan.file_groups for file in group.files), None)
+    return None if first is None else itertools.count(zlib.crc32(first.encode()))
 
 
 def _as_buffer(rows: bytes) -> Any:

@@ -25,6 +25,8 @@ TOKEN_FILE: Final = "ray-token"  # noqa: S105 - a file's name
 TOKEN_BYTES: Final = 32
 ENVIRONMENT: Final = {
     "RAY_AUTH_MODE": "token",
+    # A call after Ray was let go would start it again, whatever is set here.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",
 }

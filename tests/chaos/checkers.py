@@ -6,10 +6,10 @@ Driven by `tests.chaos.cluster_rounds`. Every checker is shown to fail on a plan
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from storage.frames import EntryKind, ObjectKind
-from tests.chaos.history import Found, KeyHistory, KeyState, Outcome, Row, Seen, Sent
+from tests.chaos.history import GONE, UNCERTAIN, Found, KeyHistory, KeyState, Outcome, Row, Seen, Sent
 from tests.chaos.wgl import Model, Operation, TooManySteps, is_linearizable
 
 if TYPE_CHECKING:
@@ -39,6 +39,32 @@ def rows_exactly_once(sent: Mapping[Row, Sent], found: Iterable[Found]) -> list[
     if lost:
         bad["acknowledged rows are lost"] = list(lost)
     return _told(bad)
+
+
+def changes_hold(wanted: Mapping[Row, int], found: Iterable[Found]) -> list[str]:
+    """What was deleted is not there, what was not is there once with its value."""
+    standing: dict[Row, int] = {}
+    bad: dict[str, list[object]] = {}
+    for row, value in found:
+        if row in standing:
+            bad.setdefault("rows are there twice", []).append(row)
+        standing[row] = value
+        known = wanted.get(row)
+        if known is None:
+            bad.setdefault("rows are there that nobody sent", []).append((row, value))
+        elif known == GONE:
+            bad.setdefault("deleted rows are there", []).append((row, value))
+        elif known not in (UNCERTAIN, value):
+            bad.setdefault("rows have another value", []).append((row, known, value))
+    lost = [row for row, known in wanted.items() if known not in (GONE, UNCERTAIN) and row not in standing]
+    if lost:
+        bad["rows that were not deleted are lost"] = list(lost)
+    return _told(bad)
+
+
+def found_of(table: str, row: Mapping[str, Any]) -> Found:
+    """A row of a result that has ``client``, ``n`` and ``v``."""
+    return Found(Row(table, int(row["client"][1:]), row["n"]), row["v"])
 
 
 def keys_newest(histories: Mapping[str, KeyHistory], found: Iterable[KeyState]) -> list[str]:
@@ -158,7 +184,7 @@ def offsets_without_gap(entries: Iterable[LogEntry]) -> list[str]:
         if entry.sequence > last.get(entry.log_id, entry.sequence) + 1:  # objects were collected: begin anew
             following = {place: offset for place, offset in following.items() if place[0] != entry.log_id}
         last[entry.log_id] = entry.sequence
-        if entry.kind != EntryKind.ROWS:
+        if entry.kind not in (EntryKind.ROWS, EntryKind.DELETE):
             continue
         place = (entry.log_id, entry.table_id, entry.partition)
         expected = following.get(place, entry.base_offset)
@@ -192,13 +218,15 @@ def faults_fired(fired: Mapping[str, int], wanted: Collection[str]) -> list[str]
     return [f"faults never fired: {', '.join(missing)}"] if missing else []
 
 
-def enough_was_done(rows_acknowledged: int, read_backs: int, rounds: int) -> list[str]:
+def enough_was_done(rows_acknowledged: int, read_backs: int, changes: int, rounds: int) -> list[str]:
     """A run in which the clients did next to nothing has shown nothing."""
     bad = []
     if rows_acknowledged < 20 * rounds:
         bad.append(f"only {rows_acknowledged} rows were acknowledged in {rounds} rounds")
     if read_backs < rounds:
         bad.append(f"only {read_backs} writes were read back in {rounds} rounds")
+    if changes < rounds:
+        bad.append(f"only {changes} deletes and updates were acknowledged in {rounds} rounds")
     return bad
 
 

@@ -81,6 +81,21 @@ class Client(threading.Thread):
         with self.history.lock:
             self.history.answers[f"{what} {reply.status or 'no answer'}"] += 1
 
+    def _select(self, statement: str, written_through: str) -> tuple[list[dict[str, Any]] | None, str]:
+        """Rows through another gateway, or None if it did not answer."""
+        gateway = self.gateway(written_through)
+        reply = self.ask(gateway, "GET", query_path(statement, self.database))
+        self.count("read back", reply)
+        if 400 <= reply.status < 500 and reply.status not in (408, 429):
+            told = f"{gateway} refused to read what was acknowledged: {reply.status} {reply.text[:300]}"
+            self.history.violated([f"{statement}: {told}"])
+        if reply.status != 200:
+            return None, gateway
+        with self.history.lock:
+            self.history.read_backs += 1
+        rows: list[dict[str, Any]] = reply.json
+        return rows, gateway
+
 
 def outcome_of(reply: Reply) -> Outcome:
     """What a client may conclude from an answer to a write."""
@@ -162,21 +177,6 @@ class Writer(Client):
         if rows is not None:
             found = [Found(Row(table, self.number, row["n"]), row["v"]) for row in rows]
             self.history.violated(checkers.read_your_write(where, wanted, found))
-
-    def _select(self, statement: str, written_through: str) -> tuple[list[dict[str, Any]] | None, str]:
-        """Rows through another gateway, or None if it did not answer."""
-        gateway = self.gateway(written_through)
-        reply = self.ask(gateway, "GET", query_path(statement, self.database))
-        self.count("read back", reply)
-        if 400 <= reply.status < 500 and reply.status not in (408, 429):
-            told = f"{gateway} refused to read what was acknowledged: {reply.status} {reply.text[:300]}"
-            self.history.violated([f"{statement}: {told}"])
-        if reply.status != 200:
-            return None, gateway
-        with self.history.lock:
-            self.history.read_backs += 1
-        rows: list[dict[str, Any]] = reply.json
-        return rows, gateway
 
     def _rewrite(self, place: int) -> None:
         n = self._rewrites[place]

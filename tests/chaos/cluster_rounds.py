@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.chaos import checkers, clients
+from tests.chaos import checkers, clients, deleter
 from tests.chaos.clients import Client, Pulser, Reader, SchemaClient, Watcher, Writer, seconds_until_pulse
+from tests.chaos.deleter import Deleter
 from tests.chaos.eager_node import merges
-from tests.chaos.history import Found, History, KeyState, Outcome, Row, Sent
+from tests.chaos.history import UNCERTAIN, Found, History, KeyState, Outcome, Row, Sent
 from tests.chaos.logobjects import LogArchive
 from tests.chaos.nemesis import Nemesis, chosen_faults
 from tests.harness.cluster import Cluster
@@ -40,6 +41,8 @@ READERS: Final = 2
 SCHEMA_CLIENTS: Final = 2
 ROUNDS_PER_DATABASE: Final = 10
 """Then a new one, so that checks do not grow for ever."""
+DELETER_BATCHES: Final = 10_000
+"""More than a client makes in a round: each of them begins with a batch of its own."""
 CLIENT_SECONDS_MAX: Final = 60.0
 SERVES_SECONDS_MAX: Final = 60.0
 FAULTY_MODULE: Final = "tests.chaos.faulty_cluster_node"
@@ -92,6 +95,7 @@ class Findings:
     rows: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     read_backs: int = 0
+    changes: int = 0
     schema_calls: int = 0
     objects: int = 0
     rounds: int = 0
@@ -105,6 +109,7 @@ class Findings:
             ("rows standing", str(self.rows)),
             *((outcome.value, str(self.outcomes[outcome])) for outcome in Outcome),
             ("writes read back", str(self.read_backs)),
+            ("deletes and updates", str(self.changes)),
             ("schema calls", str(self.schema_calls)),
             ("Log objects read", str(self.objects)),
             ("merges of files", str(self.merges)),
@@ -191,6 +196,7 @@ class Run:
         found: list[Client] = [Writer(i, *common, seed, self.at[i]) for i in range(WRITERS)]
         found += [Reader(number * 100 + 10 + i, *common, seed) for i in range(READERS)]
         found += [SchemaClient(20 + i, *common, seed) for i in range(SCHEMA_CLIENTS)]
+        found.append(Deleter(40, *common, seed, start=number * DELETER_BATCHES))
         return [*found, Watcher(30, *common, seed), Pulser(31, *common, seed)]
 
     def _wait_busy(self, working: Sequence[Client]) -> None:
@@ -225,6 +231,7 @@ class Run:
             self.history.rows[row] = Sent(self.history.rows[row].value, Outcome.ACKNOWLEDGED)
         self.stood = standing
         self.history.violated(checkers.keys_newest(self.history.keys, self._read_keys()))
+        self.history.violated(checkers.changes_hold(self.history.deletes, self._read_changed()))
         self.history.violated(checkers.never_back(self.history.seen))
         self.revisions += self.history.revisions
         self.history.violated(checkers.revisions_never_back(self.revisions))
@@ -271,12 +278,21 @@ class Run:
         rows = self.cluster.query(gateway, f"SELECT * FROM {clients.KEYS_TABLE}", self.database)
         return [clients.key_state(row) for row in rows]
 
+    def _read_changed(self) -> list[Found]:
+        """Every row of the table that rows are deleted from; it is there once a row was acknowledged."""
+        if all(value == UNCERTAIN for value in self.history.deletes.values()):
+            return []
+        gateway = self.random.choice(self.cluster.names("gateway"))
+        rows = self.cluster.query(gateway, f"SELECT client, n, v FROM {deleter.TABLE}", self.database)
+        return [checkers.found_of(deleter.TABLE, row) for row in rows]
+
     def _close_history(self) -> None:
         """Add a database's figures to the run's."""
         self.findings.rows += len(self.stood)
         self.findings.outcomes.update(self.history.outcomes)
         self.findings.answers.update(self.history.answers)
         self.findings.read_backs += self.history.read_backs
+        self.findings.changes += self.history.changes
 
     def _judge_run(self) -> None:
         findings, plan = self.findings, self.plan
@@ -284,7 +300,9 @@ class Run:
         wanted = plan.faults if findings.rounds >= 2 * len(plan.faults) else ()
         findings.violations += checkers.faults_fired(findings.fired, wanted)
         acknowledged = findings.outcomes[Outcome.ACKNOWLEDGED]
-        findings.violations += checkers.enough_was_done(acknowledged, findings.read_backs, findings.rounds)
+        findings.violations += checkers.enough_was_done(
+            acknowledged, findings.read_backs, findings.changes, findings.rounds
+        )
         if plan.module is None and not findings.objects:
             findings.violations.append("no object of a Log was read: the checks of the Logs have shown nothing")
         findings.merges = merges(self.cluster.lines())

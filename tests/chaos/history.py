@@ -12,7 +12,7 @@ import enum
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from tests.chaos.wgl import Operation
@@ -59,6 +59,10 @@ class KeyState(NamedTuple):
     b: int | None
 
 
+GONE: Final = -1
+UNCERTAIN: Final = -2
+
+
 @dataclass(slots=True)
 class KeyHistory:
     """``acknowledged``: the last n that was acknowledged, -1 for none. ``unknown``: the last write's n, if unknown."""
@@ -90,6 +94,9 @@ class History:
 
     rows: dict[Row, Sent] = field(default_factory=dict)
     keys: dict[str, KeyHistory] = field(default_factory=dict)
+    deletes: dict[Row, int] = field(default_factory=dict)
+    """Rows that may be deleted or updated, with the value that they must have: GONE for none, UNCERTAIN for any."""
+    changes: int = 0
     seen: list[Seen] = field(default_factory=list)
     revisions: list[tuple[str, int]] = field(default_factory=list)
     schema: dict[str, list[Operation]] = field(default_factory=dict)

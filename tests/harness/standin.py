@@ -117,6 +117,20 @@ class Store:
         self.before.setdefault(statement, rows)
         return rows
 
+    def change(self, database: str, statement: str) -> list[dict[str, Any]]:
+        """DELETE and UPDATE."""
+        wanted = re.sub(r"(FROM|UPDATE) (\w+)", rf'\1 "{database}.\2"', statement, count=1)
+        if not wanted.startswith(("DELETE", "UPDATE")):
+            raise Refused(405, statement)
+        with self.open() as base:
+            return [{"count": base.execute(wanted).rowcount}]
+
+    def delete(self, database: str, predicate: str) -> None:
+        """By a predicate of InfluxDB 2."""
+        pairs = re.findall(r'(\w+)="([^"]*)"', predicate)
+        where = " AND ".join(f"{name} = '{value}'" for name, value in pairs if name != "_measurement")
+        self.change(database, f"DELETE FROM {dict(pairs)['_measurement']} WHERE {where}")
+
     def alter(self, name: str, *, create: bool) -> None:
         with self.open() as base:
             changed = base.execute(
@@ -196,7 +210,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.store.write(asked["db"], body)
             return 204, None
         if path == "/api/v3/query_sql":
+            if self.command == "POST":
+                posted = json.loads(body)
+                return 200, self.store.change(posted["db"], posted["q"])
             return 200, self.store.query(asked["db"], asked["q"])
+        if path == "/api/v2/delete":
+            self.store.delete(asked["bucket"], json.loads(body)["predicate"])
+            return 204, None
         if path == "/api/v3/configure/database":
             if self.command == "GET":
                 return 200, self.store.names()

@@ -10,7 +10,7 @@ import pytest
 from storage.frames import Entry as LogFrameEntry
 from storage.frames import EntryKind, Header, ObjectKind, WriteId, encode_object
 from tests.chaos import checkers
-from tests.chaos.history import Found, KeyHistory, KeyState, Outcome, Row, Seen, Sent
+from tests.chaos.history import GONE, UNCERTAIN, Found, KeyHistory, KeyState, Outcome, Row, Seen, Sent
 from tests.chaos.logobjects import LogArchive, LogEntry, ObjectFacts
 from tests.chaos.wgl import Model, Operation, TooManySteps, is_linearizable
 
@@ -191,9 +191,23 @@ def test_a_run_must_have_done_something() -> None:
     assert says(checkers.faults_fired({"kill": 2}, ["kill", "cut"]), "never fired: cut")
     assert says(checkers.faults_fired({}, []), "no fault fired")
     assert says(checkers.faults_fired({"kill": 0}, ["kill"]), "no fault fired")
-    assert checkers.enough_was_done(100, 3, 3) == []
-    assert says(checkers.enough_was_done(10, 3, 3), "10 rows")
-    assert says(checkers.enough_was_done(100, 2, 3), "read back")
+    assert checkers.enough_was_done(100, 3, 3, 3) == []
+    assert says(checkers.enough_was_done(10, 3, 3, 3), "10 rows")
+    assert says(checkers.enough_was_done(100, 2, 3, 3), "read back")
+    assert says(checkers.enough_was_done(100, 3, 2, 3), "2 deletes and updates")
+
+
+def test_deleted_rows_stay_away_and_the_others_stay() -> None:
+    rows = [Row("d", 1, n) for n in range(5)]
+    wanted = {rows[0]: 7, rows[1]: GONE, rows[2]: UNCERTAIN, rows[3]: UNCERTAIN}
+    held = [Found(rows[0], 7), Found(rows[2], 99)]
+    assert checkers.changes_hold(wanted, held) == []
+    assert says(checkers.changes_hold(wanted, [*held, Found(rows[1], 1)]), "deleted rows are there")
+    assert says(checkers.changes_hold(wanted, [Found(rows[0], 8)]), "another value")
+    assert says(checkers.changes_hold(wanted, []), "not deleted are lost")
+    assert says(checkers.changes_hold(wanted, [*held, Found(rows[0], 7)]), "twice")
+    assert says(checkers.changes_hold(wanted, [*held, Found(rows[4], 7)]), "nobody sent")
+    assert checkers.found_of("d", {"client": "c1", "n": 0, "v": 7}) == Found(rows[0], 7)
 
 
 def test_the_archive_reads_headers_and_entries(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 import threading
 
@@ -58,3 +59,9 @@ def test_only_a_refusal_is_a_refusal() -> None:
         bound.listen()
         assert not refuses("127.0.0.1", port, 1.0)
     assert not refuses(None, port, 1.0), "not known where: not refused"
+
+
+def test_the_process_keeps_its_own_inet_ntop() -> None:
+    """pysyncobj replaces it by one for Windows, whatever the system is."""
+    importlib.import_module("cluster.raft")
+    assert socket.inet_ntop(socket.AF_INET, bytes([127, 0, 0, 1])) == "127.0.0.1"

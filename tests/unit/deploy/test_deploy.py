@@ -193,3 +193,18 @@ def test_nothing_names_a_machine_or_a_registry() -> None:
 def test_scripts_can_be_run() -> None:
     for path in (Path(ROOT / "deploy/base-image.sh"),):
         assert path.stat().st_mode & 0o100
+
+
+def test_the_settings_of_workers_are_known_and_their_values_can_be_read() -> None:
+    services = document("docker-compose.ray.yml")["services"]
+    for name in ("query-1", "query-2"):
+        given = {key: value for key, value in environment(services[name]).items() if key.startswith("RUNNEL_")}
+        assert given["RUNNEL_RAY__ADDRESS"] == environment(services[name])["RAY_HEAD"]
+        for variable, value in given.items():
+            VARIABLES[variable].kind.read(value)
+
+
+def test_no_port_of_ray_is_published() -> None:
+    services = document("docker-compose.ray.yml")["services"]
+    assert {"ray-head", "ray-worker-1", "ray-worker-2"} <= set(services)
+    assert not [name for name, service in services.items() if "ports" in service]
