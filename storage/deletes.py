@@ -104,12 +104,24 @@ def _has_value(table: Table, rows: pa.Table, tag: TagValues) -> Mask:
     name = table.by_id[tag.column_id].storage_name
     if name not in rows.column_names:
         return np.full(rows.num_rows, None in tag.values)
-    column = rows.column(name)
     wanted = pa.array([value for value in tag.values if value is not None], pa.string())
-    found: Any = pc.is_in(column.cast(pa.string()), value_set=wanted)
-    if None in tag.values:
-        found = pc.or_(found, pc.is_null(column))
-    mask: Mask = found.combine_chunks().to_numpy(zero_copy_only=False)
+    masks = [_fits(values, wanted, None in tag.values) for values in rows.column(name).chunks]
+    return np.concatenate(masks) if masks else np.zeros(0, np.bool_)
+
+
+def _fits(values: Any, wanted: Any, is_absent_wanted: bool) -> Mask:
+    """Which values are wanted. Of a dictionary each is looked at once: a tail may be long and its deletes many."""
+    if pa.types.is_dictionary(values.type):
+        if len(values.dictionary) <= len(values):
+            flags = np.append(_fits(values.dictionary, wanted, is_absent_wanted), is_absent_wanted)
+            places = pc.fill_null(values.indices, len(values.dictionary)).to_numpy(zero_copy_only=False)
+            taken: Mask = flags.take(places)
+            return taken
+        values = values.cast(pa.string())
+    found = pc.is_in(values, value_set=wanted)
+    if is_absent_wanted:
+        found = pc.or_(found, pc.is_null(values))
+    mask: Mask = found.to_numpy(zero_copy_only=False)
     return mask
 
 
