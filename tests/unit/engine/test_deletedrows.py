@@ -42,12 +42,13 @@ def test_one_with_many_values_is_a_table() -> None:
     assert keys.rows.num_rows == CONDITIONS_MAX**2 + 1
 
 
-def test_without_a_value_or_with_too_many_combinations_they_stay_conditions() -> None:
+def test_with_too_many_combinations_they_stay_conditions() -> None:
     many = tuple(f"v{n}" for n in range(int(KEYS_MAX**0.5) + 1))
-    stay = [RangeDelete(1, 2), host(None), RangeDelete(tags=(TagValues(HOST, many), TagValues(RACK, many)))]
-    found = divided([*stay, *(host(f"h{n}") for n in range(CONDITIONS_MAX))])
-    assert found.conditions == stay
-    assert [keys.rows.num_rows for keys in found.tables] == [CONDITIONS_MAX]
+    stays = RangeDelete(tags=(TagValues(HOST, many), TagValues(RACK, many)))
+    found = divided([RangeDelete(1, 2), host(None), stays, *(host(f"h{n}") for n in range(CONDITIONS_MAX))])
+    assert found.conditions == [stays]
+    shapes = {(keys.valued, keys.absent): keys.rows.num_rows for keys in found.tables}
+    assert shapes == {((), ()): 1, ((), (HOST,)): 1, ((HOST,), ()): CONDITIONS_MAX}
 
 
 def test_they_are_no_joins_of_the_statement() -> None:
