@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 CONDITIONS_MAX: Final = 8
 """Up to so many deletes are conditions, if they have so many values each."""
-KEYS_MAX: Final = 100_000
-"""A delete with more combinations of its tags' values is a condition all the same."""
+KEYS_MAX: Final = 250_000
+"""Combinations of tags' values in all tables together; a delete for which there is no room is a condition."""
 LOW: Final = "_runnel_low"
 HIGH: Final = "_runnel_high"
 TIME_TYPE: Final = pa.timestamp("ns")
@@ -65,11 +65,14 @@ def divided(deletes: Sequence[RangeDelete]) -> Divided:
     if len(deletes) <= CONDITIONS_MAX and values <= CONDITIONS_MAX**2:
         return Divided(list(deletes), [])
     conditions: list[RangeDelete] = []
+    room = KEYS_MAX
     found: dict[Shape, list[tuple[Any, ...]]] = {}
     for delete in deletes:
-        if math.prod(len(tag.values) for tag in delete.tags) > KEYS_MAX:
+        count = math.prod(len(tag.values) for tag in delete.tags)
+        if count > room:
             conditions.append(delete)
             continue
+        room -= count
         ids = [tag.column_id for tag in delete.tags]
         for key in itertools.product(*(tag.values for tag in delete.tags)):
             pairs = sorted(zip(ids, key, strict=True))

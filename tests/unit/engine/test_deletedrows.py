@@ -42,6 +42,13 @@ def test_one_with_many_values_is_a_table() -> None:
     assert keys.rows.num_rows == CONDITIONS_MAX**2 + 1
 
 
+def test_there_is_an_end_to_the_keys_of_all_of_them() -> None:
+    tags = tuple(TagValues(tag, tuple(f"v{n}" for n in range(300))) for tag in (HOST, RACK))
+    found = divided([RangeDelete(n, n, tags) for n in range(20)])
+    assert sum(keys.rows.num_rows for keys in found.tables) <= KEYS_MAX
+    assert len(found.conditions) == 20 - KEYS_MAX // 300**2
+
+
 def test_with_too_many_combinations_they_stay_conditions() -> None:
     many = tuple(f"v{n}" for n in range(int(KEYS_MAX**0.5) + 1))
     stays = RangeDelete(tags=(TagValues(HOST, many), TagValues(RACK, many)))
