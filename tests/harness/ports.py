@@ -1,12 +1,18 @@
-"""Free ports that stay ours: below the range that the kernel hands out, and never the same twice in one process."""
+"""Free ports that stay ours: below the range that the kernel hands out, above Ray's, and never the same twice.
+
+Each of pytest's workers has every so-many-th port: one that is free when it is chosen is listened on seconds later.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from typing import Final
 
-PORTS: Final = range(12_000, 32_000)
+WORKERS: Final = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS: Final = range(20_000, 32_000)[WORKER % WORKERS :: WORKERS]
 TRIES_MAX: Final = 2_000
 
 _taken: set[int] = set()
