@@ -538,8 +538,4 @@ def _described_type(column: Column) -> pa.DataType:
 
 
 def _batches(rows: pa.Table) -> list[pa.RecordBatch]:
-    return rows.combine_chunks().to_batches() or [_empty_batch(rows.schema)]
-
-
-def _empty_batch(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+    return rows.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], rows.schema)]

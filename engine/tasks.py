@@ -142,7 +142,7 @@ class TaskContext:
         message = pb.Schema()
         if len(schema):
             unique = pa.schema([field.with_name(f"c{at}") for at, field in enumerate(schema)], schema.metadata)
-            message.CopyFrom(self._memory_scan(_empty(unique)).memory_scan.schema)
+            message.CopyFrom(self._memory_scan(pa.RecordBatch.from_pylist([], unique)).memory_scan.schema)
         for column, field in zip(message.columns, schema, strict=True):
             column.name = field.name
         if len(self._schemas) >= SCHEMAS_KEPT:
@@ -236,7 +236,3 @@ def _make_joins_stoppable(node: Node) -> None:
             wrapped = Node()
             wrapped.cooperative.input.CopyFrom(part)
             part.CopyFrom(wrapped)
-
-
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)

@@ -356,7 +356,9 @@ class _Builder:
         frames = self._scans(schema, self._whole)
         self._parts[:0] = [self._shown(frame, schema.names, []) for frame in frames]
         if not self._parts:
-            self._parts.append(self._shown(self._context.read_batch(_empty(schema)), schema.names, []))
+            self._parts.append(
+                self._shown(self._context.read_batch(pa.RecordBatch.from_pylist([], schema)), schema.names, [])
+            )
         return self._parts
 
     def _rows(self, layer: _Layer) -> tuple[DataFrame, Collection[str]]:
@@ -466,7 +468,3 @@ def _tail_span(table: Table, batch: pa.RecordBatch, place: int) -> Span:
 
 def _slices(batch: pa.RecordBatch) -> list[pa.RecordBatch]:
     return [batch.slice(at, SLICE_ROWS) for at in range(0, batch.num_rows, SLICE_ROWS)]
-
-
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)

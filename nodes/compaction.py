@@ -23,6 +23,7 @@ from nodes.mergeprocess import MergeFailed, MergeProcess
 from nodes.status import CompactionStatus
 from nodes.storeoptions import s3_options
 from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, plan
+from storage.deletes import waiting_files
 from storage.errors import ShardClosed, StorageError
 from storage.merge import READ_BYTES_MAX, MergeJob, change_of, merge_job, names_wanted
 
@@ -97,7 +98,7 @@ class _Look:
     @property
     def waiting(self) -> frozenset[str]:
         """The files in which a range delete is still to be carried out."""
-        return frozenset(path for one in self.pending for path in one.files)
+        return waiting_files(self.pending)
 
 
 class Compactor:
@@ -284,7 +285,7 @@ class Compactor:
 
 def _files_with_deletes(shard: Shard) -> int:
     """Files with rows that delete others, and those in which a range delete is still to be carried out."""
-    waiting = {path for state in shard.state.partitions.values() for one in state.pending for path in one.files}
+    waiting = frozenset().union(*map(waiting_files, shard.state.pending().values()))
     return len(waiting) + sum(file.has_ops and file.path not in waiting for file in shard.state.all_files())
 
 

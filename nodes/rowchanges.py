@@ -132,11 +132,7 @@ async def _gathered(rows: ChangeResult) -> pa.RecordBatch:
                 )
     finally:
         await rows.aclose()
-    return pa.concat_batches(held) if held else plain(_empty(rows.schema))
-
-
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+    return pa.concat_batches(held) if held else plain(pa.RecordBatch.from_pylist([], rows.schema))
 
 
 def _split(table: Table, rows: pa.RecordBatch, change: RowChange) -> dict[int, Batch]:

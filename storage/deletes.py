@@ -141,6 +141,11 @@ def of_file(file: DataFile, pending: Iterable[PendingDelete], newer: Iterable[Ra
     return [delete for delete in (*found, *newer) if delete.meets(file.time_low, file.time_high)]
 
 
+def waiting_files(pending: Iterable[PendingDelete]) -> frozenset[str]:
+    """The paths of the files in which one of them is still to be carried out."""
+    return frozenset().union(*(one.files for one in pending))
+
+
 def after_merge(
     pending: Sequence[PendingDelete], removed: frozenset[str]
 ) -> tuple[tuple[PendingDelete, ...], tuple[PendingDelete, ...]]:

@@ -519,8 +519,7 @@ class Shard:
     async def _replace_files(self, changes: Sequence[FileChange], stands: list[bool]) -> None:
         async with self._checkpointing:
             self.driver.check_owner()
-            pending = {key: state.pending for key, state in self.state.partitions.items() if state.pending}
-            stands += standing(changes, (file.path for file in self.state.all_files()), pending)
+            stands += standing(changes, (file.path for file in self.state.all_files()), self.state.pending())
             if any(stands):
                 await self._replace_now([change for change, stand in zip(changes, stands, strict=True) if stand])
 

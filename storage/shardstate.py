@@ -408,10 +408,13 @@ class ShardState:
         """The file sections of a Checkpoint at the k in force: the current files with ``changes`` (L21)."""
         added = tuple(file for change in changes for file in change.added)
         removed = tuple(file for change in changes for file in change.removed)
-        before = {key: state.pending for key, state in self.partitions.items() if state.pending}
-        pending, done = pending_after_changes(before, changes)
+        pending, done = pending_after_changes(self.pending(), changes)
         self.prepared = PreparedCheckpoint(self.k, added, lists.loose, lists.parts, pending, removed, done)
         return (*_file_sections(lists.loose, lists.parts), *pending_sections(pending))
+
+    def pending(self) -> dict[PartitionKey, tuple[PendingDelete, ...]]:
+        """The range deletes at or below k that are not carried out in all files, of the partitions that have some."""
+        return {key: state.pending for key, state in self.partitions.items() if state.pending}
 
     def part_is_due(self, new_files: int) -> bool:
         """Whether the next Checkpoint should move its loose files into a part (L23)."""

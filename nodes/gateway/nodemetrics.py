@@ -53,7 +53,8 @@ def _compaction_families(compaction: CompactionStatus) -> Iterator[Metric]:
     yield GaugeMetricFamily("runnel_compaction_waiting", waiting, value=float(compaction.waiting))
     deletes = "Files with rows that delete others, until they are merged with all that is below them."
     yield GaugeMetricFamily("runnel_files_with_deletes", deletes, value=float(compaction.files_with_deletes))
-    for name, doc, value in (
+    yield from _counters(
+        "runnel_compaction",
         ("merges", "Merges that were committed.", compaction.merges),
         ("failed", "Merges that failed; they are tried again.", compaction.failed),
         ("void", "Merges that came too late: their files were replaced meanwhile.", compaction.void),
@@ -64,8 +65,7 @@ def _compaction_families(compaction: CompactionStatus) -> Iterator[Metric]:
         ("rows", "Rows of the files that merges made.", compaction.rows),
         ("cpu_seconds", "CPU that merging took, in its own process.", compaction.cpu_seconds),
         ("files_gone", "Files of expired or dropped rows that were let go.", compaction.files_gone),
-    ):
-        yield CounterMetricFamily(f"runnel_compaction_{name}", doc, value=float(value))
+    )
 
 
 def _file_cache_families(cache: FileCacheStatus) -> Iterator[Metric]:
@@ -74,7 +74,8 @@ def _file_cache_families(cache: FileCacheStatus) -> Iterator[Metric]:
         ("bytes", "Bytes of the files that are kept there.", cache.bytes),
     ):
         yield GaugeMetricFamily(f"runnel_file_cache_{name}", doc, value=float(value))
-    for name, doc, value in (
+    yield from _counters(
+        "runnel_file_cache",
         ("hits", "Files that a statement found on the disk.", cache.hits),
         ("misses", "Files that a statement did not find there.", cache.misses),
         ("fetched", "Files that were brought to the disk.", cache.fetched),
@@ -82,8 +83,13 @@ def _file_cache_families(cache: FileCacheStatus) -> Iterator[Metric]:
         ("evicted", "Files that had to go for others.", cache.evicted),
         ("damaged", "Files on the disk that were not as they had been written.", cache.damaged),
         ("refused", "Files that were not brought: no room, or no answer from the store.", cache.refused),
-    ):
-        yield CounterMetricFamily(f"runnel_file_cache_{name}", doc, value=float(value))
+    )
+
+
+def _counters(prefix: str, *rows: tuple[str, str, float]) -> Iterator[Metric]:
+    """A counter for each (name, help, value)."""
+    for name, doc, value in rows:
+        yield CounterMetricFamily(f"{prefix}_{name}", doc, value=float(value))
 
 
 def _log_families(status: NodeStatus) -> Iterator[Metric]:

@@ -210,3 +210,18 @@ def head(length: int | str, database: str = "db", *more: str) -> bytes:
     """The head of a POST of line protocol."""
     lines = [f"POST /api/v3/write_lp?db={database} HTTP/1.1", "host: t", f"content-length: {length}", *more, "", ""]
     return "\r\n".join(lines).encode()
+
+
+def sql(node: RunningNode, statement: str, **more: Any) -> tuple[int, str]:
+    """A statement by POST, so that it may change rows: status and text. ``more`` are members of the request."""
+    body = json.dumps({"db": "db", "q": statement} | more).encode()
+    reply = ask(node, "POST", "/api/v3/query_sql", body, {"Content-Type": "application/json"})
+    return reply.status, reply.text
+
+
+def compact(node: RunningNode) -> int:
+    """Merge whatever is worth it, now; how many merges that took."""
+    reply = ask(node, "POST", "/api/runnel/compact")
+    assert reply.status == 200, reply.text
+    merges: int = reply.json["merges"]
+    return merges

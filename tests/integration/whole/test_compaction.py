@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.harness.waiting import eventually
 from tests.integration.nodes.processes import run
-from tests.integration.whole.probing import ask, checkpoint, clean_node, post_lines, process_of
+from tests.integration.whole.probing import ask, checkpoint, clean_node, compact, post_lines, process_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,13 +57,6 @@ def shards(found: list[dict[str, Any]]) -> dict[str, int]:
         log_id = file["path"].split("/")[1]
         counts[log_id] = counts.get(log_id, 0) + 1
     return counts
-
-
-def compact(node: RunningNode) -> int:
-    reply = ask(node, "POST", "/api/runnel/compact")
-    assert reply.status == 200, reply.text
-    merges: int = reply.json["merges"]
-    return merges
 
 
 def test_tiny_scattered_writes_are_merged_and_every_answer_stays(tmp_path: Path) -> None:

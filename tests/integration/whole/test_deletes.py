@@ -13,7 +13,7 @@ import pytest
 
 from tests.harness.cluster import Cluster
 from tests.integration.nodes.processes import run
-from tests.integration.whole.probing import ask, checkpoint, clean_node, goes_on
+from tests.integration.whole.probing import ask, checkpoint, clean_node, compact, goes_on, sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,12 +34,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
         yield node
 
 
-def sql(node: RunningNode, statement: str, **more: Any) -> tuple[int, str]:
-    body = json.dumps({"db": "db", "q": statement} | more).encode()
-    status, answer = node.request("POST", PATH, body, JSON)
-    return status, answer.decode()
-
-
 def changed(node: RunningNode, statement: str, **more: Any) -> int:
     """How many rows a statement says it has changed."""
     status, answer = sql(node, statement, **more)
@@ -47,13 +41,6 @@ def changed(node: RunningNode, statement: str, **more: Any) -> int:
     ((_, count),) = json.loads(answer)[0].items()
     assert isinstance(count, int)
     return count
-
-
-def compact(node: RunningNode) -> int:
-    reply = ask(node, "POST", "/api/runnel/compact")
-    assert reply.status == 200, reply.text
-    merges: int = reply.json["merges"]
-    return merges
 
 
 @pytest.mark.parametrize("in_files", [0, 1, 2])

@@ -13,7 +13,7 @@ import pytest
 from protos import runnel_pb2 as pb
 from protos.runnel_pb2_grpc import RunnelStub
 from tests.harness.cluster import Cluster
-from tests.integration.whole.probing import clean_node, goes_on
+from tests.integration.whole.probing import clean_node, goes_on, sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,12 +31,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
     with clean_node(tmp_path_factory.mktemp("insert"), GRPC__LISTEN="127.0.0.1:0") as node:
         goes_on(node)
         yield node
-
-
-def sql(node: RunningNode, statement: str, **more: Any) -> tuple[int, str]:
-    body = json.dumps({"db": "db", "q": statement} | more).encode()
-    status, answer = node.request("POST", PATH, body, JSON)
-    return status, answer.decode()
 
 
 def test_values_are_rows_at_once_and_later_ones_patch_them(node: RunningNode) -> None:
