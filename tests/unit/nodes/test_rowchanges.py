@@ -212,7 +212,7 @@ async def test_more_than_one_statement_may_change_is_refused_before_anything_is_
         await carried_out(owners, Found(ChangeKind.DELETE, keys()))
     monkeypatch.setattr(rowchanges, "CHANGE_BYTES_MAX", 100)
     found = Found(ChangeKind.DELETE, keys())
-    with pytest.raises(RequestTooLarge, match="a range of time"):
+    with pytest.raises(RequestTooLarge, match="the rows that the statement changes are more"):
         await carried_out(owners, found)
     assert found.is_closed
     assert owners.asked == []
