@@ -13,28 +13,33 @@ from typing import TYPE_CHECKING, Final
 
 from engine.errors import (
     NotReadOnly,
+    NotSupported,
     QueryCancelled,
     QueryFailed,
     QueryMemoryExhausted,
     QueryTimeout,
     TooManyQueries,
+    UnknownTable,
 )
 from engine.files import FileRoot
 from engine.ladder import LadderLimits
+from engine.materialized import ViewSnapshots
 from engine.names import first_word, is_change
 from engine.planner import Planner, PlannerLimits, PlanRequest, bind, mentioned_tables
 from engine.running import UNKNOWN_ORIGIN, Phase, RunningQueries
 from engine.stream import QueryStream
+from engine.viewstatements import SHOWN, CreateStatement, DropStatement, ShowStatement, view_statement
 from storage.errors import SnapshotTooOld
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from engine.ladder import Workers
     from engine.planner import Started
     from engine.running import EndListener, Origin, RunningQuery
     from engine.scan import SnapshotSource, SystemTable
+    from engine.viewstatements import RefreshStatement
     from storage.filecache import CacheCounters, Lease
     from storage.objects import S3Options
     from storage.schema import Table, TableSnapshot
@@ -77,6 +82,8 @@ class _Statement:
     system: Sequence[SystemTable]
     deadline: float
     query: RunningQuery
+    asked: CreateStatement | RefreshStatement | None
+    by_id: Callable[[int], Table | None]
 
 
 class Engine:
@@ -128,25 +135,33 @@ class Engine:
         system: Sequence[SystemTable] = (),
         origin: Origin = UNKNOWN_ORIGIN,
         may_write: bool = False,
+        table_by_id: Callable[[int], Table | None] | None = None,
     ) -> QueryStream:
         """Plan one statement and run it up to its first batch. One that writes gives the rows that are to be written.
 
-        `tables` are the database's at `revision`; only those that the statement mentions are asked of `source`.
+        `tables` are the database's at `revision`; only those that the statement mentions are asked of `source`, and of
+        materialized views what `table_by_id` says of their ids: by default, `tables`.
         The time limit is the lower of `timeout_seconds` and the engine's, and holds until the last batch. Raises
         EngineError, or StorageError from `source`, and SnapshotTooOld if files vanish faster than plans are made.
         """
         params = params or {}
         bind(params)
         mentioned_tables(statement, ())
-        if is_change(statement) and not may_write:
+        asked = view_statement(statement)
+        if isinstance(asked, ShowStatement):
+            statement, asked = SHOWN, None
+        if isinstance(asked, DropStatement):
+            raise NotSupported("DROP MATERIALIZED VIEW is carried out where the statement arrives")
+        if (is_change(statement) or asked is not None) and not may_write:
             word = first_word(statement).upper()
             raise NotReadOnly(f"{word} changes rows, and this request may not: send it by POST")
         limit = min(timeout_seconds or self._limits.query_seconds, self._limits.query_seconds)
         deadline = asyncio.get_running_loop().time() + limit
         query = self.running.add(database, statement, origin)
         try:
-            asked = _Statement(statement, params, tables, source, system, deadline, query)
-            stream = await _until_killed(query, self._attempts(asked))
+            by_id = table_by_id or {table.id: table for table in tables}.get
+            whole = _Statement(statement, params, tables, source, system, deadline, query, asked, by_id)
+            stream = await _until_killed(query, self._attempts(whole))
         except BaseException as error:
             query.end(_outcome(error))
             raise
@@ -205,25 +220,36 @@ class Engine:
         place = _Place(self._places)
         try:
             statement.query.enter(Phase.PLANNING)
-            snapshots = await self._snapshots(statement)
+            snapshots, views = await self._snapshots(statement)
             request = PlanRequest(
-                statement.text, statement.params, statement.tables, snapshots, statement.system, frugal
-            )
+                statement.text, statement.params, statement.tables, snapshots, statement.system, frugal, views,
+                statement.asked,
+            )  # fmt: skip
             return await self._start(request, statement, place)
         except BaseException:
             place.leave()
             raise
 
-    async def _snapshots(self, statement: _Statement) -> Sequence[TableSnapshot]:
-        mentioned = mentioned_tables(statement.text, statement.tables)
+    async def _snapshots(self, statement: _Statement) -> tuple[Sequence[TableSnapshot], Sequence[ViewSnapshots]]:
+        """Of the tables that it mentions, and of what its materialized views are made of."""
+        mentioned = _mentioned(statement)
+        views = [(table, table.view) for table in mentioned if table.view is not None]
+        states = [_existing(statement, view.state_id, table) for table, view in views]
+        sources = [_existing(statement, view.table_id, table) for table, view in views]
+        wanted = {table.id: table for table in (*mentioned, *sources)}
         try:
             async with asyncio.timeout_at(statement.deadline):
-                found = await statement.source.snapshot(mentioned) if mentioned else ()
+                told = await statement.source.snapshot(states) if states else ()  # first: see `ViewSnapshots`
+                found = await statement.source.snapshot(list(wanted.values())) if wanted else ()
         except TimeoutError as error:
             raise QueryTimeout("the time limit passed before the snapshot was there") from error
+        by_id = dict(zip(wanted, found, strict=True))
         sizes = [file.bytes for snapshot in found for part in snapshot.partitions for file in part.files]
         statement.query.reads(len(sizes), sum(sizes))
-        return found
+        return [by_id[table.id] for table in mentioned], [
+            ViewSnapshots(by_id[table.id], by_id[source.id], state)
+            for (table, _), source, state in zip(views, sources, told, strict=True)
+        ]
 
     async def _start(self, request: PlanRequest, statement: _Statement, place: _Place) -> QueryStream:
         started = await self._plan(request, statement.deadline, place)
@@ -263,6 +289,27 @@ class Engine:
             lease.doubt()
         lease.release()
         place.leave()
+
+
+def _mentioned(statement: _Statement) -> Sequence[Table]:
+    """The tables whose rows it reads."""
+    if isinstance(statement.asked, CreateStatement):
+        return ()
+    if statement.asked is None:
+        return mentioned_tables(statement.text, statement.tables)
+    name = statement.asked.name
+    found = [table for table in statement.tables if table.name == name and table.view is not None]
+    if not found:
+        raise UnknownTable(f"there is no materialized view {name!r}")
+    return found
+
+
+def _existing(statement: _Statement, table_id: int, view: Table) -> Table:
+    """A table that a view is made of."""
+    found = statement.by_id(table_id)
+    if found is None or view.dropping or found.deleted:
+        raise UnknownTable(f"the materialized view {view.name!r} is being dropped")
+    return found
 
 
 def _outcome(error: BaseException) -> str:

@@ -50,7 +50,7 @@ def split(spans: Sequence[Span], merges_max: int = MERGES_MAX) -> tuple[list[Alo
 
     Every row of every layer is in exactly one of the answers.
     """
-    shared = _join_closest(_shared_ranges(spans), merges_max)
+    shared = join_closest(_shared_ranges(spans), merges_max)
     alone: list[Alone] = []
     for index, span in enumerate(spans):
         ranges = _subtract((span.low, span.high), shared)
@@ -91,20 +91,21 @@ def _shared_ranges(spans: Sequence[Span]) -> list[Range]:
             begin = at
         elif depth < 2 <= before and at > begin:
             shared.append((begin, at - 1))
-    return _join_touching(shared)
+    return join_touching(shared)
 
 
-def _join_touching(ranges: Sequence[Range]) -> list[Range]:
+def join_touching(ranges: Sequence[Range]) -> list[Range]:
+    """Ascending ranges that meet or follow each other as one."""
     joined: list[Range] = []
     for low, high in ranges:
         if joined and joined[-1][1] + 1 >= low:
-            joined[-1] = (joined[-1][0], high)
+            joined[-1] = (joined[-1][0], max(joined[-1][1], high))
         else:
             joined.append((low, high))
     return joined
 
 
-def _join_closest(ranges: list[Range], count_max: int) -> list[Range]:
+def join_closest(ranges: list[Range], count_max: int) -> list[Range]:
     """Close the smallest gaps until at most `count_max` ranges are left."""
     excess = len(ranges) - count_max
     if excess <= 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -20,6 +20,8 @@ from engine.deleterange import range_delete
 from engine.distribution import Distribution
 from engine.errors import EngineError, InvalidParameter, InvalidStatement, NotSupported, QueryFailed, UnknownTable
 from engine.files import FileRoot, FileTables
+from engine.materialized import Materialized, state_of, unfolded_of
+from engine.scans import scan_conditions, scan_counts
 from engine.session import (
     CATALOG,
     SCHEMA,
@@ -34,8 +36,10 @@ from engine.session import (
     set_partitions,
 )
 from engine.tails import TailCache
+from engine.viewdefinition import SHAPE, check_steady, definition
 from engine.views import TIMES, Views, probe_name, usable
 from engine.viewsql import keys, quote, shown
+from engine.viewstatements import CreateStatement
 from storage.errors import SnapshotTooOld
 from storage.filecache import Lease
 from storage.schema import Role
@@ -44,12 +48,15 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from datafusion import DataFrame, Expr, SessionContext
+    from datafusion import DataFrame, SessionContext
 
     from engine.distribution import Offer
     from engine.ladder import LadderLimits, Workers
+    from engine.layers import Range
+    from engine.materialized import Unfolded, ViewSnapshots
     from engine.scan import SystemTable
     from engine.views import Tails, View
+    from engine.viewstatements import RefreshStatement
     from storage.deletes import RangeDelete
     from storage.objects import S3Options
     from storage.schema import Column, DataFile, Table, TableSnapshot
@@ -62,7 +69,6 @@ CONDITIONS: Final = frozenset({"where", "join", "having", "on", "using"})
 STATEMENT_CHARS_MAX: Final = 2**20
 OPERATORS_MAX: Final = 2_000
 """DataFusion walks expressions by recursion and ends the process when a stack overflows (at about 10,000)."""
-SCAN_LINE: Final = "TableScan: "
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,10 @@ class PlanRequest:
     snapshots: Sequence[TableSnapshot]
     system: Sequence[SystemTable]
     frugal: bool = False
+    views: Sequence[ViewSnapshots] = ()
+    """Of the materialized views that it mentions; they are in ``snapshots`` too, as are their own snapshots here."""
+    asked: CreateStatement | RefreshStatement | None = None
+    """Of a statement about a materialized view."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +181,10 @@ class Planner:
 
     def _start(self, request: PlanRequest, lease: Lease) -> Started:
         params = bind(request.params)
-        tails = {s.table.id: self._fold(s) for s in request.snapshots}
-        inputs = _Inputs(tails, _system_tables(request), params, lease)
+        read = [*request.snapshots, *(s for v in request.views for s in (v.stored, v.source, v.state))]
+        tails = {s.table.id: self._fold(s) for s in read}
+        unfolded = {view.stored.table.id: self._unfolded(view, tails, lease) for view in request.views}
+        inputs = _Inputs(tails, _system_tables(request), params, lease, unfolded)
         named = self._name(request, inputs)
         lease.keep(named.cached)
         if lease.bring(named.files.values()):
@@ -186,7 +198,8 @@ class Planner:
                 error.read_cached = lease.doubt()
             raise
         _check_cached(lease)
-        self._check_files(named.files.keys() - named.cached)
+        looked_into = {file.path for one in unfolded.values() for file in one.files}
+        self._check_files((named.files.keys() - named.cached) | looked_into)
         return Started(named.frame.schema(), source, lease, named.change)
 
     def _lease(self, request: PlanRequest) -> Lease:
@@ -205,6 +218,16 @@ class Planner:
             self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
             named = _Naming(context, views, request, inputs).named()
             return dataclasses.replace(named, offer=self._offer(named, request, _bytes(inputs.tails)))
+
+    def _unfolded(self, view: ViewSnapshots, tails: Mapping[int, Tails], lease: Lease) -> Unfolded:
+        """What the stored rows of a materialized view do not have. Runs statements of its own."""
+        with self._lock:
+            materialized = Materialized(*self._shared(), tails, lease)
+            frame = materialized.state_frame(view)
+        before = state_of(frame, view)
+        with self._lock:
+            ranges, frames, files = materialized.changed_frames(view, before)
+        return unfolded_of(view, before, ranges, frames, files)
 
     def _offer(self, named: _Named, request: PlanRequest, tails_bytes: int) -> Offer | None:
         """The statement as its rung has it; one that ran out of memory once has had its chance."""
@@ -266,6 +289,7 @@ class _Inputs:
     system: Mapping[str, pa.Table]
     params: Mapping[str, pa.Scalar]
     lease: Lease
+    unfolded: Mapping[int, Unfolded] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -306,13 +330,14 @@ class _Naming:
         return _Named(self._context, self._frame(), self._change, self._files, self._cached)
 
     def _frame(self) -> DataFrame:
+        if isinstance(self._request.asked, CreateStatement):
+            return self._new_view(self._request.asked)
+        if self._request.asked is not None:
+            return self._refreshed(self._request.asked)
         snapshots = self._request.snapshots
         # With one table there can be no doubt whose times the statement asks for.
         times = names.times(self._request.statement) if len(snapshots) == 1 else None
-        views = {
-            s.table.name: self._views.view(s, self._tails[s.table.id], self._inputs.lease, times or TIMES)
-            for s in snapshots
-        }
+        views = {s.table.name: self._view(s, times or TIMES) for s in snapshots}
         providers: dict[str, Any] = {name: view.provider for name, view in views.items()}
         self._register(providers)
         self._reads(views)
@@ -328,6 +353,41 @@ class _Naming:
         self._register(providers | {name: view.provider for name, view in narrowed.items()})
         self._reads(views | narrowed)
         return self._counted(self._read(statement))
+
+    def _view(self, snapshot: TableSnapshot, times: Range) -> View:
+        materialized = next((v for v in self._request.views if v.stored is snapshot), None)
+        if materialized is None:
+            return self._views.view(snapshot, self._tails[snapshot.table.id], self._inputs.lease, times)
+        return self._materialized().read(materialized, self._inputs.unfolded[snapshot.table.id], times)
+
+    def _materialized(self) -> Materialized:
+        return Materialized(self._context, self._views, self._tails, self._inputs.lease)
+
+    def _new_view(self, asked: CreateStatement) -> DataFrame:
+        """No rows: what the view is stands in the change."""
+        check_steady(asked.query)
+        text = names.rewrite(asked.query, self._known_names(asked.query))
+        tables = mentioned_tables(asked.query, self._request.tables)
+        self._register({table.name: self._views.probe(table) for table in tables})
+        frame = read_statement(self._context, text)
+        counts = scan_counts(frame)
+        read = [table for table in tables if counts.get(probe_name(table))]
+        if len(read) != 1 or sum(counts.values()) != 1:
+            raise NotSupported(f"{SHAPE}: it reads one table, once")
+        if read[0].view is not None:
+            raise NotSupported(f"{read[0].name!r} is a materialized view itself: read the table that it reads")
+        view = definition(self._context, frame, read[0], text, asked.exist_ok)
+        self._change = RowChange(ChangeKind.CREATE_VIEW, asked.name, 0, view=view)
+        return self._context.sql("SELECT 0 AS count LIMIT 0")
+
+    def _refreshed(self, asked: RefreshStatement) -> DataFrame:
+        (view,) = self._request.views
+        table = view.stored.table
+        frame, progress, read = self._materialized().fold(view, self._inputs.unfolded[table.id], asked.buckets_max)
+        self._reads({table.name: read})
+        positions = {part.partition: part.position[2] for part in view.state.partitions}
+        self._change = RowChange(ChangeKind.REFRESH_VIEW, table.name, table.id, positions, view=progress)
+        return frame
 
     def _look_for_range(self, statement: str, providers: Mapping[str, Any]) -> None:
         """Whether a DELETE is one by tags and time: as it would be planned over a plain table."""
@@ -383,11 +443,14 @@ class _Naming:
         """
         tables = {t.name: t for t in self._request.tables} | {s.table.name: s.table for s in self._request.snapshots}
         if ".".join(parts) == spelt and parts[:-1] in ((), (SCHEMA,), (CATALOG, SCHEMA)) and parts[-1] in tables:
+            if tables[parts[-1]].view is not None:
+                raise NotSupported(f"{spelt} is a materialized view: its rows come from the table that it reads")
             return tables[parts[-1]]
         raise NotSupported(f"{spelt} is not a table that can be written")
 
-    def _known_names(self) -> list[str]:
+    def _known_names(self, statement: str = "") -> list[str]:
         tables = [s.table for s in self._request.snapshots] if not self._describes else list(self._request.tables)
+        tables += mentioned_tables(statement, self._request.tables)
         found = [table.name for table in self._request.tables]
         found += [column.name for table in tables for column in table.columns]
         return [*found, *self._inputs.system]
@@ -412,7 +475,7 @@ class _Naming:
         """A table that is there for its columns only has no rows to read: an empty answer would be a wrong one."""
         if not self._describes:
             return
-        scanned = _scan_counts(frame)
+        scanned = scan_counts(frame)
         for table in self._request.tables:
             spelt = (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}")
             if table.name not in providers and not table.name.startswith(INFORMATION_SCHEMA) and scanned.keys() & spelt:
@@ -438,8 +501,8 @@ class _Naming:
         probes = {s.table.name: self._views.probe(s.table) for s in wide}
         self._register(providers | probes)
         plain = self._read(statement)
-        counts = _scan_counts(plain)
-        conditions = _scan_conditions(plain)
+        counts = scan_counts(plain)
+        conditions = scan_conditions(plain)
         narrowed = {}
         for snapshot in wide:
             table = snapshot.table
@@ -465,36 +528,6 @@ def _changed_rows(frame: DataFrame, kind: ChangeKind, table: Table) -> DataFrame
             f"UPDATE cannot change {found[0]!r}, a part of the rows' key: insert new rows, delete the old"
         )
     return frame
-
-
-def _scan_counts(frame: DataFrame) -> dict[str, int]:
-    """How often each table is scanned in the plan as written, subqueries included."""
-    counts: dict[str, int] = {}
-    for line in frame.logical_plan().display_indent().splitlines():
-        text = line.strip()
-        if text.startswith(SCAN_LINE):
-            name = text.removeprefix(SCAN_LINE)
-            counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-def _scan_conditions(frame: DataFrame) -> dict[str, list[list[Expr]]]:
-    """For each scan in the optimized plan, outside of expressions, what is pushed into it."""
-    from datafusion.expr import Expr, TableScan
-
-    found: dict[str, list[list[Expr]]] = {}
-    try:
-        pending = [frame.optimized_logical_plan()]
-    except Exception:  # noqa: BLE001 - DataFusion raises bare Exception; the real plan will report it
-        return {}
-    while pending:
-        node = pending.pop()
-        pending.extend(node.inputs())
-        if node.display().startswith(SCAN_LINE):
-            scan = node.to_variant()
-            if isinstance(scan, TableScan):
-                found.setdefault(scan.table_name(), []).append([Expr(condition) for condition in scan.filters()])
-    return found
 
 
 def _bytes(tails: Mapping[int, Tails]) -> int:

@@ -6,6 +6,7 @@ the snapshot changes, so a repeated query plans against the same object.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Pushed:
     """
 
     qualifier: str
-    conditions: tuple[Expr, ...]
+    conditions: tuple[Expr | str, ...]
     low: int = TIME_MIN
     high: int = TIME_MAX
 
@@ -78,10 +79,15 @@ class View:
     ``files`` are those that it reads; of these it reads ``cached``, by their paths, from the cache.
     """
 
-    provider: Provider
+    frame: DataFrame
     narrows: bool
     files: tuple[DataFile, ...]
     cached: frozenset[str]
+
+    @functools.cached_property
+    def provider(self) -> Provider:
+        """To be registered."""
+        return self.frame.into_view()
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,8 @@ class Views:
     """Builds and keeps views of snapshots; those kept hold at most ``tails_bytes_max`` of tails."""
 
     def __init__(self, context: SessionContext, files: FileTables, tails_bytes_max: int) -> None:
+        self.files = files
         self._context = context
-        self._files = files
         self._tails_bytes_max = tails_bytes_max
         self._kept: OrderedDict[tuple[int, Range], tuple[Key, View, int]] = OrderedDict()
 
@@ -139,7 +145,7 @@ class Views:
             self._kept.move_to_end(place)
             return kept[1]
         pushed = None if times == TIMES else Pushed(probe_name(table), (), *times)
-        view = _Builder(self._context, self._files, snapshot, tails, lease, pushed).build()
+        view = _Builder(self._context, self.files, snapshot, tails, lease, pushed).build()
         held = sum(layer.get_total_buffer_size() for layers in tails.values() for layer in layers)
         self._kept[place] = (key, view, held)
         self._kept.move_to_end(place)
@@ -154,12 +160,12 @@ class Views:
 
     def narrowed(self, snapshot: TableSnapshot, tails: Tails, lease: Lease, pushed: Pushed) -> View:
         """The same rows without those that no condition of `pushed` lets through, for one query."""
-        return _Builder(self._context, self._files, snapshot, tails, lease, pushed).build()
+        return _Builder(self._context, self.files, snapshot, tails, lease, pushed).build()
 
     def probe(self, table: Table) -> Provider:
         """A table that takes every condition a query has, to learn them from an optimized plan; it is never run."""
         fields = {c.name: file_schema(table).field(c.storage_name).type for c in viewsql.shown(table)}
-        return self._files.table(pa.schema(list(fields.items())), ["probe.parquet"], probe_name(table)).into_view()
+        return self.files.table(pa.schema(list(fields.items())), ["probe.parquet"], probe_name(table)).into_view()
 
 
 def usable(table: Table, conditions: Sequence[Expr]) -> Pushed:
@@ -268,7 +274,7 @@ class _Builder:
             frame = _union(self._finished_parts())
             narrows = self._merges > 0 or self._layers_used > FILES_MANY
             cached = frozenset(self._used.keys() & self._cached.keys())
-            return View(frame.into_view(), narrows, tuple(self._used.values()), cached)
+            return View(frame, narrows, tuple(self._used.values()), cached)
         finally:
             catalog.register_schema(LAYERS_SCHEMA, Schema.memory_schema())
 

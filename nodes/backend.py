@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
+from storage.changes import (
+    Change,
+    ColumnSpec,
+    CreateDatabase,
+    CreateView,
+    DropDatabase,
+    DropTable,
+    EnsureTable,
+    SetRetention,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -31,6 +40,7 @@ __all__ = [
     "ChangeResult",
     "ColumnSpec",
     "CreateDatabase",
+    "CreateView",
     "DropDatabase",
     "DropTable",
     "EnsureTable",
@@ -107,6 +117,11 @@ class CatalogView(Protocol):
 
     @property
     def revision(self) -> int: ...
+
+    @property
+    def tables_by_id(self) -> Mapping[int, Table]:
+        """Deleted and hidden ones too."""
+        ...
 
     def database(self, name: str) -> Database | None: ...
 

@@ -90,6 +90,8 @@ async def _copy_in(
     table = catalog.table(request.database, copy.table)
     if table is None:
         raise NoSuchTable(f"there is no table {copy.table!r}: COPY adds rows to one that is there")
+    if table.view is not None:
+        raise NotSupported(f"{copy.table!r} is a materialized view: its rows come from the table that it reads")
     opened = await asyncio.to_thread(open_old, folder, copy.file)
     change = RowChange(ChangeKind.INSERT, table.name, table.id)
     return await insert(backend, request.database, change, _FileRows(opened, copy.file, table), principal)

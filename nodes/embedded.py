@@ -32,7 +32,16 @@ from nodes.rowchanges import carry_out
 from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
 from nodes.storeoptions import s3_options
-from nodes.systemtables import PARQUET_FILES_SCHEMA, QUERIES_SCHEMA, parquet_files, queries
+from nodes.systemtables import (
+    PARQUET_FILES_SCHEMA,
+    QUERIES_SCHEMA,
+    VIEWS_SCHEMA,
+    materialized_views,
+    parquet_files,
+    queries,
+)
+from nodes.viewkeeper import ViewKeeper
+from nodes.views import drop_if_asked
 from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits, CatalogSnapshot
@@ -134,6 +143,7 @@ class EmbeddedBackend:
         self._compactor = new_compactor(settings, self._budgets, self._store, self._budget, self._open_ones)
         stack.push_async_callback(self._compactor.aclose)
         self._start(stack, self._compactor.run())
+        self._start(stack, ViewKeeper(self, settings.views.refresh_every).run())
 
     async def _open_shards(
         self, stack: contextlib.AsyncExitStack, store_id: bytes, node: bytes, executor: ThreadPoolExecutor
@@ -259,12 +269,13 @@ class EmbeddedBackend:
         """Plan and start one statement over one snapshot of each table (L14); or carry out what changes something."""
         done = await kill_if_asked(request, self._queries)
         done = done or await copy_if_asked(request, self, principal, self._settings.copy_dir)
+        done = done or await drop_if_asked(request, self, principal)
         if done is not None:
             return done
         stream = await self._run(request)
         if stream.change is None:
             return stream
-        return await carry_out(self, request.database, stream, lambda: self._run(request), principal)
+        return await carry_out(self, request, stream, self._run, principal)
 
     async def _run(self, request: QueryRequest) -> QueryStream:
         catalog = await self.refresh()
@@ -281,6 +292,7 @@ class EmbeddedBackend:
             system=self._system_tables(catalog, request.database),
             origin=origin(request),
             may_write=request.may_write,
+            table_by_id=catalog.tables_by_id.get,
         )
 
     async def query_text(self, request: QueryRequest, format: str, principal: Principal) -> AsyncGenerator[bytes, None]:
@@ -339,6 +351,7 @@ class EmbeddedBackend:
         return [
             SystemTable("parquet_files", PARQUET_FILES_SCHEMA, lambda: parquet_files(files())),
             SystemTable("queries", QUERIES_SCHEMA, lambda: queries(self._queries.listed())),
+            SystemTable("materialized_views", VIEWS_SCHEMA, lambda: materialized_views(catalog, database)),
         ]
 
     # -- for the node ------------------------------------------------------------------------------------

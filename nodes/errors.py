@@ -68,6 +68,8 @@ INFLUX: Final[dict[str, HttpAnswer]] = {
     "no_such_table": _MISSING,
     "table_dropping": _BUSY,
     "already_exists": HttpAnswer(409),
+    "view_not_writable": _BAD_JSON,
+    "table_in_use": HttpAnswer(409),
     "schema_conflict": _BAD,
     "invalid_name": _BAD_JSON,
     "limit_exceeded": HttpAnswer(422, Shape.JSON),

@@ -108,6 +108,8 @@ BY_STORAGE_CODE: Final[dict[str, ExitCode]] = {
     "no_such_table": ExitCode.FAILURE,
     "table_dropping": ExitCode.TRY_LATER,
     "already_exists": ExitCode.FAILURE,
+    "view_not_writable": ExitCode.FAILURE,
+    "table_in_use": ExitCode.FAILURE,
     "schema_conflict": ExitCode.FAILURE,
     "invalid_name": ExitCode.FAILURE,
     "limit_exceeded": ExitCode.FAILURE,

@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from cluster.errors import MalformedMessage
-from engine.changes import ChangeKind, RowChange
+from engine.changes import ChangeKind, NewView, RowChange, ViewProgress
 from protos import internal_pb2 as pb
-from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
+from storage.changes import (
+    Change,
+    ColumnSpec,
+    CreateDatabase,
+    CreateView,
+    DropDatabase,
+    DropTable,
+    EnsureTable,
+    SetRetention,
+)
 from storage.deletes import decode_delete, encode_delete
 from storage.errors import InvalidName, StorageError
 from storage.frames import NO_WRITE_ID, ZERO16, WriteId
@@ -109,6 +118,7 @@ def change_to(change: RowChange) -> pb.Change:
         kind=int(change.kind),
         positions=dict(change.positions),
         delete=b"" if change.delete is None else encode_delete(change.delete),
+        view=b"" if change.view is None else msgspec.msgpack.encode(_view_to(change.view)),
     )
 
 
@@ -118,19 +128,58 @@ def change_from(message: pb.Change) -> RowChange:
         raise MalformedMessage(f"a change of kind {message.kind} of table {message.table[:40]!r}")
     try:
         delete = decode_delete(message.delete, None, "a change") if message.delete else None
-    except StorageError as error:
+        view = _view_from(_VIEWS.decode(message.view)) if message.view else None
+    except (StorageError, msgspec.DecodeError) as error:
         raise MalformedMessage(str(error)) from error
-    return RowChange(ChangeKind(message.kind), message.table, message.table_id, dict(message.positions), delete)
+    kind = ChangeKind(message.kind)
+    if _VIEW_KINDS.get(kind, type(None)) is not type(view):
+        raise MalformedMessage(f"a change of kind {kind.name} with {type(view).__name__}")
+    return RowChange(kind, message.table, message.table_id, dict(message.positions), delete, view)
 
 
-# ---- changes of the Catalog (FORMAT F10) -----------------------------------------------------------------------
-# Own shapes and tags: what is sent must not follow the names of classes.
+_VIEW_KINDS: Final = {ChangeKind.CREATE_VIEW: NewView, ChangeKind.REFRESH_VIEW: ViewProgress}
 
 
 class _Column(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     name: str
     role: Role
     kind: TypeKind
+
+
+class _NewView(msgspec.Struct, tag="new", forbid_unknown_fields=True):
+    table_id: int
+    text: str
+    width_ns: int
+    origin_ns: int
+    columns: list[_Column]
+    exist_ok: bool
+
+
+class _ViewProgress(msgspec.Struct, tag="progress", forbid_unknown_fields=True):
+    state_id: int
+    state: str
+    has_more: bool
+
+
+_VIEWS: Final = msgspec.msgpack.Decoder(_NewView | _ViewProgress)
+
+
+def _view_to(view: NewView | ViewProgress) -> _NewView | _ViewProgress:
+    if isinstance(view, ViewProgress):
+        return _ViewProgress(view.state_id, view.state, view.has_more)
+    columns = _columns_to(view.columns)
+    return _NewView(view.table_id, view.text, view.width_ns, view.origin_ns, columns, view.exist_ok)
+
+
+def _view_from(wire: _NewView | _ViewProgress) -> NewView | ViewProgress:
+    if isinstance(wire, _ViewProgress):
+        return ViewProgress(wire.state_id, wire.state, wire.has_more)
+    columns = _columns_from(wire.columns)
+    return NewView(wire.table_id, wire.text, wire.width_ns, wire.origin_ns, columns, wire.exist_ok)
+
+
+# ---- changes of the Catalog (FORMAT F10) -----------------------------------------------------------------------
+# Own shapes and tags: what is sent must not follow the names of classes.
 
 
 class _CreateDatabase(msgspec.Struct, tag="create_database", forbid_unknown_fields=True):
@@ -156,12 +205,23 @@ class _EnsureTable(msgspec.Struct, tag="ensure_table", forbid_unknown_fields=Tru
     create_database: bool
 
 
+class _CreateView(msgspec.Struct, tag="create_view", forbid_unknown_fields=True):
+    database: str
+    name: str
+    table_id: int
+    text: str
+    width_ns: int
+    origin_ns: int
+    columns: list[_Column]
+    exist_ok: bool
+
+
 class _DropTable(msgspec.Struct, tag="drop_table", forbid_unknown_fields=True):
     database: str
     table: str
 
 
-_Wire: TypeAlias = _CreateDatabase | _SetRetention | _DropDatabase | _EnsureTable | _DropTable
+_Wire: TypeAlias = _CreateDatabase | _SetRetention | _DropDatabase | _EnsureTable | _CreateView | _DropTable
 _DECODER: Final = msgspec.msgpack.Decoder(list[_Wire])
 
 
@@ -183,6 +243,14 @@ def changes_from(data: bytes) -> list[Change]:
     return [_change_from(wire) for wire in found]
 
 
+def _columns_to(columns: Iterable[ColumnSpec]) -> list[_Column]:
+    return [_Column(column.name, column.role, column.kind) for column in columns]
+
+
+def _columns_from(columns: Iterable[_Column]) -> tuple[ColumnSpec, ...]:
+    return tuple(ColumnSpec(column.name, column.role, column.kind) for column in columns)
+
+
 def _change_to(change: Change) -> _Wire:
     match change:
         case CreateDatabase():
@@ -192,8 +260,13 @@ def _change_to(change: Change) -> _Wire:
         case DropDatabase():
             return _DropDatabase(change.name)
         case EnsureTable():
-            columns = [_Column(column.name, column.role, column.kind) for column in change.columns]
+            columns = _columns_to(change.columns)
             return _EnsureTable(change.database, change.table, columns, change.exist_ok, change.create_database)
+        case CreateView():
+            return _CreateView(
+                change.database, change.name, change.table_id, change.text, change.width_ns, change.origin_ns,
+                _columns_to(change.columns), change.exist_ok,
+            )  # fmt: skip
         case DropTable():
             return _DropTable(change.database, change.table)
 
@@ -207,7 +280,13 @@ def _change_from(wire: _Wire) -> Change:
         case _DropDatabase():
             return DropDatabase(wire.name)
         case _EnsureTable():
-            columns = tuple(ColumnSpec(column.name, column.role, column.kind) for column in wire.columns)
-            return EnsureTable(wire.database, wire.table, columns, wire.exist_ok, wire.create_database)
+            return EnsureTable(
+                wire.database, wire.table, _columns_from(wire.columns), wire.exist_ok, wire.create_database
+            )
+        case _CreateView():
+            return CreateView(
+                wire.database, wire.name, wire.table_id, wire.text, wire.width_ns, wire.origin_ns,
+                _columns_from(wire.columns), wire.exist_ok,
+            )  # fmt: skip
         case _DropTable():
             return DropTable(wire.database, wire.table)

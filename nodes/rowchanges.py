@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,17 +19,19 @@ from cluster.errors import ClusterError
 from engine.changes import ChangeKind
 from engine.errors import EngineError
 from nodes.backend import Batch
-from nodes.insert import count_result, insert, plain, table_of
+from nodes.changedrows import gathered, stored
+from nodes.insert import count_result, insert, table_of
 from nodes.outcomes import worst
+from nodes.views import create_view, refresh_view
 from storage.errors import RequestTooLarge, RowsChanged, StorageError
 from storage.keys import route
-from storage.schema import NO_ROWS, OP_COLUMN, OP_TYPE, Op, Role
+from storage.schema import NO_ROWS, OP_COLUMN, OP_TYPE, Op
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from engine.changes import RowChange
-    from nodes.backend import Backend, ChangeResult, Principal
+    from nodes.backend import Backend, ChangeResult, Principal, QueryRequest
     from nodes.resulttext import ReadyResult
     from storage.deletes import RangeDelete
     from storage.schema import Table
@@ -40,6 +42,10 @@ CHANGE_BYTES_MAX: Final = 128 * 2**20
 """Of all rows that one statement changes, as they are held here."""
 SHARD_BYTES_MAX: Final = 32 * 2**20
 """Of those of one shard: they go into one object of its Log (FORMAT F15)."""
+TOO_MANY: Final = (
+    f"the rows that the statement changes are more than {CHANGE_BYTES_MAX} bytes, and nothing was "
+    "written: change fewer at once, by a range of time for example"
+)
 OPS: Final = {ChangeKind.DELETE: Op.DELETE, ChangeKind.UPDATE: Op.PUT}
 
 
@@ -53,25 +59,30 @@ class _Progress:
 
 async def carry_out(
     backend: Backend,
-    database: str,
+    request: QueryRequest,
     rows: ChangeResult,
-    again: Callable[[], Awaitable[ChangeResult]],
+    run: Callable[[QueryRequest], Awaitable[ChangeResult]],
     principal: Principal,
 ) -> ReadyResult:
-    """Write what a statement's ``rows`` are for; close them. Answers how many rows there were.
+    """Write what the ``rows`` of a statement are for; close them. Answers how many rows there were.
 
-    ``again`` runs the statement anew. Raises what the statement or a write raises, RowsChanged if others wrote the
+    ``run`` runs a statement anew. Raises what the statement or a write raises, RowsChanged if others wrote the
     same rows all the time, RequestTooLarge; the error says how many rows had been changed.
     """
     change = rows.change
     assert change is not None, "the rows of a statement that writes"
+    database = request.database
     if change.kind is ChangeKind.INSERT:
         return await insert(backend, database, change, rows, principal)
+    if change.kind is ChangeKind.CREATE_VIEW:
+        return await create_view(backend, database, rows, principal)
+    if change.kind is ChangeKind.REFRESH_VIEW:
+        return await refresh_view(backend, request, rows, run, principal)
     if change.delete is not None:
         return await _delete_range(backend, database, rows, change.delete, principal)
     progress = _Progress()
     for attempt in range(READS_MAX):
-        found = rows if attempt == 0 else await again()
+        found = rows if attempt == 0 else await run(request)
         try:
             await _change(backend, database, found, principal, progress)
             return count_result(progress.rows)
@@ -90,7 +101,7 @@ async def _delete_range(
     """A DELETE by tags and time is stored as it was written (L26); it also takes what was written since the count."""
     change = rows.change
     assert change is not None
-    (count,) = (await _gathered(rows)).column(0).to_pylist()
+    (count,) = (await gathered(rows, CHANGE_BYTES_MAX, TOO_MANY)).column(0).to_pylist()
     if count:
         table = await table_of(backend, database, change)
         await backend.write([Batch(table, NO_ROWS, delete=delete)], principal)
@@ -103,7 +114,7 @@ async def _change(
     """One reading of the rows, and their writes. Raises RowsChanged if some shards are to be read again."""
     change = rows.change
     assert change is not None
-    found = await _gathered(rows)
+    found = await gathered(rows, CHANGE_BYTES_MAX, TOO_MANY)
     table = await table_of(backend, database, change, found.schema)
     parts = await asyncio.to_thread(_split, table, found, change)
     waiting = {log_id: part for log_id, part in parts.items() if progress.waiting is None or log_id in progress.waiting}
@@ -115,24 +126,6 @@ async def _change(
     others = [error for error in errors.values() if not isinstance(error, RowsChanged)]
     if errors:
         raise worst(others or list(errors.values()))
-
-
-async def _gathered(rows: ChangeResult) -> pa.RecordBatch:
-    """All rows; closes them."""
-    held: list[pa.RecordBatch] = []
-    size = 0
-    try:
-        async for batch in rows:
-            held.append(plain(batch))
-            size += held[-1].nbytes
-            if size > CHANGE_BYTES_MAX:
-                raise RequestTooLarge(
-                    f"the rows that the statement changes are more than {CHANGE_BYTES_MAX} bytes, and nothing was "
-                    "written: change fewer at once, by a range of time for example"
-                )
-    finally:
-        await rows.aclose()
-    return pa.concat_batches(held) if held else plain(pa.RecordBatch.from_pylist([], rows.schema))
 
 
 def _split(table: Table, rows: pa.RecordBatch, change: RowChange) -> dict[int, Batch]:
@@ -154,13 +147,6 @@ def _split(table: Table, rows: pa.RecordBatch, change: RowChange) -> dict[int, B
 
 
 def _with_op(table: Table, rows: pa.RecordBatch, op: Op) -> pa.RecordBatch:
-    """Under storage names, without columns that have no value, and with the op of every row."""
-    columns: dict[str, Any] = {}
-    for name in rows.schema.names:
-        column = table.by_name[name]
-        array = rows.column(name).cast(column.plain_type)
-        array = array.dictionary_encode() if column.role is Role.TAG else array
-        if column.role is Role.TIME or array.null_count < len(array):
-            columns[column.storage_name] = array
-    columns[OP_COLUMN] = pa.array(np.full(rows.num_rows, op.code, np.int8), OP_TYPE)
-    return pa.RecordBatch.from_pydict(columns)
+    """As it is stored, with the op of every row."""
+    ops = pa.array(np.full(rows.num_rows, op.code, np.int8), OP_TYPE)
+    return stored(table, rows.append_column(OP_COLUMN, ops))

@@ -72,6 +72,8 @@ STATUS: Final[dict[str, grpc.StatusCode]] = {
     "no_such_database": _S.NOT_FOUND,
     "no_such_table": _S.NOT_FOUND,
     "already_exists": _S.ALREADY_EXISTS,
+    "view_not_writable": _S.FAILED_PRECONDITION,
+    "table_in_use": _S.FAILED_PRECONDITION,
     "schema_conflict": _S.FAILED_PRECONDITION,
     "invalid_name": _S.INVALID_ARGUMENT,
     "limit_exceeded": _S.FAILED_PRECONDITION,

@@ -218,6 +218,18 @@ class QuerySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewSettings:
+    """Materialized views."""
+
+    refresh_every: float = setting(
+        "10s",
+        DURATION,
+        "How often materialized views are folded in the background. What is not yet is computed by each query. 0: only "
+        "REFRESH MATERIALIZED VIEW folds them.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class LimitSettings:
     """Limits an operator may set; there are none by default."""
 
@@ -271,6 +283,7 @@ class Settings:
     compaction: CompactionSettings = CompactionSettings()
     query: QuerySettings = QuerySettings()
     ray: RaySettings = RaySettings()
+    views: ViewSettings = ViewSettings()
     limits: LimitSettings = LimitSettings()
     logs: LogsSettings = LogsSettings()
     auth: AuthSettings = AuthSettings()

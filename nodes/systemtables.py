@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
+from nodes.units import show_duration
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nodes.backend import CatalogView
     from nodes.status import QueryStatus
     from storage.schema import PartitionSnapshot, Table
 
@@ -28,6 +31,9 @@ QUERIES_SCHEMA: Final = pa.schema(
         ("rows", pa.uint64()), ("bytes", pa.uint64()), ("parquet_files", pa.uint64()), ("parquet_bytes", pa.uint64()),
     ]
 )  # fmt: skip
+VIEWS_SCHEMA: Final = pa.schema(
+    [("name", pa.string()), ("table_name", pa.string()), ("bucket", pa.string()), ("definition", pa.string())]
+)
 """Names that InfluxDB 3 has mean what they mean there; ``issue_time`` is UTC, as every time."""
 
 
@@ -45,6 +51,21 @@ def queries(found: Sequence[QueryStatus]) -> pa.Table:
     """Every query that waits or runs. Of a node that did not answer there is a row of NULLs with its name."""
     rows = [tuple(getattr(query, name) for name in QUERIES_SCHEMA.names) for query in found]
     return _table(QUERIES_SCHEMA, rows)
+
+
+def materialized_views(catalog: CatalogView, database: str) -> pa.Table:
+    """Every materialized view of a database; ``bucket`` is how long one of its buckets of time is."""
+    rows = [
+        (
+            table.name,
+            catalog.tables_by_id[table.view.table_id].name,
+            show_duration(table.view.width_ns / 1e9),
+            table.view.text,
+        )
+        for table in catalog.tables(database)
+        if table.view is not None
+    ]
+    return _table(VIEWS_SCHEMA, rows)
 
 
 def _table(schema: pa.Schema, rows: Sequence[tuple[object, ...]]) -> pa.Table:

@@ -73,6 +73,7 @@ def head_to(answer: TailAnswer) -> pb.TailHead:
                     pb.PendingDelete(order=one.order, delete=encode_delete(one.delete), files=sorted(one.files))
                     for one in part.pending
                 ],
+                changes_from=part.changes_from,
             )
             for part in answer.partitions
         ],
@@ -152,7 +153,12 @@ def answer_from(shard: int, head: pb.TailHead, rows: Sequence[pb.TailRows]) -> T
         head.from_sequence,
         tuple(
             TailPartition(
-                part.table_id, part.partition, part.changed_at, files_from(part.files), _pending_from(shard, part)
+                part.table_id,
+                part.partition,
+                part.changed_at,
+                files_from(part.files),
+                _pending_from(shard, part),
+                part.changes_from,
             )
             for part in head.partitions
         ),

@@ -365,9 +365,12 @@ class TailPartition(_message.Message):
     CHANGED_AT_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
+    CHANGES_FROM_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
     partition: _builtins.int
     changed_at: _builtins.int
+    changes_from: _builtins.int
+    """below this offset there were deletes of which nothing is left to see (LOG L25)"""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataFile]: ...
     @_builtins.property
@@ -380,10 +383,11 @@ class TailPartition(_message.Message):
         changed_at: _builtins.int = ...,
         files: _abc.Iterable[Global___DataFile] | None = ...,
         pending: _abc.Iterable[Global___PendingDelete] | None = ...,
+        changes_from: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "files", b"files", "partition", b"partition", "pending", b"pending", "table_id", b"table_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "changes_from", b"changes_from", "files", b"files", "partition", b"partition", "pending", b"pending", "table_id", b"table_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1102,12 +1106,15 @@ class Change(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     DELETE_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     table: _builtins.str
     table_id: _builtins.int
     kind: _builtins.int
     """engine.changes.ChangeKind"""
     delete: _builtins.bytes
     """of a DELETE by tags and time: its record (FORMAT F10); there is one row, their number"""
+    view: _builtins.bytes
+    """of CREATE and REFRESH MATERIALIZED VIEW: engine.changes.ViewChange as MessagePack"""
     @_builtins.property
     def positions(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
         """partition -> the newest object in the snapshot that they rest on (LOG L26)"""
@@ -1120,10 +1127,11 @@ class Change(_message.Message):
         kind: _builtins.int = ...,
         delete: _builtins.bytes = ...,
         positions: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        view: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "kind", b"kind", "positions", b"positions", "table", b"table", "table_id", b"table_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "kind", b"kind", "positions", b"positions", "table", b"table", "table_id", b"table_id", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

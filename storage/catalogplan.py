@@ -18,7 +18,16 @@ from storage.catalogstate import (
     ordered_columns,
     table_effect,
 )
-from storage.changes import Change, CreateDatabase, DropDatabase, DropTable, EnsureTable, FinishDrop, SetRetention
+from storage.changes import (
+    Change,
+    CreateDatabase,
+    CreateView,
+    DropDatabase,
+    DropTable,
+    EnsureTable,
+    FinishDrop,
+    SetRetention,
+)
 from storage.errors import (
     AlreadyExists,
     InvalidName,
@@ -27,8 +36,20 @@ from storage.errors import (
     NoSuchTable,
     SchemaConflict,
     TableDropping,
+    TableInUse,
+    ViewNotWritable,
 )
-from storage.schema import RESERVED_PREFIX, TIME_COLUMN, Column, Database, Partition, Role, Table, TypeKind
+from storage.schema import (
+    RESERVED_PREFIX,
+    TIME_COLUMN,
+    Column,
+    Database,
+    Partition,
+    Role,
+    Table,
+    TypeKind,
+    ViewDefinition,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +63,9 @@ STORAGE_NAME_CHARS_MAX: Final = 128
 """Display names that are longer are cut in files, before the id is added."""
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
+STATE_PREFIX: Final = f"{RESERVED_PREFIX}view_"
+"""With the view's id it names the table that says how far a materialized view is."""
+STATE_FIELD: Final = "state"
 
 
 def plan(
@@ -72,6 +96,8 @@ def _plan_one(base: CatalogSnapshot, change: Change | FinishDrop, limits: Catalo
         return _drop_database(base, change, stamp)
     if isinstance(change, EnsureTable):
         return _ensure_table(base, change, limits)
+    if isinstance(change, CreateView):
+        return _create_view(base, change, limits)
     if isinstance(change, DropTable):
         return _drop_table(base, change)
     return _finish_drop(base, change, stamp)
@@ -82,9 +108,9 @@ def drop_targets(base: CatalogSnapshot, changes: Sequence[Change | FinishDrop]) 
     found: list[Table | None] = []
     for change in changes:
         if isinstance(change, DropDatabase):
-            found.extend(base.tables(change.name))
+            found.extend(base.tables(change.name, hidden=True))
         elif isinstance(change, DropTable):
-            found.append(base.table(change.database, change.table))
+            found.extend(_with_state(base, base.table(change.database, change.table)))
     return _being_dropped(found)
 
 
@@ -92,14 +118,23 @@ def drop_blocks(base: CatalogSnapshot, changes: Sequence[Change | FinishDrop]) -
     """The ids of tables whose drop ``changes`` have to wait for: of the same name, or of a database that goes."""
     found: list[Table | None] = []
     for change in changes:
-        if isinstance(change, (CreateDatabase, SetRetention, EnsureTable)):
+        if isinstance(change, (CreateDatabase, SetRetention, EnsureTable, CreateView)):
             name = change.name if isinstance(change, CreateDatabase) else change.database
             database = base.database(name)
             if database is not None and database.dropping:
-                found.extend(base.tables(name))
+                found.extend(base.tables(name, hidden=True))
             elif isinstance(change, EnsureTable):
                 found.append(base.table(name, change.table))
+            elif isinstance(change, CreateView):
+                found.extend(_with_state(base, base.table(name, change.name)))
     return _being_dropped(found)
+
+
+def _with_state(base: CatalogSnapshot, table: Table | None) -> list[Table]:
+    """A table; of a materialized view also the one that says how far it is."""
+    if table is None:
+        return []
+    return [table] if table.view is None else [table, base.tables_by_id[table.view.state_id]]
 
 
 def _being_dropped(tables: Sequence[Table | None]) -> frozenset[int]:
@@ -171,6 +206,8 @@ def _ensure_table(base: CatalogSnapshot, change: EnsureTable, limits: CatalogLim
         raise TableDropping(f"table {change.table!r} is being dropped: try again")
     if table is None:
         return [*effects, table_effect(_new_table(base, database, change, limits))]
+    if table.view is not None:
+        raise ViewNotWritable(f"{change.table!r} is a materialized view: its rows come from the table that it reads")
     if not change.exist_ok:
         raise AlreadyExists(f"table {change.table!r} exists in database {change.database!r}")
     added = _missing_columns(table, change.columns, limits)
@@ -178,6 +215,32 @@ def _ensure_table(base: CatalogSnapshot, change: EnsureTable, limits: CatalogLim
         columns = [column_record(c) for c in added]
         effects.append({"do": "columns", "table": table.id, "version": table.version + 1, "columns": columns})
     return effects
+
+
+def _create_view(base: CatalogSnapshot, change: CreateView, limits: CatalogLimits) -> list[Effect]:
+    """The view's table and that of its state: one partition each, in the same Log, so that they are written at once."""
+    database = _usable_database(base, change.database)
+    there = base.table(change.database, change.name)
+    if there is not None and there.dropping:
+        raise TableDropping(f"table {change.name!r} is being dropped: try again")
+    if there is not None and change.exist_ok and there.view is not None:
+        return []
+    if there is not None:
+        raise AlreadyExists(f"table {change.name!r} exists in database {change.database!r}")
+    source = base.tables_by_id.get(change.table_id)
+    if source is None or source.deleted or source.dropping or source.database_id != database.id:
+        raise NoSuchTable("the table that the materialized view reads was dropped")
+    asked = EnsureTable(change.database, change.name, change.columns)
+    bare = _new_table(base, database, asked, replace(limits, partitions_default=1))
+    (partition,) = bare.partitions
+    state_id = bare.id + 1
+    definition = ViewDefinition(change.table_id, state_id, change.text, change.width_ns, change.origin_ns)
+    (time, field) = (bare.columns[0], Column(2, STATE_FIELD, STATE_FIELD, Role.FIELD, TypeKind.STRING))
+    state = Table(
+        state_id, str(uuid.uuid4()), database.id, f"{STATE_PREFIX}{bare.id}", 1, (time, field),
+        (replace(partition, id=partition.id + 1),),
+    )  # fmt: skip
+    return [table_effect(replace(bare, view=definition)), table_effect(state)]
 
 
 def _new_table(base: CatalogSnapshot, database: Database, change: EnsureTable, limits: CatalogLimits) -> Table:
@@ -251,7 +314,7 @@ def _storage_name(name: str, column_id: int, taken: set[str]) -> str:
 def _drop_database(base: CatalogSnapshot, change: DropDatabase, stamp: str) -> list[Effect]:
     """L31: its tables first; one without tables is gone at once."""
     database = _live_database(base, change.name)
-    tables = base.tables(change.name)
+    tables = base.tables(change.name, hidden=True)
     if not tables:
         return [_database_gone(base, database, stamp)]
     effects = [] if database.dropping else [database_effect(replace(database, dropping=base.revision + 1))]
@@ -268,7 +331,9 @@ def _drop_table(base: CatalogSnapshot, change: DropTable) -> list[Effect]:
     table = base.table(change.database, change.table)
     if table is None:
         raise NoSuchTable(f"table not found: {change.table}")
-    return [] if table.dropping else [_table_dropping(base, table)]
+    if readers := [view.name for view in base.views_of(table) if not view.dropping]:
+        raise TableInUse(f"the materialized view {readers[0]!r} reads table {change.table!r}: drop it first")
+    return [_table_dropping(base, one) for one in _with_state(base, table) if not one.dropping]
 
 
 def _table_dropping(base: CatalogSnapshot, table: Table) -> Effect:

@@ -20,11 +20,11 @@ from storage.errors import (
     UnsupportedFormat,
 )
 from storage.frames import FORMAT_VERSION, NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind
-from storage.schema import Column, Database, Op, Partition, Role, Table, TypeKind
+from storage.schema import RESERVED_PREFIX, Column, Database, Op, Partition, Role, Table, TypeKind, ViewDefinition
 from storage.writeids import Remembered, forget, read_write_ids, write_id_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from storage.frames import LogObject, WriteId
 
@@ -43,10 +43,12 @@ EFFECT_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "columns": frozenset({"do", "table", "version", "columns"}),
 }  # fmt: skip
 """Each effect has all of its keys and no others: an unknown one would be lost in the next Checkpoint."""
-DROPPING_KEYS: Final[Mapping[str, frozenset[str]]] = {
-    kind: EFFECT_KEYS[kind] | {"dropping"} for kind in ("database", "table")
+OPTIONAL_KEYS: Final[Mapping[str, frozenset[str]]] = {
+    "database": frozenset({"dropping"}),
+    "table": frozenset({"dropping", "view"}),
 }
-"""The keys of what is being dropped (L31); elsewhere that key is not written, so that older stores stay as they are."""
+"""Keys that are written only where they say something, so that older stores stay as they are."""
+VIEW_KEYS: Final = frozenset({"table", "state", "text", "width", "origin"})
 COLUMN_KEYS: Final = frozenset({"id", "name", "stored", "role", "type"})
 TYPE_RECORDS: Final[Mapping[TypeKind, dict[str, Any]]] = {
     **{kind: {"kind": kind.value} for kind in TypeKind},
@@ -89,18 +91,26 @@ class CatalogSnapshot:
 
     def table(self, database: str, name: str) -> Table | None:
         owner = self.names.get(database)
-        return None if owner is None else self.table_names.get(owner.id, {}).get(name)
+        is_hidden = name.startswith(RESERVED_PREFIX)
+        return None if owner is None or is_hidden else self.table_names.get(owner.id, {}).get(name)
 
     def databases(self, *, deleted: bool = False) -> Sequence[Database]:
         return [d for d in self.databases_by_id.values() if deleted or not d.deleted]
 
-    def tables(self, database: str, *, deleted: bool = False) -> Sequence[Table]:
+    def tables(self, database: str, *, deleted: bool = False, hidden: bool = False) -> Sequence[Table]:
+        """Live ones, and those that are ``deleted`` or ``hidden`` from users if they are wanted too."""
         owner = self.names.get(database)
         if owner is None:
             return []
-        if not deleted:
-            return list(self.table_names.get(owner.id, {}).values())
-        return [t for t in self.tables_by_id.values() if t.database_id == owner.id]
+        found: Iterable[Table] = self.table_names.get(owner.id, {}).values()
+        if deleted:
+            found = [t for t in self.tables_by_id.values() if t.database_id == owner.id]
+        return [t for t in found if hidden or not t.is_hidden]
+
+    def views_of(self, table: Table) -> Sequence[Table]:
+        """The materialized views that read a table."""
+        found = self.table_names.get(table.database_id, {}).values()
+        return [t for t in found if t.view is not None and t.view.table_id == table.id]
 
 
 # -- effects ----------------------------------------------------------------------------------------------
@@ -149,7 +159,27 @@ def table_effect(table: Table) -> Effect:
         "partitions": [[p.id, p.hash_low.to_bytes(9, "big"), p.hash_high.to_bytes(9, "big"), p.log_id]
                        for p in table.partitions],
         "op": table.default_op.value, "router": table.router, "deleted": table.deleted, **_dropping(table),
+        **_view_record(table.view),
     }  # fmt: skip
+
+
+def _view_record(view: ViewDefinition | None) -> Effect:
+    if view is None:
+        return {}
+    return {
+        "view": {
+            "table": view.table_id, "state": view.state_id, "text": view.text, "width": view.width_ns,
+            "origin": view.origin_ns,
+        }
+    }  # fmt: skip
+
+
+def _view(record: Mapping[str, Any] | None) -> ViewDefinition | None:
+    if record is None:
+        return None
+    if record.keys() != VIEW_KEYS:
+        raise UnsupportedFormat("a materialized view with a field that this version does not know")
+    return ViewDefinition(record["table"], record["state"], record["text"], record["width"], record["origin"])
 
 
 def _table(effect: Mapping[str, Any]) -> Table:
@@ -161,7 +191,7 @@ def _table(effect: Mapping[str, Any]) -> Table:
     return Table(
         effect["id"], effect["uuid"], effect["database"], effect["name"], effect["version"],
         tuple(_column(c) for c in effect["columns"]), partitions, Op(effect["op"]), effect["router"],
-        effect["deleted"], effect.get("dropping", 0),
+        effect["deleted"], effect.get("dropping", 0), _view(effect.get("view")),
     )  # fmt: skip
 
 
@@ -176,7 +206,7 @@ def apply_effects(snapshot: CatalogSnapshot, effects: Sequence[Effect], revision
     draft = _Draft(snapshot)
     for effect in effects:
         kind = effect.get("do", "")
-        if effect.keys() != EFFECT_KEYS.get(kind) and effect.keys() != DROPPING_KEYS.get(kind):
+        if frozenset(effect) - OPTIONAL_KEYS.get(kind, frozenset()) != EFFECT_KEYS.get(kind):
             raise UnsupportedFormat(f"the Catalog holds an effect {effect.get('do')!r} that is not known here")
         try:
             draft.apply(effect)

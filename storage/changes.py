@@ -60,8 +60,28 @@ class EnsureTable:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateView:
+    """Create a materialized view of a table of the same database, and the table that says how far it is.
+
+    It reads the table ``table_id``, if that is still the one; ``columns`` are its own, without ``time``.
+    """
+
+    database: str
+    name: str
+    table_id: int
+    text: str
+    width_ns: int
+    origin_ns: int
+    columns: Sequence[ColumnSpec]
+    exist_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DropTable:
-    """Soft delete of one table, which begins here: the name stays bound until every shard knows (LOG L31)."""
+    """Soft delete of one table, which begins here: the name stays bound until every shard knows (LOG L31).
+
+    Also of a materialized view; a table that one reads is not dropped before it.
+    """
 
     database: str
     table: str
@@ -77,4 +97,4 @@ class FinishDrop:
     table_id: int
 
 
-Change = CreateDatabase | SetRetention | DropDatabase | EnsureTable | DropTable
+Change = CreateDatabase | SetRetention | DropDatabase | EnsureTable | CreateView | DropTable

@@ -162,6 +162,18 @@ class AlreadyExists(StorageError):
     code = "already_exists"
 
 
+class ViewNotWritable(StorageError):
+    """The rows of a materialized view come from the table that it reads."""
+
+    code = "view_not_writable"
+
+
+class TableInUse(StorageError):
+    """A materialized view reads this table: it is to be dropped first."""
+
+    code = "table_in_use"
+
+
 class SchemaConflict(StorageError):
     """A change that is not additive: a column with another type or role than the one it has."""
 

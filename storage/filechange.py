@@ -110,8 +110,8 @@ def repeated_sections(
 ) -> tuple[Entry, ...]:
     """The sections beside the files of a Checkpoint that repeats the k of ``in_force`` (L18).
 
-    ``bytes_of`` are the bytes of the partitions whose files change, ``changes_from`` as `changes_from_after`,
-    ``revision`` the one that the new files rest on (L30). Raises CorruptObject.
+    ``bytes_of`` are the bytes of the partitions whose files change, ``changes_from`` from which offset on their changes
+    can be seen, ``revision`` the one that the new files rest on (L30). Raises CorruptObject.
     """
     tables = decode_tables(in_force.entries, where)
     (meta,) = tables[Section.META].to_pylist()

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     Rows = Mapping[int, tuple[TailRows, ...]]
     """By partition, in the order of the Log."""
-    Files = Mapping[int, tuple[tuple[DataFile, ...], tuple[PendingDelete, ...]]]
-    """By partition: files, and deletes that are not carried out in all of them."""
+    Listed = tuple[tuple[DataFile, ...], tuple[PendingDelete, ...], int]
+    """Files, deletes that are not carried out in all of them, and `PartitionSnapshot.changes_from`."""
+    Files = Mapping[int, Listed]
+    """By partition."""
 
 
 FILE_BYTES: Final = 512
@@ -114,7 +116,7 @@ class KeptTails:
         self._drop(key)
         batches = [part.batch for parts in rows.values() for part in parts]
         size = ENTRY_BYTES + sum(held_bytes(b.rows) + (0 if b.delete is None else b.delete.bytes) for b in batches)
-        size += sum(FILE_BYTES * len(listed) + sum(p.bytes for p in pending) for listed, pending in files.values())
+        size += sum(FILE_BYTES * len(listed) + sum(p.bytes for p in pending) for listed, pending, _ in files.values())
         self._kept[key] = KeptTable(answer.epoch, answer.position, rows, answer.checkpoint_seq, files, size)
         self.bytes += size
 
@@ -137,9 +139,9 @@ def whole_snapshot(answer: TailAnswer, table_ids: Collection[int]) -> ShardSnaps
 
 def _files(answer: TailAnswer) -> dict[int, Files]:
     """The file lists of an answer by table and partition."""
-    found: dict[int, dict[int, tuple[tuple[DataFile, ...], tuple[PendingDelete, ...]]]] = {}
+    found: dict[int, dict[int, Listed]] = {}
     for part in answer.partitions:
-        found.setdefault(part.table_id, {})[part.partition] = (part.files, part.pending)
+        found.setdefault(part.table_id, {})[part.partition] = (part.files, part.pending, part.changes_from)
     return dict(found)
 
 
@@ -170,8 +172,9 @@ def _snapshot(answer: TailAnswer, tails: Mapping[int, Rows], files: Mapping[int,
     for part in answer.partitions:
         position = (answer.log_id, answer.epoch, part.changed_at)
         batches = tuple(rows.batch for rows in tails[part.table_id].get(part.partition, ()))
-        listed, pending = files.get(part.table_id, {}).get(part.partition, ((), ()))  # none: come since the Checkpoint
-        tables[part.table_id].append(PartitionSnapshot(part.partition, position, listed, batches, pending))
+        listed = files.get(part.table_id, {}).get(part.partition, ((), (), 0))  # none: come since the Checkpoint
+        found, pending, changes_from = listed
+        tables[part.table_id].append(PartitionSnapshot(part.partition, position, found, batches, pending, changes_from))
     return ShardSnapshot(
         answer.log_id, answer.epoch, answer.position, answer.revision,
         {table: tuple(parts) for table, parts in tables.items()}, answer.cutoffs, answer.dropped,

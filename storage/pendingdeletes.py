@@ -42,6 +42,16 @@ def pending_after(state: PartitionState) -> tuple[PendingDelete, ...]:
     return tuple(found)
 
 
+def seen_from(state: PartitionState) -> int:
+    """From which offset on all changes can be seen when a Checkpoint of everything that is here stands (L25).
+
+    A delete of the tail that waits for no file is nowhere any more: it was carried out in the rows of the tail.
+    """
+    waiting = {one.order for one in pending_after(state)}
+    gone = [e.batch.first_offset for e in state.tail if e.batch.delete is not None]
+    return max([state.changes_from, *(order + 1 for order in gone if order not in waiting)])
+
+
 def known_deletes(state: PartitionState) -> tuple[PendingDelete, ...]:
     """All that are not carried out in all files: what a merge must know (L21). Those of the tail name every file."""
     paths = frozenset(file.path for file in state.files)

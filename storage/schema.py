@@ -108,6 +108,22 @@ class Partition:
     log_id: int
 
 
+@dataclass(frozen=True, slots=True)
+class ViewDefinition:
+    """What a materialized view keeps: the rows of ``text``, a SELECT that groups one table by time and tags.
+
+    ``table_id`` is that of the table it reads. A row belongs to the bucket of ``width_ns`` in which its time lies, of
+    those that begin at ``origin_ns``. How far the stored rows go is said in the table ``state_id``, whose one partition
+    is in the same Log as the view's, so that both are written at once.
+    """
+
+    table_id: int
+    state_id: int
+    text: str
+    width_ns: int
+    origin_ns: int = 0
+
+
 @dataclass(frozen=True)
 class Table:
     """A table at one schema version. Two values with equal ``id`` and ``version`` are the same schema.
@@ -128,6 +144,13 @@ class Table:
     router: str = "hash"
     deleted: bool = False
     dropping: int = 0
+    view: ViewDefinition | None = None
+    """Of a materialized view, whose stored rows these are."""
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it is ours, for no user to see."""
+        return self.name.startswith(RESERVED_PREFIX)
 
     @functools.cached_property
     def by_name(self) -> dict[str, Column]:
@@ -229,6 +252,8 @@ class PartitionSnapshot:
     tail: tuple[TailBatch, ...]
     pending: tuple[PendingDelete, ...] = ()
     """Deletes at or below k that are not carried out in all files yet; those of the tail hold for all files."""
+    changes_from: int = 0
+    """Below this offset there were deletes of which nothing can be seen any more (L25)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,6 @@ from storage.filechange import (
     FileLists,
     bytes_after,
     changed_lists,
-    changes_from_after,
     repeated_sections,
     standing,
 )
@@ -44,6 +43,7 @@ from storage.logdriver import LogDriver
 from storage.logeffects import CheckpointDraft
 from storage.logstate import decode_own
 from storage.objects import CreateOutcome
+from storage.pendingdeletes import pending_after_changes
 from storage.shardlimits import ShardCounters, ShardLimits
 from storage.shardstate import ShardState, encode_frozen, held_bytes
 from storage.store import data_folder, data_path, epoch_of, log_folder, object_name, part_path, parts_folder
@@ -530,7 +530,7 @@ class Shard:
         data = await self._in_thread(self._store.get, path)
         in_force = decode_own(self.identity.store_id, self.log_id, sequence, data)
         sizes = bytes_after(state.partitions, changes)
-        seen_from = changes_from_after(changes)
+        _, seen_from = pending_after_changes(state.pending(), changes)
         fixed = await self._in_thread(repeated_sections, in_force, self.revision, sizes, seen_from, path)
         lists = changed_lists(FileLists(state.loose, state.parts), changes)
         if len(lists.loose) > FILES_INLINE_MAX:

@@ -28,7 +28,13 @@ from storage.deletes import from_record
 from storage.entries import decode_record, decode_rows
 from storage.errors import CatalogBehind, CorruptObject, UnsupportedFormat
 from storage.frames import NO_WRITE_ID, SKIPPABLE_FROM, Entry, EntryKind
-from storage.pendingdeletes import pending_after, pending_after_changes, pending_sections, read_pending
+from storage.pendingdeletes import (
+    pending_after,
+    pending_after_changes,
+    pending_sections,
+    read_pending,
+    seen_from,
+)
 from storage.schema import NO_ROWS, PartitionSnapshot, TailBatch
 from storage.writeids import WRITE_IDS_MAX, Remembered, forget, read_write_ids, write_id_table
 
@@ -387,7 +393,7 @@ class ShardState:
         partitions = [
             {
                 "table_id": table, "partition": number, "start": s.start, "next": s.next_offset,
-                "stable": s.next_offset, "changes_from": s.changes_from, "bytes": s.bytes, "time_high": s.time_high,
+                "stable": s.next_offset, "changes_from": seen_from(s), "bytes": s.bytes, "time_high": s.time_high,
             }
             for (table, number), s in self.partitions.items()
         ]  # fmt: skip
@@ -401,7 +407,15 @@ class ShardState:
         loose = () if new_part is not None else (*self.loose, *new_files)
         parts = self.parts if new_part is None else (*self.parts, new_part)
         pending = {key: found for key, found in frozen.pending.items() if key[0] not in self.drops}
-        self.prepared = PreparedCheckpoint(frozen.covered, tuple(new_files), loose, parts, pending)
+        seen = {(row["table_id"], row["partition"]): row["changes_from"] for row in frozen.partitions}
+        self.prepared = PreparedCheckpoint(
+            frozen.covered,
+            tuple(new_files),
+            loose,
+            parts,
+            pending,
+            changes_from={k: at for k, at in seen.items() if at},
+        )
         return (*_file_sections(loose, parts), *pending_sections(pending))
 
     def prepare_change(self, changes: Sequence[FileChange], lists: FileLists) -> tuple[Entry, ...]:
@@ -455,9 +469,8 @@ class ShardState:
             state = self.partitions.get((table.id, number))
             if state is not None:
                 position = (self.log_id, self.epoch, state.changed_at)
-                yield PartitionSnapshot(
-                    number, position, state.files, tuple(e.batch for e in state.tail), state.pending
-                )
+                tail = tuple(entry.batch for entry in state.tail)
+                yield PartitionSnapshot(number, position, state.files, tail, state.pending, state.changes_from)
 
     def hides_a_row(self, table_ids: frozenset[int], cutoff_ns: int, hidden_below_ns: int | None = None) -> bool:
         """Whether a cut-off at ``cutoff_ns`` may hide a row of these tables that an earlier one does not (L36).

@@ -51,13 +51,15 @@ class TailWanted:
 
 @dataclass(frozen=True, slots=True)
 class TailPartition:
-    """One partition: its DataFiles and pending deletes as of the Checkpoint, and when it last changed."""
+    """One partition: its DataFiles, pending deletes and `PartitionState.changes_from` as of the Checkpoint, and when it
+    last changed."""
 
     table_id: int
     partition: int
     changed_at: int
     files: tuple[DataFile, ...]
     pending: tuple[PendingDelete, ...] = ()
+    changes_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def tail_answer(
     rows: list[TailRows] = []
     for table in tables:
         for number, part in _partitions(state, table):
-            listed = ((), ()) if files_known else (part.files, part.pending)
+            listed = ((), (), 0) if files_known else (part.files, part.pending, part.changes_from)
             partitions.append(TailPartition(table.id, number, part.changed_at, *listed))
             for entry in _above(part, floor):
                 batch = _narrowed(table, entry, wanted)

@@ -71,6 +71,6 @@ class ArrowWriter:
             or (column := known.by_name.get(spec.name)) is None
             or (column.role, column.kind) != (spec.role, spec.kind)
         ]
-        if known is not None and not missing:
+        if known is not None and not missing and known.view is None:
             return view
         return await self._backend.alter([EnsureTable(database, table, tuple(missing))], principal)

@@ -391,7 +391,9 @@ class Coalescer:
 
         def known(name: str) -> KnownTable | None:
             table = view.table(database, name)
-            return None if table is None else shapes.known(table)
+            if table is None or table.view is not None:  # what is not known the Catalog is asked for: it refuses views
+                return None
+            return shapes.known(table)
 
         return self._parser.parse(
             [body.data for body in bodies],

@@ -16,6 +16,7 @@ from nodes.gateway.assembly import open_gateway
 from nodes.gateway.remote import RemoteBackend
 from nodes.member import ClusterMember
 from nodes.node import NodeParts
+from nodes.viewkeeper import ViewKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +50,8 @@ class GatewayNode(RemoteBackend):
             )
             self._control.fill(self._here, self.numbers)
             await self._wait_for_owners()
+            keeper = asyncio.create_task(ViewKeeper(self, settings.views.refresh_every, self._is_first).run())
+            stack.push_async_callback(_cancel, keeper)
             self._stack = stack.pop_all()
         return self
 
@@ -65,6 +68,10 @@ class GatewayNode(RemoteBackend):
             raise PeerUnavailable(
                 f"no cluster with an owner for every shard appeared in {OWNERS_SECONDS_MAX:.0f} s; is --join right?"
             ) from None
+
+    def _is_first(self) -> bool:
+        """Whether it is for this gateway to keep materialized views: for the first of those that are here."""
+        return self._here.name == min((member.name for member in self._here.usable(Kind.GATEWAY)), default="")
 
     def _has_owners(self) -> bool:
         owners = self._here.placement.current.owners
@@ -85,6 +92,11 @@ class GatewayNode(RemoteBackend):
     async def drain(self) -> None:
         """Requests are answered; tell the others."""
         await self._here.leave()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def parts() -> NodeParts:

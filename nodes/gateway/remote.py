@@ -31,6 +31,7 @@ from nodes.resulttext import result_text
 from nodes.rowchanges import carry_out
 from nodes.rpcerrors import write_error
 from nodes.status import BackendStatus, DatabaseStatus, TableStatus
+from nodes.views import drop_if_asked
 from protos import internal_pb2, internal_pb2_grpc
 from storage.appends import encode_append
 from storage.errors import (
@@ -167,10 +168,11 @@ class RemoteBackend:
     async def _done(self, request: QueryRequest, principal: Principal) -> ReadyResult | None:
         """The answer to a statement that no query node sees as it is."""
         killed = await kill_if_asked(request, self.cluster_queries)
-        return killed or await copy_if_asked(request, self, principal, self._member.settings.copy_dir)
+        copied = killed or await copy_if_asked(request, self, principal, self._member.settings.copy_dir)
+        return copied or await drop_if_asked(request, self, principal)
 
     async def _carry_out(self, request: QueryRequest, rows: RemoteResult, principal: Principal) -> QueryResult:
-        return await carry_out(self, request.database, rows, lambda: self._run(request), principal)
+        return await carry_out(self, request, rows, self._run, principal)
 
     async def alter(self, changes: Sequence[Change], principal: Principal) -> CatalogSnapshot:
         """Have the controller apply the changes; return the Catalog after them, as this node follows it."""

@@ -24,7 +24,14 @@ from nodes.member import ClusterMember
 from nodes.node import NodeParts
 from nodes.query.service import QueryService
 from nodes.query.source import ShardSource
-from nodes.systemtables import PARQUET_FILES_SCHEMA, QUERIES_SCHEMA, parquet_files, queries
+from nodes.systemtables import (
+    PARQUET_FILES_SCHEMA,
+    QUERIES_SCHEMA,
+    VIEWS_SCHEMA,
+    materialized_views,
+    parquet_files,
+    queries,
+)
 from protos import internal_pb2_grpc
 from storage.errors import NoSuchDatabase
 
@@ -125,6 +132,7 @@ class QueryNode(DoorlessBackend):
             system=self._system_tables(catalog, database),
             origin=origin,
             may_write=may_write,
+            table_by_id=catalog.tables_by_id.get,
         )
 
     def _system_tables(self, catalog: CatalogSnapshot, database: str) -> list[SystemTable]:
@@ -141,6 +149,7 @@ class QueryNode(DoorlessBackend):
         return [
             SystemTable("parquet_files", PARQUET_FILES_SCHEMA, lambda: parquet_files(wait(files()))),
             SystemTable("queries", QUERIES_SCHEMA, lambda: queries(wait(self.cluster_queries.queries()))),
+            SystemTable("materialized_views", VIEWS_SCHEMA, lambda: materialized_views(catalog, database)),
         ]
 
 

@@ -55,6 +55,10 @@ class MemoryCatalog:
     gone: tuple[Database, ...] = ()
     by_table: dict[tuple[str, str], Table] = dataclasses.field(default_factory=dict)
 
+    @property
+    def tables_by_id(self) -> dict[int, Table]:
+        return {table.id: table for table in self.by_table.values()}
+
     def database(self, name: str) -> Database | None:
         return self.by_name.get(name)
 

@@ -12,6 +12,7 @@ from engine.engine import Engine, EngineLimits
 from storage.datafile import encode_parquet, kind_of
 from storage.deletes import PendingDelete
 from storage.fold import fold
+from storage.merge import without_deletes
 from storage.schema import (
     NO_ROWS,
     OP_COLUMN,
@@ -71,6 +72,7 @@ class Part:
     tail: list[TailBatch] = field(default_factory=list)
     history: list[TailBatch] = field(default_factory=list)
     pending: list[PendingDelete] = field(default_factory=list)
+    changes_from: int = 0
 
 
 class World:
@@ -80,6 +82,8 @@ class World:
         self.folder = folder
         self.tables = tables or (make_table(),)
         self.cutoff_ns: int | None = None
+        self.hidden: dict[int, int] = {}
+        """Cut-offs of single tables, by their ids."""
         self.asked: list[list[str]] = []
         self.sequence = 0
         self._parts: dict[tuple[int, int], Part] = {}
@@ -121,21 +125,38 @@ class World:
         if not rows.num_rows:
             part.tail = []
             return None
+        file = self._file(table, part, rows, part.tail[0].first_offset, part.offset - 1)
+        part.tail = []
+        return file
+
+    def _file(self, table: Table, part: Part, rows: pa.RecordBatch, low: int, high: int) -> DataFile:
         self._names += 1
         path = f"data/{table.id}-{self._names}.parquet"
         target = self.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(encode_parquet(table, rows))
         times = rows.column("time").view(pa.int64()).to_numpy()
-        low = part.tail[0].first_offset
         file = DataFile(
-            path, table.id, partition, low, part.offset - 1, low, part.offset - 1,
+            path, table.id, part.id, low, high, low, high,
             int(times.min()), int(times.max()), rows.num_rows, target.stat().st_size, table.version,
             kind_of(rows.schema.names),
         )  # fmt: skip
         part.files.append(file)
-        part.tail = []
         return file
+
+    def compact(self, table: Table | None = None, partition: int = 0) -> None:
+        """One DataFile of everything that is in files: deletes are carried out, and cannot be seen any more."""
+        table = table or self.table
+        part = self.part(table, partition)
+        tail, part.tail = part.tail, []
+        filed = [batch for batch in part.history if batch.end <= (tail[0].first_offset if tail else part.offset)]
+        rows = without_deletes(fold(table, filed)) if filed else NO_ROWS
+        part.files, part.pending = [], []
+        part.changes_from = filed[-1].end if filed else 0
+        if rows.num_rows:
+            self._file(table, part, rows, filed[0].first_offset, filed[-1].end - 1)
+        part.tail = tail
+        self.sequence += 1
 
     def add_file(self, rows: Sequence[Row], table: Table | None = None, partition: int = 0) -> DataFile:
         """Rows that are in a DataFile already."""
@@ -151,11 +172,13 @@ class World:
     def of(self, table: Table) -> TableSnapshot:
         """The snapshot of one table now."""
         parts = tuple(
-            PartitionSnapshot(p.id, (1, 1, self.sequence), tuple(p.files), tuple(p.tail), tuple(p.pending))
+            PartitionSnapshot(
+                p.id, (1, 1, self.sequence), tuple(p.files), tuple(p.tail), tuple(p.pending), p.changes_from
+            )
             for (table_id, _), p in sorted(self._parts.items())
             if table_id == table.id
         )
-        return TableSnapshot(table, parts, self.cutoff_ns)
+        return TableSnapshot(table, parts, self.hidden.get(table.id, self.cutoff_ns))
 
     def expected(self, table: Table | None = None) -> list[Row]:
         """All rows, folded from the first write on, with the cut-off, by the users' names."""

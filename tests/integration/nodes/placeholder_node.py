@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 class EmptyCatalog:
     revision = 1
 
+    @property
+    def tables_by_id(self) -> Mapping[int, Any]:
+        return {}
+
     def database(self, name: str) -> None:
         return None
 

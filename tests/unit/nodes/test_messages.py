@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import MalformedMessage
+from engine.changes import ChangeKind, NewView, RowChange, ViewProgress
 from nodes import messages
 from nodes.messages import (
+    change_from,
+    change_to,
     changes_from,
     changes_to,
     cutoffs_from,
@@ -24,7 +27,16 @@ from nodes.messages import (
     write_id_to,
 )
 from protos import internal_pb2 as pb
-from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
+from storage.changes import (
+    Change,
+    ColumnSpec,
+    CreateDatabase,
+    CreateView,
+    DropDatabase,
+    DropTable,
+    EnsureTable,
+    SetRetention,
+)
 from storage.frames import NO_WRITE_ID, WriteId
 from storage.schema import DataFile, Role, TypeKind
 from storage.shardstate import Cutoff
@@ -40,6 +52,7 @@ CHANGES = st.one_of(
     st.builds(SetRetention, NAMES, st.none() | I64),
     st.builds(DropDatabase, NAMES),
     st.builds(EnsureTable, NAMES, NAMES, st.lists(COLUMNS, max_size=4).map(tuple), st.booleans(), st.booleans()),
+    st.builds(CreateView, NAMES, NAMES, U32, NAMES, I64, I64, st.lists(COLUMNS, max_size=4).map(tuple), st.booleans()),
     st.builds(DropTable, NAMES, NAMES),
 )
 FILE = DataFile("data/1/a.parquet", 1, 0, 0, 9, 0, 9, -5, 5, 10, 1000, 1)
@@ -163,6 +176,29 @@ def test_what_is_sent_is_fixed() -> None:
         },
         {"type": "drop_database", "name": "x"},
     ]
+
+
+VIEWS = st.one_of(
+    st.builds(NewView, U32, NAMES, I64, I64, st.lists(COLUMNS, max_size=4).map(tuple), st.booleans()),
+    st.builds(ViewProgress, U32, NAMES, st.booleans()),
+)
+
+
+@given(VIEWS, st.dictionaries(U32, U64, max_size=3))
+def test_changes_of_views(view: NewView | ViewProgress, positions: dict[int, int]) -> None:
+    kind = ChangeKind.CREATE_VIEW if isinstance(view, NewView) else ChangeKind.REFRESH_VIEW
+    change = RowChange(kind, "v", 7, positions, view=view)
+    assert change_from(sent(change_to(change))) == change
+
+
+def test_a_change_of_a_view_says_which() -> None:
+    message = change_to(RowChange(ChangeKind.REFRESH_VIEW, "v", 7, view=ViewProgress(8, "", False)))
+    for bad in ({"view": b""}, {"view": b"\xc1"}, {"kind": int(ChangeKind.INSERT)}, {"kind": ChangeKind.CREATE_VIEW}):
+        other = sent(message)
+        for name, value in bad.items():
+            setattr(other, name, value)
+        with pytest.raises(MalformedMessage):
+            change_from(other)
 
 
 @given(st.binary(max_size=200))

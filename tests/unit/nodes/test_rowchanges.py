@@ -10,7 +10,7 @@ import pytest
 
 from engine.changes import ChangeKind, RowChange
 from nodes import rowchanges
-from nodes.backend import Batch, Principal
+from nodes.backend import Batch, Principal, QueryRequest
 from nodes.rowchanges import READS_MAX, carry_out
 from storage.deletes import RangeDelete, TagValues
 from storage.errors import NoSuchTable, OutcomeUnknown, RequestTooLarge, RowsChanged, StorageError
@@ -98,10 +98,10 @@ async def carried_out(owners: Owners, *readings: Found) -> int:
     """Run it over these readings, of which no more may be asked for."""
     left = list(readings[1:])
 
-    async def again() -> Found:
+    async def again(_: QueryRequest) -> Found:
         return left.pop(0)
 
-    result = await carry_out(cast("Backend", owners), "db", readings[0], again, Principal())
+    result = await carry_out(cast("Backend", owners), QueryRequest("db", ""), readings[0], again, Principal())
     assert not left
     assert all(reading.is_closed for reading in readings)
     (batch,) = [batch async for batch in result]

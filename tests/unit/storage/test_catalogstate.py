@@ -24,6 +24,7 @@ from storage.changes import (
     Change,
     ColumnSpec,
     CreateDatabase,
+    CreateView,
     DropDatabase,
     DropTable,
     EnsureTable,
@@ -42,10 +43,12 @@ from storage.errors import (
     SchemaConflict,
     StorageError,
     TableDropping,
+    TableInUse,
     UnsupportedFormat,
+    ViewNotWritable,
 )
 from storage.frames import Entry, EntryKind, Header, LogObject, ObjectKind, decode_object, encode_object
-from storage.schema import RESERVED_PREFIX, Role, TypeKind
+from storage.schema import RESERVED_PREFIX, Role, TypeKind, ViewDefinition
 
 STAMP = "20260102T030405"
 NO_LIMITS = CatalogLimits()
@@ -113,6 +116,17 @@ CHANGES = st.one_of(
     st.builds(SetRetention, NAMES, st.none() | st.integers(1, 9)),
     st.builds(DropDatabase, NAMES),
     st.builds(EnsureTable, NAMES, NAMES, st.lists(SPECS, max_size=4), st.booleans(), st.booleans()),
+    st.builds(
+        CreateView,
+        NAMES,
+        NAMES,
+        st.integers(1, 6),
+        st.just("SELECT"),
+        st.just(60),
+        st.just(0),
+        st.lists(SPECS, max_size=4),
+        st.booleans(),
+    ),
     st.builds(DropTable, NAMES, NAMES),
     st.builds(FinishDrop, st.integers(1, 6)),
 )
@@ -497,3 +511,69 @@ def test_new_partitions_avoid_logs_that_nobody_can_write() -> None:
         table = apply_effects(base, effects, 2).table("db", "t")
         assert table is not None
         assert [p.log_id for p in table.partitions] == [expected]
+
+
+# -- materialized views --------------------------------------------------------------------------------------
+
+WITH_TABLE = after(BASE, EnsureTable("d", "t", [tag("host"), field("f")]))
+VIEW = CreateView("d", "v", 1, "SELECT 1", 60, 7, [tag("host"), field("mean")])
+
+
+def test_a_view_and_its_state_have_one_partition_each_in_one_log() -> None:
+    now = after(WITH_TABLE, VIEW, limits=CatalogLimits(partitions_default=4))
+    view = now.table("d", "v")
+    assert view is not None
+    assert view.view == ViewDefinition(1, view.id + 1, "SELECT 1", 60, 7)
+    state = now.tables_by_id[view.view.state_id]
+    (own,), (its) = view.partitions, state.partitions
+    assert [(p.hash_low, p.hash_high, p.log_id) for p in its] == [(0, HASH_END, own.log_id)]
+    assert now.table("d", state.name) is None
+    assert [table.name for table in now.tables("d")] == ["t", "v"]
+    assert [table.name for table in now.tables("d", hidden=True)] == ["t", "v", state.name]
+    assert now.views_of(now.tables_by_id[1]) == [view]
+
+
+def test_a_view_takes_no_columns_and_a_table_that_it_reads_stays() -> None:
+    now = after(WITH_TABLE, VIEW)
+    with pytest.raises(ViewNotWritable, match="'v' is a materialized view"):
+        after(now, EnsureTable("d", "v", [field("x")]))
+    with pytest.raises(TableInUse, match="'v' reads table 't'"):
+        after(now, DropTable("d", "t"))
+    assert plan(now, [dataclasses.replace(VIEW, exist_ok=True)], NO_LIMITS, STAMP) == []
+    with pytest.raises(AlreadyExists):
+        after(now, VIEW)
+    with pytest.raises(AlreadyExists):
+        after(now, dataclasses.replace(VIEW, name="t", exist_ok=True))
+
+
+@pytest.mark.parametrize("table_id", [2, 3, 99])
+def test_a_view_reads_a_live_table_of_its_database(table_id: int) -> None:
+    base = after(WITH_TABLE, EnsureTable("d", "gone"), EnsureTable("e", "elsewhere"))
+    base = dropped(base, DropTable("d", "gone"))
+    with pytest.raises(NoSuchTable, match="was dropped"):
+        after(base, dataclasses.replace(VIEW, table_id=table_id))
+
+
+def test_l31_a_view_and_its_state_are_dropped_together_and_then_its_table_can_be() -> None:
+    now = after(WITH_TABLE, VIEW)
+    drop = DropTable("d", "v")
+    going = after(now, drop)
+    assert drop_targets(going, [drop]) == {2, 3}
+    assert drop_blocks(going, [VIEW]) == {2, 3}
+    with pytest.raises(TableDropping):
+        after(going, VIEW)
+    gone = after(going, FinishDrop(2), FinishDrop(3))
+    assert gone.tables("d", hidden=True) == [gone.tables_by_id[1]]
+    assert dropped(gone, DropTable("d", "t")).tables("d") == []
+
+
+def test_l31_a_database_goes_with_its_views() -> None:
+    assert dropped(after(WITH_TABLE, VIEW), DropDatabase("d")).database("d") is None
+
+
+@pytest.mark.parametrize("change", [{"width": None}, {"more": 1}])
+def test_a_view_of_a_later_version_is_refused(change: dict[str, Any]) -> None:
+    view = {"table": 1, "state": 3, "text": "SELECT 1", "width": 60, "origin": 7} | change
+    record = {key: value for key, value in view.items() if value is not None}
+    with pytest.raises(UnsupportedFormat, match="materialized view"):
+        apply_effects(BASE, [{**good_table(), "view": record}], 2)

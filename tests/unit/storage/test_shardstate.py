@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.checkpoint import Part, Section, encode_part, section_entry
-from storage.entries import record_entry, rows_entry
+from storage.deletes import RangeDelete
+from storage.entries import delete_entry, record_entry, rows_entry
 from storage.errors import CorruptObject, StorageError, UnsupportedFormat
 from storage.frames import (
     NO_WRITE_ID,
@@ -102,6 +103,9 @@ class History:
     def drop(self, table: int, revision: int) -> None:
         self.commit([record_entry(EntryKind.DROP, {"revision": revision}, table_id=table)], [None])
 
+    def delete(self, table: int, partition: int) -> None:
+        self.commit([delete_entry(TABLES[table], partition, RangeDelete())], [None])
+
     def freeze(self, forget_before_ms: int = 0) -> None:
         self.state.advance_horizon(forget_before_ms)
         self.frozen = self.state.freeze()
@@ -110,7 +114,8 @@ class History:
         """The Checkpoint of the frozen state becomes the next object."""
         frozen, self.frozen = self.frozen, None
         assert frozen is not None
-        files = [self.file(key, tail) for key, tail in frozen.tails.items()]
+        with_rows = {key: tail for key, tail in frozen.tails.items() if any(batch.delete is None for batch in tail)}
+        files = [self.file(key, tail) for key, tail in with_rows.items()]
         part = self.part((*self.state.loose, *files)) if move_into_part else None
         sections = (*encode_frozen(frozen, files), *self.state.prepare(frozen, files, part))
         header = self.header(ObjectKind.CHECKPOINT)
@@ -121,8 +126,8 @@ class History:
 
     def file(self, key: tuple[int, int], tail: Sequence[Any]) -> DataFile:
         self.files += 1
-        low, high = tail[0].first_offset, tail[-1].first_offset + tail[-1].rows.num_rows - 1
-        times = [t for b in tail for t in b.rows.column("time").cast(pa.int64()).to_pylist()]
+        low, high = tail[0].first_offset, tail[-1].end - 1
+        times = [t for b in tail if b.delete is None for t in b.rows.column("time").cast(pa.int64()).to_pylist()]
         path = f"data/1/1/{key[0]}/1-{self.files:032x}.parquet"
         return DataFile(path, *key, low, high, low, high, min(times), max(times), high - low + 1, 100 + self.files, 1)
 
@@ -511,3 +516,25 @@ def test_l23_a_replay_says_when_it_is_full() -> None:
         state.apply(LogObject(Header(ObjectKind.DATA, STORE, LOG, 2, 1, b"", b"", 0, 1, 1), ()))
         state.tail_bytes = size
         assert state.replay_is_full() is full
+
+
+def test_l25_a_checkpoint_says_from_where_on_deletes_can_be_seen() -> None:
+    """A delete whose rows were all in memory is carried out in them: no file and no list tells of it any more."""
+    history = History()
+    history.append([(1, 1, 3)])
+    history.delete(1, 1)
+    assert history.state.partitions[1, 1].changes_from == 0
+    history.freeze()
+    history.append([(1, 1, 2)])
+    history.stand()
+    assert history.state.partitions[1, 1].changes_from == 4
+    assert history.replay().partitions[1, 1].changes_from == 4
+    history.freeze()
+    history.stand()  # now there is a file for the next delete to wait for, and its list tells of it
+    history.delete(1, 1)
+    history.freeze()
+    history.stand()
+    assert [one.order for one in history.state.partitions[1, 1].pending] == [6]
+    assert history.state.partitions[1, 1].changes_from == 4
+    (part,) = history.state.snapshot(TABLES[1])
+    assert part.changes_from == 4

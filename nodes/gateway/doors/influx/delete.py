@@ -65,7 +65,8 @@ class DeleteDoor:
         catalog = await self._backend.refresh()  # L29
         if catalog.database(database) is None:
             raise MissingDatabase(database)
-        found = [(table, range_of(table, low, high, conditions)) for table in catalog.tables(database)]
+        tables = [table for table in catalog.tables(database) if table.view is None]
+        found = [(table, range_of(table, low, high, conditions)) for table in tables]
         batches = [Batch(table, NO_ROWS, delete=delete) for table, delete in found if delete is not None]
         if batches:
             await self._write(batches)

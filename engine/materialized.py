@@ -1,0 +1,255 @@
+"""Materialized views as frames: stored rows for buckets that are folded, computed ones for those that are not.
+
+`engine.planner` drives it, from its planning thread. What makes frames (`*_frame`, `read`, `fold`) goes on under the
+planner's lock, what runs them (`state`, `unfolded`) does not. The rules are in `engine.viewstate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+
+from engine import viewsql, viewstate
+from engine.changes import ViewProgress
+from engine.session import CATALOG, LAYERS_SCHEMA, SCHEMA, running_error
+from engine.views import Pushed, View, file_schema, probe_name
+from engine.viewsql import NEWER, OLDER, OP, quote
+from engine.viewstatements import BUCKETS_MAX
+from storage.catalogplan import STATE_FIELD
+from storage.schema import OFFSET_COLUMN, TIME_COLUMN, Op, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from datafusion import DataFrame, SessionContext
+
+    from engine.layers import Range
+    from engine.views import Tails, Views
+    from engine.viewstate import ViewState
+    from storage.filecache import Lease
+    from storage.schema import DataFile, Table, TableSnapshot, ViewDefinition
+
+WAS_THERE: Final = quote("_runnel_there")
+
+
+@dataclass(frozen=True)
+class ViewSnapshots:
+    """What a statement reads of a materialized view: its stored rows, the table that it reads, and its state.
+
+    The state is the oldest of them: what it says is folded is in the stored rows, and what came to the table since
+    is seen in the table.
+    """
+
+    stored: TableSnapshot
+    source: TableSnapshot
+    state: TableSnapshot
+
+    @property
+    def definition(self) -> ViewDefinition:
+        view = self.stored.table.view
+        assert view is not None, "snapshots of a materialized view"
+        return view
+
+    @property
+    def visible_from(self) -> int:
+        """Buckets from here on are computed again; older ones have lost rows, here or in the table (LOG L36)."""
+        return viewstate.visible_from(self.definition, self.source.cutoff_ns, self.stored.cutoff_ns)
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """What the stored rows of a view do not have: the buckets in ``ranges``, as of the ``state`` that would have all.
+
+    ``files`` were looked into for it.
+    """
+
+    before: ViewState
+    state: ViewState
+    ranges: tuple[Range, ...]
+    files: tuple[DataFile, ...]
+
+
+class Materialized:
+    """Builds the frames of views in one DataFusion context."""
+
+    def __init__(self, context: SessionContext, views: Views, tails: Mapping[int, Tails], lease: Lease) -> None:
+        self._context = context
+        self._views = views
+        self._tails = tails
+        self._lease = lease
+
+    # -- what is folded ----------------------------------------------------------------------------------
+
+    def state_frame(self, view: ViewSnapshots) -> DataFrame:
+        """The text of its state, in one row or none."""
+        found = self._views.view(view.state, self._tails[view.state.table.id], self._lease)
+        return found.frame.select(STATE_FIELD)
+
+    def changed_frames(
+        self, view: ViewSnapshots, before: ViewState
+    ) -> tuple[list[Range], list[DataFrame], list[DataFile]]:
+        """What has changed since ``before``: known ranges, the frames of times that say others, and their files."""
+        table, definition = view.source.table, view.definition
+        ranges, frames, files = list(before.left), [], []
+        for part in view.source.partitions:
+            since = before.positions.get(part.partition, 0)
+            changes = viewstate.changes_since(part, since, table, definition)
+            ranges += changes.ranges
+            for has_ops in {file.has_ops for file in changes.files}:
+                found = [file for file in changes.files if file.has_ops is has_ops]
+                frame = self._views.files.table(file_schema(table, has_ops), [file.path for file in found])
+                frames.append(_buckets_of(frame, table, definition, since))
+                files += found
+        return ranges, frames, files
+
+    # -- rows --------------------------------------------------------------------------------------------
+
+    def read(self, view: ViewSnapshots, unfolded: Unfolded, times: Range) -> View:
+        """The view as a query sees it. Rows outside of ``times`` may be left out."""
+        stored = self._views.view(view.stored, self._tails[view.stored.table.id], self._lease, times)
+        ranges = viewstate.clipped(unfolded.ranges, *viewstate.bucket_range(view.definition, *times))
+        if not ranges:
+            return stored
+        fresh, source = self._fresh(view, ranges)
+        kept = stored.frame.filter(f"NOT ({viewsql.in_ranges(view.stored.table, ranges)})")
+        return View(kept.union(fresh), False, (*stored.files, *source.files), stored.cached | source.cached)
+
+    def fold(
+        self, view: ViewSnapshots, unfolded: Unfolded, buckets_max: int | None
+    ) -> tuple[DataFrame, ViewProgress, View]:
+        """The rows that make the oldest buckets that are out of date right, with their ops; and how far it is then."""
+        definition, table = view.definition, view.stored.table
+        todo = viewstate.clipped(unfolded.ranges, *_span(view))
+        now, later = viewstate.first_buckets(definition, todo, buckets_max or BUCKETS_MAX)
+        state = replace(unfolded.state, left=later)
+        text = "" if state == unfolded.before else state.encode()
+        progress = ViewProgress(definition.state_id, text, bool(later))
+        ranges = now or ((0, -1),)
+        fresh, source = self._fresh(view, ranges)
+        pushed = _pushed(table, ranges)
+        stored = self._views.narrowed(view.stored, self._tails[table.id], self._lease, pushed)
+        kept = stored.frame.filter(viewsql.in_ranges(table, ranges))
+        frame = self._joined(table, fresh, kept)
+        return frame, progress, View(frame, False, (*stored.files, *source.files), stored.cached | source.cached)
+
+    def _fresh(self, view: ViewSnapshots, ranges: Sequence[Range]) -> tuple[DataFrame, View]:
+        """The view's rows in these buckets, computed from its table."""
+        from datafusion import col, functions
+        from datafusion.catalog import Schema
+
+        source, table = view.source.table, view.stored.table
+        pushed = _pushed(source, ranges)
+        found = self._views.narrowed(view.source, self._tails[source.id], self._lease, pushed)
+        schema = Schema.memory_schema()
+        schema.register_table(source.name, found.frame.filter(viewsql.in_ranges(source, ranges)).into_view())
+        self._context.catalog(CATALOG).register_schema(SCHEMA, schema)
+        frame = self._context.sql(view.definition.text)
+        items = [
+            functions.arrow_cast(col(quote(c.name)), viewsql.SQL_TYPES[c.kind]).alias(c.name)
+            for c in viewsql.shown(table)
+        ]
+        return frame.select(*items), found
+
+    def _joined(self, table: Table, fresh: DataFrame, stored: DataFrame) -> DataFrame:
+        """Puts for rows that are new or others than those that are stored, deletes for those that are no more."""
+        from datafusion import lit
+        from datafusion.catalog import Schema
+
+        catalog, schema = self._context.catalog(CATALOG), Schema.memory_schema()
+        for name, frame in (("fresh", fresh), ("stored", stored)):
+            marked = frame.with_column(WAS_THERE.strip('"'), lit(True))
+            schema.register_table(name, marked.into_view())
+        catalog.register_schema(LAYERS_SCHEMA, schema)
+        try:
+            return self._context.sql(_fold_text(table))
+        finally:
+            catalog.register_schema(LAYERS_SCHEMA, Schema.memory_schema())
+
+
+def state_of(frame: DataFrame, view: ViewSnapshots) -> ViewState:
+    """What a view's state frame says."""
+    rows = _collected(frame)
+    texts = rows.column(0).to_pylist() if rows is not None else []
+    return viewstate.decode(texts[0] if texts else None, f"materialized view {view.stored.table.name!r}")
+
+
+def unfolded_of(
+    view: ViewSnapshots,
+    before: ViewState,
+    ranges: Sequence[Range],
+    frames: Sequence[DataFrame],
+    files: Sequence[DataFile],
+) -> Unfolded:
+    """What the parts of `Materialized.changed_frames` add up to."""
+    found = list(ranges)
+    for frame in frames:
+        rows = _collected(frame)
+        if rows is not None:
+            times = rows.column(0).combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
+            found += viewstate.buckets(view.definition, np.asarray(times, np.int64))
+    visible = viewstate.clipped(viewstate.joined(found), view.visible_from, viewstate.TIME_MAX)
+    state = viewstate.ViewState({part.partition: viewstate.end_of(part) for part in view.source.partitions})
+    return Unfolded(before, state, visible, tuple(files))
+
+
+def _collected(frame: DataFrame) -> pa.Table | None:
+    try:
+        batches = frame.collect()
+    except Exception as error:
+        raise running_error(error) from error
+    return pa.Table.from_batches(batches) if batches else None
+
+
+def _buckets_of(frame: DataFrame, table: Table, view: ViewDefinition, since: int) -> DataFrame:
+    """A time in each bucket of rows at an offset or above."""
+    from datafusion import col, functions, lit
+
+    time = functions.arrow_cast(col(quote(table.by_name[TIME_COLUMN].storage_name)), "Int64")
+    number = (time - lit(view.origin_ns % view.width_ns)) / lit(view.width_ns)  # towards zero: two buckets meet there
+    rows = frame.filter(f"{quote(OFFSET_COLUMN)} >= {since}").select(time.alias("t"), number.alias("b"))
+    ends = rows.aggregate([col("b")], [functions.min(col("t")).alias("low"), functions.max(col("t")).alias("high")])
+    return ends.select(col("low")).union(ends.select(col("high")))
+
+
+def _pushed(table: Table, ranges: Sequence[Range]) -> Pushed:
+    return Pushed(probe_name(table), (viewsql.in_ranges(table, ranges),), ranges[0][0], ranges[-1][1])
+
+
+def _span(view: ViewSnapshots) -> Range:
+    """Whole buckets around all rows that there are, of the table and of the view."""
+    lows, highs = [], []
+    for snapshot in (view.source, view.stored):
+        for part in snapshot.partitions:
+            lows += [file.time_low for file in part.files]
+            highs += [file.time_high for file in part.files]
+            for batch in part.tail:
+                if batch.delete is None and batch.rows.num_rows:
+                    times = batch.rows.column(TIME_COLUMN).view(pa.int64()).to_numpy()
+                    lows.append(int(times.min()))
+                    highs.append(int(times.max()))
+    return viewstate.bucket_range(view.definition, min(lows), max(highs)) if lows else (0, -1)
+
+
+def _fold_text(table: Table) -> str:
+    """A full join by key, in which NULL tags are equal; see `viewsql.join_layers`."""
+    columns = viewsql.shown(table)
+    keys = viewsql.keys(table)
+    matches = " AND ".join(f"({NEWER}.{quote(c.name)} IS NOT DISTINCT FROM {OLDER}.{quote(c.name)})" for c in keys)
+    items = [
+        f"coalesce({NEWER}.{quote(c.name)}, {OLDER}.{quote(c.name)}) AS {quote(c.name)}"
+        if c.role is not Role.FIELD
+        else f"{NEWER}.{quote(c.name)} AS {quote(c.name)}"
+        for c in columns
+    ]
+    differs = " OR ".join(
+        f"({NEWER}.{quote(c.name)} IS DISTINCT FROM {OLDER}.{quote(c.name)})" for c in columns if c.role is Role.FIELD
+    )
+    op = f"arrow_cast(CASE WHEN {NEWER}.{WAS_THERE} THEN {Op.PUT.code} ELSE {Op.DELETE.code} END, 'Int8') AS {OP}"
+    return (
+        f"SELECT {', '.join(items)}, {op} FROM {LAYERS_SCHEMA}.fresh AS {NEWER} "  # noqa: S608 - quoted names
+        f"FULL JOIN {LAYERS_SCHEMA}.stored AS {OLDER} ON {matches} "
+        f"WHERE {NEWER}.{WAS_THERE} IS NULL OR {OLDER}.{WAS_THERE} IS NULL OR {differs}"
+    )
