@@ -16,21 +16,22 @@ from engine.changes import ChangeKind, RowChange
 from engine.copystatement import copy_of, is_copy
 from engine.errors import InvalidStatement, NotReadOnly, NotSupported
 from nodes.copyfolder import NewFile, open_old
+from nodes.copylines import LINES, lines_in, lines_out
 from nodes.insert import PIECE_ROWS, insert
 from nodes.resulttext import ReadyResult
 from storage.errors import NoSuchTable
 from storage.schema import OFFSET_COLUMN
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
     from pathlib import Path
 
     from engine.copystatement import Copy
     from nodes.backend import Backend, Principal, QueryRequest
     from storage.schema import Table
 
-OUT: Final = {"parquet": "parquet", "csv": "csv", "json": "json", "jsonl": "jsonl"}
-IN: Final = ("parquet", "csv")
+OUT: Final = {"parquet": "parquet", "csv": "csv", "json": "json", "jsonl": "jsonl", LINES: LINES}
+IN: Final = ("parquet", "csv", LINES)
 CSV_BLOCK_BYTES: Final = 4 * 2**20
 BYTES_SCHEMA: Final = pa.schema([pa.field("bytes", pa.int64(), nullable=False)])
 
@@ -56,20 +57,32 @@ async def copy_if_asked(
     if copy.query is None:
         return await _copy_in(copy, request, backend, principal, folder)
     return await _copy_out(
-        copy.file, dataclasses.replace(request, text=copy.query, may_write=False), backend, principal, folder
+        copy, dataclasses.replace(request, text=copy.query, may_write=False), backend, principal, folder
     )
 
 
+async def _pieces(
+    copy: Copy, format: str, request: QueryRequest, backend: Backend, principal: Principal
+) -> AsyncGenerator[bytes, None]:
+    if format != LINES:
+        return await backend.query_text(request, format, principal)
+    table = (await backend.refresh()).table(request.database, copy.table)
+    if table is None:
+        raise InvalidStatement("COPY: line protocol has tags and fields, which only a table has: name one")
+    return lines_out(table, await backend.query(request, principal))
+
+
 async def _copy_out(
-    file: str, request: QueryRequest, backend: Backend, principal: Principal, folder: Path
+    copy: Copy, request: QueryRequest, backend: Backend, principal: Principal, folder: Path
 ) -> ReadyResult:
+    file = copy.file
     format = OUT.get(_end(file))
     if format is None:
         raise InvalidStatement(f"COPY: {file!r}: end its name with one of {', '.join('.' + end for end in OUT)}")
     target = await asyncio.to_thread(NewFile, folder, file)
     try:
         size = 0
-        pieces = await backend.query_text(request, format, principal)
+        pieces = await _pieces(copy, format, request, backend, principal)
         try:
             async for piece in pieces:
                 size += await asyncio.to_thread(target.write, piece)
@@ -103,6 +116,7 @@ class _FileRows:
     def __init__(self, opened: IO[bytes], name: str, table: Table) -> None:
         self._opened = opened
         self._name = name
+        self._table = table
         self._columns = [column for column in table.columns if column.storage_name != OFFSET_COLUMN]
         self.schema = pa.schema([(column.name, column.plain_type) for column in self._columns])
 
@@ -116,10 +130,15 @@ class _FileRows:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         try:
-            for rows in self._parquet() if _end(self._name) == "parquet" else self._csv():
+            for rows in self._rows():
                 yield self._conform(rows)
         except (pa.ArrowException, OSError) as error:
             raise InvalidStatement(f"COPY: {self._name!r}: {error}") from error
+
+    def _rows(self) -> Iterator[pa.RecordBatch]:
+        if _end(self._name) == LINES:
+            return lines_in(self._table, self._opened, self._name)
+        return self._parquet() if _end(self._name) == "parquet" else self._csv()
 
     def _parquet(self) -> Iterator[pa.RecordBatch]:
         import pyarrow.parquet as pq

@@ -14,12 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from nodes import logs
 from nodes.assembly import embedded_parts
 from nodes.cli.client import Client
-from nodes.cli.lines import Body
 from nodes.cli.start import command, end_for_sure
 from nodes.cli.write import Outcome, WriteOptions, write_bodies
 from nodes.demo import lines, paste, sample
 from nodes.demo.hostmetrics import HostMetrics
 from nodes.exitcodes import CommandFailed, ExitCode, NodeError, ServerRefused
+from nodes.linebodies import Body
 from nodes.node import run_node
 from nodes.settings import load
 

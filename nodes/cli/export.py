@@ -80,7 +80,7 @@ async def _lines(client: Client, database: str, table: str, statement: str) -> A
 
     import pyarrow.parquet as pq
 
-    from nodes.cli.rowlines import joined, to_lines
+    from nodes.rowlines import joined, to_lines
 
     tags = tags_of(await columns(client, database, table))
     with tempfile.TemporaryFile() as held:

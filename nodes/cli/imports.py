@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nodes.cli.client import Client, run
-from nodes.cli.lines import Body, halves
-from nodes.cli.rowlines import REFUSED, joined, to_lines
 from nodes.cli.statements import quote_string
 from nodes.cli.write import Outcome, Progress, Rejected, WriteOptions, report, write_bodies
 from nodes.exitcodes import CommandFailed, ExitCode
+from nodes.linebodies import Body, halves
+from nodes.rowlines import REFUSED, joined, to_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

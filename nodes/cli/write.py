@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from nodes.cli.client import BodyRefused, Client, LineError, ServerBusy, run
-from nodes.cli.lines import Body, bodies, halves
 from nodes.exitcodes import ExitCode, ServerRefused, ServerUnreachable
+from nodes.linebodies import Body, bodies, halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

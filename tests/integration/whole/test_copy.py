@@ -40,10 +40,13 @@ def node(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[Run
         end_clean(running)
 
 
-@pytest.mark.parametrize("end", ["parquet", "csv"])
+@pytest.mark.parametrize("end", ["parquet", "csv", "lp"])
 def test_rows_go_out_and_come_back(node: RunningNode, folder: Path, end: str) -> None:
     (answer,) = post(node, f"COPY m TO 'm.{end}'")
     assert answer["bytes"] == (folder / f"m.{end}").stat().st_size > 0
+    if end == "lp":  # a line says which table it is for
+        lines = (folder / "m.lp").read_text().splitlines(keepends=True)
+        (folder / "m.lp").write_text("".join(f"back{line.removeprefix('m')}" for line in lines))
     node.write('back,k=z v=0i,f=0,s="" 999', "d")
     assert post(node, f"COPY back FROM 'm.{end}'") == [{"count": 200}]
     assert post(node, "SELECT k, v, f, s, time FROM back WHERE k != 'z' ORDER BY v") == post(
@@ -68,6 +71,7 @@ def test_a_querys_rows_go_out(node: RunningNode, folder: Path) -> None:
         ("COPY m FROM 'none.csv'", 400, "No such file"),
         ("COPY nothing TO 'x.csv'", 400, "not found"),
         ("COPY (DELETE FROM m) TO 'x.csv'", 400, "DELETE"),
+        ("COPY (SELECT * FROM m) TO 'x.lp'", 400, "only a table has"),
         ("COPY (COPY m TO 'y.csv') TO 'x.csv'", 400, "COPY"),
         ("COPY nothing FROM 'x.csv'", 404, "no table"),
         ("COPY m", 400, "write COPY"),
@@ -86,6 +90,21 @@ def test_what_is_refused(node: RunningNode, folder: Path, statement: str, status
 def test_files_that_do_not_fit(node: RunningNode, folder: Path, text: str, message: str) -> None:
     (folder / "bad.csv").write_text(text)
     assert message in post(node, "COPY m FROM 'bad.csv'", 400)
+    assert post(node, "SELECT count(*) AS n FROM m") == [{"n": 200}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("m,k=a v=1i 1\n\nm,k=a v=much 2\n", "line 3"),
+        ("m,k=a v=1i 1\nother,k=a v=1i 2\n", "a line of 'other'"),
+        ("m,k=a w=1i 1\n", "a column 'w'"),
+        ("m,k=a v=1 1\n", "line 1"),
+    ],
+)
+def test_lines_that_do_not_fit(node: RunningNode, folder: Path, text: str, message: str) -> None:
+    (folder / "bad.lp").write_text(text)
+    assert message in post(node, "COPY m FROM 'bad.lp'", 400)
     assert post(node, "SELECT count(*) AS n FROM m") == [{"n": 200}]
 
 

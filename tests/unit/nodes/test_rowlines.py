@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodes.cli.rowlines import joined, to_lines
 from nodes.exitcodes import CommandFailed
+from nodes.rowlines import joined, to_lines
 from wire.lineprotocol.model import ParserLimits, Precision
 from wire.lineprotocol.reference import ReferenceParser
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.cli import lines
-from nodes.cli.lines import LINE, Body, bodies, halves
+from nodes import linebodies as lines
+from nodes.linebodies import LINE, Body, bodies, halves
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,7 +1,8 @@
 """Cuts a stream of line protocol into request bodies at line ends, and knows each body's place in the file.
 
 A newline inside a quoted string is not a line end, so cuts are found by one regular expression over many lines
-(no work per line in Python). Driven by `nodes.cli.write`; reads plain files, gzip, and standard input.
+(no work per line in Python). Driven by `nodes.cli.write` and `nodes.copylines`; reads plain files, gzip, standard
+input.
 """
 
 from __future__ import annotations
@@ -69,22 +70,27 @@ def open_lines(path: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 def bodies(path: str, lines_max: int) -> Iterator[Body]:
     """The file in bodies of at most ``lines_max`` lines. Raises OSError; a broken gzip is an OSError too."""
     with open_lines(path) as (stream, raw):
-        cutter = re.compile(rb"%b{1,%d}+" % (_LINE, lines_max))
-        first_line, buffer, is_end = 1, b"", False
-        while True:
-            while not is_end and len(buffer) < BODY_BYTES_MAX:
-                piece = _read(stream, path)
-                is_end = not piece
-                buffer += piece
-            if is_end and buffer and not buffer.endswith(b"\n"):
-                buffer += b"\n"
-            if not buffer:
-                return
-            cut = _cut(cutter, buffer)
-            data, buffer = buffer[:cut], buffer[cut:]
-            newlines = data.count(b"\n")
-            yield Body(path, first_line, newlines, data, raw.tell() if raw.seekable() else 0)
-            first_line += newlines
+        yield from bodies_of(stream, raw, path, lines_max)
+
+
+def bodies_of(stream: IO[bytes], raw: IO[bytes], name: str, lines_max: int) -> Iterator[Body]:
+    """The same of an open file that is called ``name``; ``raw`` is what lies under ``stream``."""
+    cutter = re.compile(rb"%b{1,%d}+" % (_LINE, lines_max))
+    first_line, buffer, is_end = 1, b"", False
+    while True:
+        while not is_end and len(buffer) < BODY_BYTES_MAX:
+            piece = _read(stream, name)
+            is_end = not piece
+            buffer += piece
+        if is_end and buffer and not buffer.endswith(b"\n"):
+            buffer += b"\n"
+        if not buffer:
+            return
+        cut = _cut(cutter, buffer)
+        data, buffer = buffer[:cut], buffer[cut:]
+        newlines = data.count(b"\n")
+        yield Body(name, first_line, newlines, data, raw.tell() if raw.seekable() else 0)
+        first_line += newlines
 
 
 def halves(body: Body) -> tuple[Body, Body] | None:

@@ -1,4 +1,4 @@
-"""Columns as lines of line protocol, for `runnel import` and `runnel export`: whole batches at once, no row in Python.
+"""Columns as lines of line protocol, for COPY, `runnel import` and `runnel export`: whole batches, no row in Python.
 
 Pure. `wire.lineprotocol` reads the lines back as the same values. What they cannot say is left out (floats that are no
 numbers, as NULLs are) or refused (`REFUSED`).
