@@ -110,8 +110,9 @@ chaos-long: .venv/.dev ## 200 rounds of that
 bench-cluster: .venv/.dev ## Fail-over, restarts under load, ingest and queries of a whole cluster; results in benchmarks/results
 	$(V)/python -m benchmarks.cluster --store
 
-bench: .venv/.dev .venv/.kernel ## Ingest and query loads against Runnel and its peers; results in benchmarks/results
+bench: .venv/.dev .venv/.kernel ## Loads against Runnel and its peers, then compaction, deletes, views, Ray; results in benchmarks/results
 	$(V)/python -m benchmarks.run
+	$(V)/python -m benchmarks.tables
 
 lock: .venv/bin/uv ## Resolve the dependencies again (writes requirements/*.txt)
 	$(V)/uv pip compile -q --upgrade --generate-hashes --no-header --extra demo pyproject.toml -o requirements/run.txt

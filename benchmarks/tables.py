@@ -1,8 +1,8 @@
-"""``python -m benchmarks.tables``: what tables cost queries however they were written, program by program, on one page.
+"""``python -m benchmarks.tables``: what tables cost queries however they were written, program by program, on a page.
 
-`make bench` runs it after the loads. Each program prints its figures beside its goals and is run by itself, so that none
-leaves memory or threads to the next; a program that fails is told at the end, and the others still run. Without Ray its
-part is left out.
+`make bench` runs it after the loads. Each program prints its figures beside its goals and is run by itself, so that
+none leaves memory or threads to the next; a program that fails is told at the end, and the others still run. Without
+Ray its part is left out.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import importlib.util
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.report import RESULTS, host_kind, machine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 PROGRAMS: Final[dict[str, tuple[str, ...]]] = {
     "compaction": ("benchmarks.compaction",),
@@ -33,9 +33,8 @@ SECONDS_MAX: Final = 3_600.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run them; 1 if one failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
-    parser.add_argument(
-        "programs", nargs="*", default=list(PROGRAMS), metavar="PROGRAM", help=f"of {', '.join(PROGRAMS)}"
-    )
+    known = ", ".join(PROGRAMS)
+    parser.add_argument("programs", nargs="*", default=list(PROGRAMS), metavar="PROGRAM", help=f"of {known}")
     parser.add_argument("--no-store", dest="store", action="store_false", help="print only")
     options = parser.parse_args(arguments)
     pages, failed = [], []
