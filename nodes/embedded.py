@@ -103,6 +103,7 @@ class EmbeddedBackend:
         self._housekeeper: Housekeeper
         self._engine: Engine
         self._queries: LocalQueries
+        self._views: ViewKeeper
         self._store_id: uuid.UUID
 
     # -- life --------------------------------------------------------------------------------------------
@@ -143,7 +144,8 @@ class EmbeddedBackend:
         self._compactor = new_compactor(settings, self._budgets, self._store, self._budget, self._open_ones)
         stack.push_async_callback(self._compactor.aclose)
         self._start(stack, self._compactor.run())
-        self._start(stack, ViewKeeper(self, settings.views.refresh_every).run())
+        self._views = ViewKeeper(self, settings.views.refresh_every)
+        self._start(stack, self._views.run())
 
     async def _open_shards(
         self, stack: contextlib.AsyncExitStack, store_id: bytes, node: bytes, executor: ThreadPoolExecutor
@@ -396,6 +398,7 @@ class EmbeddedBackend:
             logs=[self._catalog_status(), *(log_status(shard) for shard in self._shards.values())],
             compaction=self._compactor.status(self._housekeeper.files_gone),
             file_cache=file_cache_status(self._engine),
+            views=self._views.counters,
         )
 
     def _table_status(self, table: Table) -> TableStatus:

@@ -193,6 +193,7 @@ class Node:
             logs=backend.logs,
             compaction=backend.compaction,
             file_cache=backend.file_cache,
+            views=backend.views,
         )
 
     async def checkpoint(self) -> None:

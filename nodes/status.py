@@ -110,6 +110,13 @@ class FileCacheStatus(msgspec.Struct, frozen=True, kw_only=True):
     refused: int = 0
 
 
+class ViewsStatus(msgspec.Struct, kw_only=True):
+    """What the keeper of materialized views has done since the start: refreshes, and those that failed."""
+
+    refreshes: int = 0
+    failed: int = 0
+
+
 class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a node's status that its backend knows."""
 
@@ -122,6 +129,7 @@ class BackendStatus(msgspec.Struct, frozen=True, kw_only=True):
     logs: list[LogStatus] = []
     compaction: CompactionStatus = msgspec.field(default_factory=CompactionStatus)
     file_cache: FileCacheStatus = FileCacheStatus()
+    views: ViewsStatus = msgspec.field(default_factory=ViewsStatus)
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +154,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     logs: list[LogStatus] = []
     compaction: CompactionStatus = msgspec.field(default_factory=CompactionStatus)
     file_cache: FileCacheStatus = FileCacheStatus()
+    views: ViewsStatus = msgspec.field(default_factory=ViewsStatus)
 
 
 class Compacted(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from cluster.errors import ClusterError
 from engine.errors import EngineError
 from engine.viewsql import quote
 from nodes.backend import Principal, QueryRequest
+from nodes.status import ViewsStatus
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
@@ -33,9 +34,7 @@ class ViewKeeper:
     """`run` it in the background. ``is_ours`` is asked each time: another node may have become the one."""
 
     def __init__(self, backend: Backend, seconds: float, is_ours: Callable[[], bool] = lambda: True) -> None:
-        self.refreshed = 0
-        """Refreshes since the start."""
-        self.failed = 0
+        self.counters = ViewsStatus()
         self._backend = backend
         self._seconds = seconds
         self._is_ours = is_ours
@@ -62,10 +61,10 @@ class ViewKeeper:
             result = await self._backend.query(request, KEEPER)
             await result.aclose()
         except (StorageError, EngineError, ClusterError) as error:
-            self.failed += 1
+            self.counters.failed += 1
             log.info("a materialized view was not refreshed", database=database, view=name, reason=str(error))
         except Exception:  # a defect: the view is right without it, and others are to be refreshed all the same
-            self.failed += 1
+            self.counters.failed += 1
             log.exception("refreshing a materialized view failed", database=database, view=name)
         else:
-            self.refreshed += 1
+            self.counters.refreshes += 1

@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final, Self
 
+import msgspec
+
 from cluster.errors import PeerUnavailable
 from cluster.members import Kind
 from nodes.clustercontrol import MemberControl
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nodes.node import NodeContext
+    from nodes.status import BackendStatus
 
 OWNERS_SECONDS_MAX: Final = 600.0
 """How long a gateway waits at its start for a cluster whose shards have owners."""
@@ -36,6 +39,7 @@ class GatewayNode(RemoteBackend):
         self._control = control
         self._here = ClusterMember(context.settings, Kind.GATEWAY, context.fail, lambda: 0.0)
         super().__init__(self._here)
+        self._views = ViewKeeper(self, 0)
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -50,8 +54,8 @@ class GatewayNode(RemoteBackend):
             )
             self._control.fill(self._here, self.numbers)
             await self._wait_for_owners()
-            keeper = asyncio.create_task(ViewKeeper(self, settings.views.refresh_every, self._is_first).run())
-            stack.push_async_callback(_cancel, keeper)
+            self._views = ViewKeeper(self, settings.views.refresh_every, self._is_first)
+            stack.push_async_callback(_cancel, asyncio.create_task(self._views.run()))
             self._stack = stack.pop_all()
         return self
 
@@ -76,6 +80,10 @@ class GatewayNode(RemoteBackend):
     def _has_owners(self) -> bool:
         owners = self._here.placement.current.owners
         return bool(owners) and all(owners.values())
+
+    def status(self) -> BackendStatus:
+        """What it knows without asking anybody."""
+        return msgspec.structs.replace(super().status(), views=self._views.counters)
 
     @property
     def listen(self) -> Mapping[str, str]:

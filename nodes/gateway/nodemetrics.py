@@ -46,6 +46,11 @@ class NodeMetrics(Collector):
         yield from _log_families(status)
         yield from _compaction_families(status.compaction)
         yield from _file_cache_families(status.file_cache)
+        yield from _counters(
+            "runnel_views",
+            ("refreshes", "Materialized views that were refreshed in the background here.", status.views.refreshes),
+            ("refreshes_failed", "Refreshes that failed; they are tried again.", status.views.failed),
+        )
 
 
 def _compaction_families(compaction: CompactionStatus) -> Iterator[Metric]:
