@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
+from storage.changes import (
+    Change,
+    ColumnSpec,
+    CreateDatabase,
+    DropDatabase,
+    DropTable,
+    EnsureTable,
+    SetRetention,
+    SetRetentionBytes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -38,6 +47,7 @@ __all__ = [
     "QueryRequest",
     "QueryResult",
     "SetRetention",
+    "SetRetentionBytes",
 ]
 
 

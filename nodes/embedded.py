@@ -36,6 +36,7 @@ from nodes.systemtables import PARQUET_FILES_SCHEMA, QUERIES_SCHEMA, parquet_fil
 from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits, CatalogSnapshot
+from storage.cutoffs import table_snapshot
 from storage.errors import (
     LogDamaged,
     NoSuchDatabase,
@@ -49,7 +50,6 @@ from storage.errors import (
 from storage.frames import WriteId
 from storage.log import Identity
 from storage.objects import open_store, prove_store
-from storage.schema import TableSnapshot
 from storage.shard import Append, Shard
 from storage.store import CATALOG_LOG, open_identity
 
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from nodes.settings_model import Budgets, Settings
     from nodes.status import QueryStatus
     from storage.objects import ObjectStore
-    from storage.schema import Partition, PartitionSnapshot, Table
+    from storage.schema import Partition, PartitionSnapshot, Table, TableSnapshot
 
 IO_THREADS: Final = 16
 """Threads for the object store: one create for each Log may be under way, beside reads and checkpoints."""
@@ -298,34 +298,16 @@ class EmbeddedBackend:
     async def snapshot(self, tables: Sequence[Table]) -> Sequence[TableSnapshot]:
         """One snapshot per table, each partition proved current (L13, L14)."""
         shards = {p.log_id: self._shard(p.log_id) for table in tables for p in table.partitions}
-        await self._record_cutoffs(tables, shards)
+        catalog = self._catalog.current
+        await asyncio.gather(*(shard.cutoffs.record(catalog, _in_log(tables, i)) for i, shard in shards.items()))
         await asyncio.gather(*(shard.prove() for shard in shards.values()))
         return [self._table_snapshot(table, shards) for table in tables]
 
     def _table_snapshot(self, table: Table, shards: dict[int, Shard]) -> TableSnapshot:
         newest = self._catalog.table_by_id(table.id) or table
-        logs = sorted({p.log_id for p in newest.partitions})
-        partitions: list[PartitionSnapshot] = []
-        for log_id in logs:
-            partitions.extend(shards[log_id].snapshot(newest))
-        return TableSnapshot(newest, tuple(partitions), self._cutoff(newest, [shards[log_id] for log_id in logs]))
-
-    def _cutoff(self, table: Table, shards: Sequence[Shard]) -> int | None:
-        """The recorded cut-off (L36); none once the period was cleared, or rows acknowledged since were never seen."""
-        database = self._catalog.current.databases_by_id[table.database_id]
-        if database.retention_ns is None:
-            return None
-        found = [shard.cutoff_ns(database.id, database.retention_ns) for shard in shards]
-        return max((cutoff for cutoff in found if cutoff is not None), default=None)
-
-    async def _record_cutoffs(self, tables: Sequence[Table], shards: dict[int, Shard]) -> None:
-        catalog = self._catalog.current
-        for table in tables:
-            database = catalog.databases_by_id[table.database_id]
-            if database.retention_ns is not None:
-                ids = frozenset(t.id for t in catalog.tables(database.name))
-                logs = {p.log_id for p in table.partitions}
-                await asyncio.gather(*(shards[i].record_cutoff(database.id, ids, database.retention_ns) for i in logs))
+        logs = [shards[log_id] for log_id in sorted({p.log_id for p in newest.partitions})]
+        found = [(shard.snapshot(newest), shard.cutoffs.known()) for shard in logs]
+        return table_snapshot(newest, self._catalog.current, found)
 
     def _system_tables(self, catalog: CatalogSnapshot, database: str) -> list[SystemTable]:
         def files() -> list[tuple[Table, PartitionSnapshot]]:
@@ -410,3 +392,7 @@ class EmbeddedBackend:
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def _in_log(tables: Sequence[Table], log_id: int) -> list[Table]:
+    return [table for table in tables if any(p.log_id == log_id for p in table.partitions)]

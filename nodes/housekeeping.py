@@ -59,10 +59,8 @@ class Housekeeper:
         """
         known = {file.path for file in shard.state.all_files()}
         catalog = await self._refresh()
-        for database in catalog.databases_by_id.values():
-            if database.retention_ns is not None:
-                ids = frozenset(t.id for t in catalog.tables_by_id.values() if t.database_id == database.id)
-                await shard.record_cutoff(database.id, ids, database.retention_ns)
+        here = {table_id for table_id, _ in shard.state.partitions}
+        await shard.cutoffs.record(catalog, [catalog.tables_by_id[i] for i in here if i in catalog.tables_by_id])
         changes = gone_files(shard.state, catalog, known)
         stands = await shard.replace_files(changes) if changes else []
         gone = sum(len(change.removed) for change, stand in zip(changes, stands, strict=True) if stand)

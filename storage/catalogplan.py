@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from storage.catalogstate import (
     HASH_END,
@@ -18,7 +18,16 @@ from storage.catalogstate import (
     ordered_columns,
     table_effect,
 )
-from storage.changes import Change, CreateDatabase, DropDatabase, DropTable, EnsureTable, FinishDrop, SetRetention
+from storage.changes import (
+    Change,
+    CreateDatabase,
+    DropDatabase,
+    DropTable,
+    EnsureTable,
+    FinishDrop,
+    SetRetention,
+    SetRetentionBytes,
+)
 from storage.errors import (
     AlreadyExists,
     InvalidName,
@@ -42,6 +51,7 @@ STORAGE_NAME_CHARS_MAX: Final = 128
 """Display names that are longer are cut in files, before the id is added."""
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
+_Kept = TypeVar("_Kept", Database, Table)
 
 
 def plan(
@@ -64,10 +74,8 @@ def plan(
 def _plan_one(base: CatalogSnapshot, change: Change | FinishDrop, limits: CatalogLimits, stamp: str) -> list[Effect]:
     if isinstance(change, CreateDatabase):
         return _create_database(base, change, limits)
-    if isinstance(change, SetRetention):
-        database = _usable_database(base, change.database)
-        changed = replace(database, retention_ns=change.retention_ns)
-        return [] if changed == database else [database_effect(changed)]
+    if isinstance(change, (SetRetention, SetRetentionBytes)):
+        return _set_retention(base, change)
     if isinstance(change, DropDatabase):
         return _drop_database(base, change, stamp)
     if isinstance(change, EnsureTable):
@@ -92,12 +100,12 @@ def drop_blocks(base: CatalogSnapshot, changes: Sequence[Change | FinishDrop]) -
     """The ids of tables whose drop ``changes`` have to wait for: of the same name, or of a database that goes."""
     found: list[Table | None] = []
     for change in changes:
-        if isinstance(change, (CreateDatabase, SetRetention, EnsureTable)):
+        if isinstance(change, (CreateDatabase, SetRetention, SetRetentionBytes, EnsureTable)):
             name = change.name if isinstance(change, CreateDatabase) else change.database
             database = base.database(name)
             if database is not None and database.dropping:
                 found.extend(base.tables(name))
-            elif isinstance(change, EnsureTable):
+            elif not isinstance(change, CreateDatabase) and change.table:
                 found.append(base.table(name, change.table))
     return _being_dropped(found)
 
@@ -156,6 +164,27 @@ def _create_database(base: CatalogSnapshot, change: CreateDatabase, limits: Cata
     if limits.databases_max is not None and len(base.names) >= limits.databases_max:
         raise LimitExceeded(f"Adding a new database would exceed limit of {limits.databases_max} databases")
     return [database_effect(Database(base.next_database, change.name, change.retention_ns))]
+
+
+def _set_retention(base: CatalogSnapshot, change: SetRetention | SetRetentionBytes) -> list[Effect]:
+    """Of a table its version stays: that counts its columns."""
+    database = _usable_database(base, change.database)
+    if not change.table:
+        changed = _kept(database, change)
+        return [] if changed == database else [database_effect(changed)]
+    table = base.table(change.database, change.table)
+    if table is None:
+        raise NoSuchTable(f"table not found: {change.table}")
+    if table.dropping:
+        raise TableDropping(f"table {change.table!r} is being dropped: try again")
+    altered = _kept(table, change)
+    return [] if altered == table else [table_effect(altered)]
+
+
+def _kept(what: _Kept, change: SetRetention | SetRetentionBytes) -> _Kept:
+    if isinstance(change, SetRetention):
+        return replace(what, retention_ns=change.retention_ns)
+    return replace(what, retention_bytes=change.retention_bytes)
 
 
 def _ensure_table(base: CatalogSnapshot, change: EnsureTable, limits: CatalogLimits) -> list[Effect]:

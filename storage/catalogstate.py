@@ -7,6 +7,7 @@ them from changes.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -43,10 +44,12 @@ EFFECT_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "columns": frozenset({"do", "table", "version", "columns"}),
 }  # fmt: skip
 """Each effect has all of its keys and no others: an unknown one would be lost in the next Checkpoint."""
-DROPPING_KEYS: Final[Mapping[str, frozenset[str]]] = {
-    kind: EFFECT_KEYS[kind] | {"dropping"} for kind in ("database", "table")
+OPTIONAL_KEYS: Final[Mapping[str, frozenset[str]]] = {
+    "database": frozenset({"dropping", "retention_bytes"}),
+    "table": frozenset({"dropping", "retention", "retention_bytes"}),
 }
-"""The keys of what is being dropped (L31); elsewhere that key is not written, so that older stores stay as they are."""
+"""Save these, written only where they say something, so that older stores stay as they are: of what is being dropped
+(L31), limits by bytes, a table's own retention period."""
 COLUMN_KEYS: Final = frozenset({"id", "name", "stored", "role", "type"})
 TYPE_RECORDS: Final[Mapping[TypeKind, dict[str, Any]]] = {
     **{kind: {"kind": kind.value} for kind in TypeKind},
@@ -83,6 +86,16 @@ class CatalogSnapshot:
     next_table: int = 1
     next_partition: int = 1
     format: int = FORMAT_VERSION
+
+    @functools.cached_property
+    def kept_by_bytes(self) -> tuple[Table, ...]:
+        """The live tables that have a limit by bytes, or whose database has one."""
+        return tuple(
+            table
+            for database in self.names.values()
+            for table in self.table_names.get(database.id, {}).values()
+            if table.retention_bytes is not None or database.retention_bytes is not None
+        )
 
     def database(self, name: str) -> Database | None:
         return self.names.get(name)
@@ -133,22 +146,26 @@ def database_effect(database: Database) -> Effect:
     """This database is now so."""
     return {
         "do": "database", "id": database.id, "name": database.name, "retention": database.retention_ns,
-        "deleted": database.deleted, **_dropping(database),
+        "deleted": database.deleted, **_optional(database),
     }  # fmt: skip
 
 
-def _dropping(what: Database | Table) -> Effect:
-    return {"dropping": what.dropping} if what.dropping else {}
+def _optional(what: Database | Table) -> Effect:
+    """`OPTIONAL_KEYS` that both have."""
+    dropping = {"dropping": what.dropping} if what.dropping else {}
+    return dropping if what.retention_bytes is None else {**dropping, "retention_bytes": what.retention_bytes}
 
 
 def table_effect(table: Table) -> Effect:
     """This table is now so."""
+    retention = {} if table.retention_ns is None else {"retention": table.retention_ns}
     return {
         "do": "table", "id": table.id, "uuid": table.uuid, "database": table.database_id, "name": table.name,
         "version": table.version, "columns": [column_record(c) for c in table.columns],
         "partitions": [[p.id, p.hash_low.to_bytes(9, "big"), p.hash_high.to_bytes(9, "big"), p.log_id]
                        for p in table.partitions],
-        "op": table.default_op.value, "router": table.router, "deleted": table.deleted, **_dropping(table),
+        "op": table.default_op.value, "router": table.router, "deleted": table.deleted, **_optional(table),
+        **retention,
     }  # fmt: skip
 
 
@@ -161,7 +178,7 @@ def _table(effect: Mapping[str, Any]) -> Table:
     return Table(
         effect["id"], effect["uuid"], effect["database"], effect["name"], effect["version"],
         tuple(_column(c) for c in effect["columns"]), partitions, Op(effect["op"]), effect["router"],
-        effect["deleted"], effect.get("dropping", 0),
+        effect["deleted"], effect.get("dropping", 0), effect.get("retention"), effect.get("retention_bytes"),
     )  # fmt: skip
 
 
@@ -176,7 +193,8 @@ def apply_effects(snapshot: CatalogSnapshot, effects: Sequence[Effect], revision
     draft = _Draft(snapshot)
     for effect in effects:
         kind = effect.get("do", "")
-        if effect.keys() != EFFECT_KEYS.get(kind) and effect.keys() != DROPPING_KEYS.get(kind):
+        optional = OPTIONAL_KEYS.get(kind, frozenset())
+        if kind not in EFFECT_KEYS or effect.keys() - optional != EFFECT_KEYS[kind]:
             raise UnsupportedFormat(f"the Catalog holds an effect {effect.get('do')!r} that is not known here")
         try:
             draft.apply(effect)
@@ -203,7 +221,7 @@ class _Draft:
         kind = effect["do"]
         if kind == "database":
             fields = (effect["id"], effect["name"], effect["retention"], effect["deleted"])
-            database = Database(*fields, effect.get("dropping", 0))
+            database = Database(*fields, effect.get("dropping", 0), effect.get("retention_bytes"))
             self.databases[database.id] = database
             self.next_database = max(self.next_database, database.id + 1)
         elif kind == "table":

@@ -115,6 +115,9 @@ class Table:
     ``columns`` hold ``time`` first, then tags in the order of their first write (the series key),
     then fields in the order of their first write. While ``dropping`` is a Revision, its name is still bound,
     and each shard's Log says by itself whether rows of it are there (LOG L31).
+
+    ``retention_ns`` and ``retention_bytes`` are its own, which replace its database's: None if it has none, 0 if its
+    rows are kept whatever the database says.
     """
 
     id: int
@@ -128,6 +131,8 @@ class Table:
     router: str = "hash"
     deleted: bool = False
     dropping: int = 0
+    retention_ns: int | None = None
+    retention_bytes: int | None = None
 
     @functools.cached_property
     def by_name(self) -> dict[str, Column]:
@@ -153,7 +158,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database: a name for tables, with a retention period (None keeps rows for ever).
+    """A database: a name for tables, with a retention period and a limit by bytes (None keeps rows for ever).
 
     While ``dropping`` is a Revision, its tables are being dropped, and its name is still bound (LOG L31).
     """
@@ -163,6 +168,7 @@ class Database:
     retention_ns: int | None = None
     deleted: bool = False
     dropping: int = 0
+    retention_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +235,13 @@ class PartitionSnapshot:
     tail: tuple[TailBatch, ...]
     pending: tuple[PendingDelete, ...] = ()
     """Deletes at or below k that are not carried out in all files yet; those of the tail hold for all files."""
+    cutoff_ns: int | None = None
+    """Its own cut-off, by bytes: rows below it are hidden (LOG L36)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableSnapshot:
-    """What a query reads of one table: rows whose time is below ``cutoff_ns`` are hidden (LOG L36)."""
+    """What a query reads of one table: rows whose time is below ``cutoff_ns``, by age, are hidden (LOG L36)."""
 
     table: Table
     partitions: tuple[PartitionSnapshot, ...]

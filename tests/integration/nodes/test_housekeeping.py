@@ -17,8 +17,8 @@ from nodes.embedded import EmbeddedBackend
 from nodes.gateway.coalesce import Coalescer
 from nodes.metrics import Metrics
 from nodes.settings_model import DataSettings, LogSettings, Settings
+from storage.cutoffrecorder import CutoffRecorder
 from storage.errors import StoreFull
-from storage.shard import Shard
 from storage.store import data_path
 from tests.harness.gateway import on_loop
 from tests.harness.waiting import until
@@ -181,14 +181,14 @@ def test_l36_rows_that_were_written_after_the_period_was_cleared_are_kept(tmp_pa
         async with node_at(tmp_path) as node:
             await node.write("m", 30)
             await node.backend.alter([SetRetention("db", HOUR)], ANYONE)
-            shard, record = node.backend._shard(1), Shard.record_cutoff
+            shard, record = node.backend._shard(1), CutoffRecorder.record
 
             async def cleared_meanwhile(*arguments: Any) -> None:
-                await record(shard, *arguments)
+                await record(shard.cutoffs, *arguments)
                 await node.backend.alter([SetRetention("db", None)], ANYONE)
                 await node.write("m", 20)
 
-            with mock.patch.object(shard, "record_cutoff", cleared_meanwhile):
+            with mock.patch.object(shard.cutoffs, "record", cleared_meanwhile):
                 await node.let_go()
             assert await node.count("m") == 1
 

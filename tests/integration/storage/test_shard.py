@@ -430,6 +430,12 @@ async def test_a_closed_shard_refuses_in_words(tmp_path: Path) -> None:
 HOUR = 3600 * 10**9
 
 
+def cutoff_of(shard: Shard, retention_ns: int = 0) -> int | None:
+    """The recorded cut-off of database 1, for this period."""
+    known = shard.state.cutoffs.get(1)
+    return None if known is None else known.for_period(retention_ns)
+
+
 async def aged(node: StorageNode, ages_ns: list[int]) -> frozenset[int]:
     """Rows that are so old; returns the ids of their table."""
     await node.ensure("t0", Ledger())
@@ -444,20 +450,20 @@ async def test_l36_a_cutoff_is_recorded_when_it_hides_a_row_and_comes_back(tmp_p
     async with node_at(tmp_path) as node:
         ids = await aged(node, [HOUR, 5 * HOUR])
         shard = node.shards[1]
-        await shard.record_cutoff(1, ids, 6 * HOUR)
-        assert shard.cutoff_ns(1) is None, "nothing is older than six hours"
-        await asyncio.gather(*(shard.record_cutoff(1, ids, 2 * HOUR) for _ in range(10)))
-        cutoff = shard.cutoff_ns(1)
+        await shard.cutoffs.by_age(1, ids, 6 * HOUR)
+        assert cutoff_of(shard) is None, "nothing is older than six hours"
+        await asyncio.gather(*(shard.cutoffs.by_age(1, ids, 2 * HOUR) for _ in range(10)))
+        cutoff = cutoff_of(shard)
         assert cutoff is not None
         assert cutoff <= time.time_ns() - 2 * HOUR
         assert list(kinds(node).values()).count(ObjectKind.DATA) == 2, "readers at once share one record"
-        await shard.record_cutoff(1, ids, HOUR // 2)
-        assert shard.cutoff_ns(1) == cutoff, "at most once a minute"
+        await shard.cutoffs.by_age(1, ids, HOUR // 2)
+        assert cutoff_of(shard) == cutoff, "at most once a minute"
     async with node_at(tmp_path) as node:
-        assert node.shards[1].cutoff_ns(1) == cutoff
+        assert cutoff_of(node.shards[1]) == cutoff
         await node.shards[1].checkpoint()
     async with node_at(tmp_path) as node:
-        assert node.shards[1].cutoff_ns(1) == cutoff
+        assert cutoff_of(node.shards[1]) == cutoff
 
 
 @looped
@@ -465,16 +471,16 @@ async def test_l36_after_a_minute_it_rises_only_if_another_row_is_hidden_and_nev
     async with node_at(tmp_path) as node:
         ids = await aged(node, [5 * HOUR, 4 * HOUR])
         shard = node.shards[1]
-        with mock.patch("storage.shard.CUTOFF_EVERY_MS", 0):
-            await shard.record_cutoff(1, ids, 2 * HOUR)
-            cutoff = shard.cutoff_ns(1)
-            await shard.record_cutoff(1, ids, HOUR)
-            assert shard.cutoff_ns(1) == cutoff, "all of them are hidden already"
+        with mock.patch("storage.cutoffrecorder.CUTOFF_EVERY_MS", 0):
+            await shard.cutoffs.by_age(1, ids, 2 * HOUR)
+            cutoff = cutoff_of(shard)
+            await shard.cutoffs.by_age(1, ids, HOUR)
+            assert cutoff_of(shard) == cutoff, "all of them are hidden already"
             await aged(node, [HOUR + HOUR // 2])
-            await shard.record_cutoff(1, ids, 9 * HOUR)
-            assert shard.cutoff_ns(1) == cutoff, "a longer period brings nothing back"
-            await shard.record_cutoff(1, ids, HOUR)
-            assert (shard.cutoff_ns(1) or 0) > (cutoff or 0)
+            await shard.cutoffs.by_age(1, ids, 9 * HOUR)
+            assert cutoff_of(shard) == cutoff, "a longer period brings nothing back"
+            await shard.cutoffs.by_age(1, ids, HOUR)
+            assert (cutoff_of(shard) or 0) > (cutoff or 0)
 
 
 @looped
@@ -483,15 +489,15 @@ async def test_l36_the_smaller_clock_counts(tmp_path: Path) -> None:
         ids = await aged(node, [5 * HOUR])
         behind = (time.time_ns() - 4 * HOUR) // 10**6
         with mock.patch.object(type(node.store), "clock_ms", return_value=behind):
-            await node.shards[1].record_cutoff(1, ids, 2 * HOUR)
-            assert node.shards[1].cutoff_ns(1) is None, "by the store's clock nothing is that old"
-            await node.shards[1].record_cutoff(1, ids, HOUR // 2)
-            assert node.shards[1].cutoff_ns(1) == behind * 10**6 - HOUR // 2
-            longer = node.shards[1].cutoff_ns(1, 3 * HOUR)
+            await node.shards[1].cutoffs.by_age(1, ids, 2 * HOUR)
+            assert cutoff_of(node.shards[1]) is None, "by the store's clock nothing is that old"
+            await node.shards[1].cutoffs.by_age(1, ids, HOUR // 2)
+            assert cutoff_of(node.shards[1]) == behind * 10**6 - HOUR // 2
+            longer = cutoff_of(node.shards[1], 3 * HOUR)
             assert longer == behind * 10**6 - 3 * HOUR, "also for a period that is made longer"
             await aged(node, [4 * HOUR + HOUR // 4])
-            await node.shards[1].record_cutoff(1, ids, HOUR // 5)
-            assert node.shards[1].cutoff_ns(1) == behind * 10**6 - HOUR // 2, "at most once a minute, by any clock"
+            await node.shards[1].cutoffs.by_age(1, ids, HOUR // 5)
+            assert cutoff_of(node.shards[1]) == behind * 10**6 - HOUR // 2, "at most once a minute, by any clock"
 
 
 @looped
@@ -503,11 +509,11 @@ async def test_l36_a_full_store_stops_no_reader(tmp_path: Path) -> None:
         ids = await aged(node, [HOUR, 5 * HOUR])
         shard = node.shards[1]
         store.arm(Fault.FULL)
-        await shard.record_cutoff(1, ids, 2 * HOUR)
+        await shard.cutoffs.by_age(1, ids, 2 * HOUR)
         assert store.fired[Fault.FULL] == 1
-        assert shard.cutoff_ns(1) is None
-        await shard.record_cutoff(1, ids, 2 * HOUR)
-        assert shard.cutoff_ns(1) is not None, "there is room again"
+        assert cutoff_of(shard) is None
+        await shard.cutoffs.by_age(1, ids, 2 * HOUR)
+        assert cutoff_of(shard) is not None, "there is room again"
     inner.close()
 
 

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from storage.catalogstate import CatalogSnapshot
+from storage.cutoffs import Cutoff
 from storage.expiry import gone_files
 from storage.schema import Database, DataFile
-from storage.shardstate import Cutoff, ShardState
 from tests.harness.tables import make_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from storage.shardstate import ShardState
 
 HOUR = 3600 * 10**9
 NOW = 100 * HOUR
@@ -34,10 +36,12 @@ def gone(
     known: bool = True,
     files: tuple[DataFile, ...] = FILES,
     before: tuple[DataFile, ...] | None = None,
+    table_cutoffs: Mapping[tuple[int, int], Cutoff] | None = None,
 ) -> list[str]:
     state = SimpleNamespace(
         partitions={(1, 1): SimpleNamespace(files=files), (2, 1): SimpleNamespace(files=())},
         cutoffs=cutoffs,
+        table_cutoffs=table_cutoffs or {},
         drops=drops or {},
     )
     tables: dict[int, Any] = {1: make_table(1), 2: make_table(2)} if known else {}

@@ -12,12 +12,13 @@ import pytest
 
 from storage.catalogstate import CatalogState
 from storage.checkpoint import Section, decode_part, decode_sections
+from storage.cutoffs import Cutoff
 from storage.deletes import PendingDelete, from_record
 from storage.entries import decode_record, decode_rows
 from storage.fold import fold
 from storage.frames import EntryKind, FrameType, LogObject, ObjectKind, decode_object, encode_object
 from storage.schema import TailBatch
-from storage.shardstate import Cutoff, ShardState
+from storage.shardstate import ShardState
 from storage.store import decode_identity
 from tests.golden import make
 from tests.harness.tables import make_rows
