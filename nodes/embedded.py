@@ -28,11 +28,19 @@ from nodes.idempotency import KeyedIds
 from nodes.localqueries import LocalQueries, kill_if_asked, origin
 from nodes.outcomes import all_or_worst
 from nodes.resulttext import result_text
+from nodes.retention import retention_if_asked
 from nodes.rowchanges import carry_out
 from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
 from nodes.storeoptions import s3_options
-from nodes.systemtables import PARQUET_FILES_SCHEMA, QUERIES_SCHEMA, parquet_files, queries
+from nodes.systemtables import (
+    PARQUET_FILES_SCHEMA,
+    QUERIES_SCHEMA,
+    RETENTION_SCHEMA,
+    parquet_files,
+    queries,
+    retention,
+)
 from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits, CatalogSnapshot
@@ -55,6 +63,8 @@ from storage.store import CATALOG_LOG, open_identity
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+
+    import pyarrow as pa
 
     from engine.engine import Engine
     from engine.stream import QueryStream
@@ -259,6 +269,7 @@ class EmbeddedBackend:
         """Plan and start one statement over one snapshot of each table (L14); or carry out what changes something."""
         done = await kill_if_asked(request, self._queries)
         done = done or await copy_if_asked(request, self, principal, self._settings.copy_dir)
+        done = done or await retention_if_asked(request, self, principal)
         if done is not None:
             return done
         stream = await self._run(request)
@@ -305,7 +316,7 @@ class EmbeddedBackend:
 
     def _table_snapshot(self, table: Table, shards: dict[int, Shard]) -> TableSnapshot:
         newest = self._catalog.table_by_id(table.id) or table
-        logs = [shards[log_id] for log_id in sorted({p.log_id for p in newest.partitions})]
+        logs = [shards[log_id] for log_id in sorted({p.log_id for p in newest.partitions}) if log_id in shards]
         found = [(shard.snapshot(newest), shard.cutoffs.known()) for shard in logs]
         return table_snapshot(newest, self._catalog.current, found)
 
@@ -318,9 +329,15 @@ class EmbeddedBackend:
                 for part in shard.snapshot(table)
             ]
 
+        def kept() -> pa.Table:
+            shards = {shard.log_id: shard for shard in self._open_ones()}
+            tables = [self._table_snapshot(table, shards) for table in catalog.tables(database)]
+            return retention(catalog.names[database], tables)
+
         return [
             SystemTable("parquet_files", PARQUET_FILES_SCHEMA, lambda: parquet_files(files())),
             SystemTable("queries", QUERIES_SCHEMA, lambda: queries(self._queries.listed())),
+            SystemTable("retention", RETENTION_SCHEMA, kept),
         ]
 
     # -- for the node ------------------------------------------------------------------------------------
@@ -358,6 +375,7 @@ class EmbeddedBackend:
                 DatabaseStatus(
                     name=d.name,
                     retention_ns=d.retention_ns,
+                    retention_bytes=d.retention_bytes,
                     tables=[self._table_status(t) for t in catalog.tables(d.name)],
                 )
                 for d in catalog.databases()
@@ -375,6 +393,8 @@ class EmbeddedBackend:
             name=table.name,
             columns=len(table.columns),
             partitions=len(table.partitions),
+            retention_ns=table.retention_ns,
+            retention_bytes=table.retention_bytes,
             files=len(files),
             file_bytes=sum(f.bytes for f in files),
             rows=sum(f.rows for f in files) + tail,

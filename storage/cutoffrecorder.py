@@ -46,6 +46,8 @@ class CutoffRecorder:
         self._locks: dict[tuple[int, int], asyncio.Lock] = {}
         self._recorded: dict[tuple[int, int], float] = {}
         """When this owner recorded a cut-off by age, by its monotonic clock."""
+        self.room: dict[Key, int] = {}
+        """What partitions under a limit by bytes may have, some of them together, as it was when last looked at."""
         self._by_bytes = asyncio.Lock()
         self._judged = (0, 0)
         """The Checkpoint and the Revision of the Catalog whose files and limits were looked at last."""
@@ -121,7 +123,9 @@ class CutoffRecorder:
                 self._judged = judged
 
     async def _record_cuts(self, catalog: CatalogSnapshot) -> None:
-        found = [entry for share in shares(catalog, self._state.log_id) for entry in self._cut(share)]
+        every = shares(catalog, self._state.log_id)
+        self.room = {key: share.bytes for share in every for key in share.partitions}
+        found = [entry for share in every for entry in self._cut(share)]
         for at in range(0, len(found), ENTRIES_AT_ONCE):
             await self._append(found[at : at + ENTRIES_AT_ONCE])
 

@@ -24,12 +24,19 @@ from nodes.member import ClusterMember
 from nodes.node import NodeParts
 from nodes.query.service import QueryService
 from nodes.query.source import ShardSource
-from nodes.systemtables import PARQUET_FILES_SCHEMA, QUERIES_SCHEMA, parquet_files, queries
+from nodes.systemtables import (
+    PARQUET_FILES_SCHEMA,
+    QUERIES_SCHEMA,
+    RETENTION_SCHEMA,
+    parquet_files,
+    queries,
+    retention,
+)
 from protos import internal_pb2_grpc
 from storage.errors import NoSuchDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from engine.engine import Engine
     from engine.running import Origin
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
     from nodes.node import NodeContext
     from nodes.status import BackendStatus
     from storage.catalogstate import CatalogSnapshot
-    from storage.schema import PartitionSnapshot, Table
+    from storage.schema import PartitionSnapshot, Table, TableSnapshot
 
 T = TypeVar("T")
 
@@ -130,9 +137,11 @@ class QueryNode(DoorlessBackend):
     def _system_tables(self, catalog: CatalogSnapshot, database: str) -> list[SystemTable]:
         loop = asyncio.get_running_loop()
 
+        async def snapshots() -> Sequence[TableSnapshot]:
+            return await self._source.snapshot(catalog.tables(database))
+
         async def files() -> list[tuple[Table, PartitionSnapshot]]:
-            found = await self._source.snapshot(catalog.tables(database))
-            return [(snapshot.table, part) for snapshot in found for part in snapshot.partitions]
+            return [(snapshot.table, part) for snapshot in await snapshots() for part in snapshot.partitions]
 
         def wait(asking: Coroutine[Any, Any, T]) -> T:
             """In the planner's thread: other nodes are asked from the event loop."""
@@ -141,6 +150,7 @@ class QueryNode(DoorlessBackend):
         return [
             SystemTable("parquet_files", PARQUET_FILES_SCHEMA, lambda: parquet_files(wait(files()))),
             SystemTable("queries", QUERIES_SCHEMA, lambda: queries(wait(self.cluster_queries.queries()))),
+            SystemTable("retention", RETENTION_SCHEMA, lambda: retention(catalog.names[database], wait(snapshots()))),
         ]
 
 

@@ -161,7 +161,8 @@ def view(state: ShardState) -> dict[str, Any]:
     return {
         "k": state.k, "position": state.position, "revision": state.revision, "horizon": state.horizon,
         "partitions": partitions, "write_ids": list(state.write_ids.items()), "drops": state.drops,
-        "cutoffs": state.cutoffs, "table cutoffs": state.table_cutoffs, "loose": state.loose, "parts": state.parts, "above k": state.objects_above_k,
+        "cutoffs": state.cutoffs, "table cutoffs": state.table_cutoffs, "loose": state.loose, "parts": state.parts,
+        "above k": state.objects_above_k,
         "bytes above k": state.log_bytes_above_k, "oldest": state.oldest_above_k_ms,
         "files": list(state.all_files()),
     }  # fmt: skip
