@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from storage.changes import DropTable
+from storage.changes import DropTable, SetRetention, SetRetentionBytes
 from storage.checkpoint import FILES_INLINE_MAX
 from storage.errors import LogBacklogFull, MemoryExhausted, NoSuchTable, RequestTooLarge, ShardClosed, WriteRefused
 from storage.frames import ObjectKind, decode_object
@@ -515,6 +515,98 @@ async def test_l36_a_full_store_stops_no_reader(tmp_path: Path) -> None:
         await shard.cutoffs.by_age(1, ids, 2 * HOUR)
         assert cutoff_of(shard) is not None, "there is room again"
     inner.close()
+
+
+async def filed(node: StorageNode, *times: int) -> None:
+    """Rows of these times, each in a file of its own."""
+    await node.ensure("t0", Ledger())
+    for at in times:
+        columns = {"time": pa.array([at], pa.timestamp("ns")), "n": pa.array([at])}
+        await node.shards[1].append([Append(node.table("t0"), 1, pa.RecordBatch.from_pydict(columns))])
+        await node.shards[1].checkpoint()
+
+
+def cut_of(node: StorageNode) -> int | None:
+    """The cut-off by bytes that holds of the one partition."""
+    catalog, table = node.catalog.current, node.table("t0")
+    database = catalog.databases_by_id[table.database_id]
+    return node.shards[1].cutoffs.known().by_bytes(table, database, 1)
+
+
+@looped
+async def test_l36_by_bytes_a_cutoff_is_recorded_once_for_each_checkpoint_and_revision(tmp_path: Path) -> None:
+    async with node_at(tmp_path) as node:
+        await filed(node, 10, 20, 30, 40)
+        shard = node.shards[1]
+        size = next(iter(shard.state.all_files())).bytes
+        objects = len(kinds(node))
+        await shard.cutoffs.by_bytes(node.catalog.current)
+        assert len(kinds(node)) == objects, "there is no limit"
+        await node.catalog.alter([SetRetentionBytes("db", 3 * size, "t0")])
+        await asyncio.gather(*(shard.cutoffs.by_bytes(node.catalog.current) for _ in range(10)))
+        assert (cut_of(node), len(kinds(node))) == (11, objects + 1), "readers at once share one record"
+        await filed(node, 5)
+        objects = len(kinds(node))
+        await shard.cutoffs.by_bytes(node.catalog.current)
+        assert (cut_of(node), len(kinds(node))) == (11, objects), "what is hidden already is not worth a record"
+        await filed(node, 50)
+        await shard.cutoffs.by_bytes(node.catalog.current)
+        assert cut_of(node) == 21
+        await node.catalog.alter([SetRetentionBytes("db", size, "t0")])
+        await shard.cutoffs.by_bytes(node.catalog.current)
+        assert cut_of(node) == 41, "a smaller limit holds at once"
+    async with node_at(tmp_path) as node:
+        assert cut_of(node) == 41
+        await node.shards[1].checkpoint()
+    async with node_at(tmp_path) as node:
+        assert cut_of(node) == 41, "from the Checkpoint"
+        await node.catalog.alter([SetRetentionBytes("db", 3 * size, "t0")])
+        assert cut_of(node) is None, "a greater one begins anew"
+        await node.shards[1].cutoffs.by_bytes(node.catalog.current)
+        assert cut_of(node) == 21
+        await node.catalog.alter([SetRetentionBytes("db", None, "t0")])
+        assert cut_of(node) is None
+
+
+@looped
+async def test_l36_by_bytes_a_full_store_stops_no_reader_and_it_is_tried_again(tmp_path: Path) -> None:
+    inner = open_store(str(tmp_path))
+    store = FaultStore(inner)
+    async with node_at(store) as node:
+        await filed(node, 10, 20)
+        await node.catalog.alter([SetRetentionBytes("db", 1, "t0")])
+        store.arm(Fault.FULL)
+        await node.shards[1].cutoffs.by_bytes(node.catalog.current)
+        assert (store.fired[Fault.FULL], cut_of(node)) == (1, None)
+        await node.shards[1].cutoffs.by_bytes(node.catalog.current)
+        assert cut_of(node) == 11, "there is room again"
+    inner.close()
+
+
+@looped
+async def test_l36_a_table_with_a_period_of_its_own_moves_no_other(tmp_path: Path) -> None:
+    async with node_at(tmp_path) as node:
+        await aged(node, [HOUR, 5 * HOUR])
+        await node.catalog.alter([SetRetention("db", 2 * HOUR), SetRetention("db", 8 * HOUR, "t0")])
+        shard, table = node.shards[1], node.table("t0")
+        database = node.catalog.current.databases_by_id[table.database_id]
+
+        async def cutoff() -> int | None:
+            await shard.cutoffs.record(node.catalog.current, [node.table("t0")])
+            return shard.cutoffs.known().by_age(node.table("t0"), database)
+
+        assert await cutoff() is None, "nothing of it is that old"
+        assert not shard.state.cutoffs, "its rows are none of the database's that would expire"
+        await node.catalog.alter([SetRetention("db", 0, "t0")])
+        assert await cutoff() is None
+        await node.catalog.alter([SetRetention("db", 3 * HOUR, "t0")])
+        found = await cutoff()
+        assert found is not None
+        assert found <= time.time_ns() - 3 * HOUR
+        assert not shard.state.cutoffs
+        await node.catalog.alter([SetRetention("db", None, "t0")])
+        database = node.catalog.current.databases_by_id[table.database_id]
+        assert (await cutoff() or 0) > found, "as its database again"
 
 
 # -- a store that misbehaves, with real threads ------------------------------------------------------------
