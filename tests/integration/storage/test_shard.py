@@ -19,6 +19,7 @@ import pytest
 from storage.changes import DropTable, SetRetention, SetRetentionBytes
 from storage.checkpoint import FILES_INLINE_MAX
 from storage.errors import LogBacklogFull, MemoryExhausted, NoSuchTable, RequestTooLarge, ShardClosed, WriteRefused
+from storage.filechange import FileChange
 from storage.frames import ObjectKind, decode_object
 from storage.objects import open_store
 from storage.shard import Append
@@ -569,6 +570,21 @@ async def test_l36_by_bytes_a_cutoff_is_recorded_once_for_each_checkpoint_and_re
 
 
 @looped
+async def test_l18_l36_cutoffs_stand_in_checkpoints_that_only_change_files(tmp_path: Path) -> None:
+    async with node_at(tmp_path) as node:
+        await filed(node, 10, 20, 30)
+        await node.catalog.alter([SetRetentionBytes("db", 1, "t0")])
+        shard = node.shards[1]
+        await shard.cutoffs.by_bytes(node.catalog.current)
+        await filed(node, 31)
+        (oldest, *_) = shard.state.all_files()
+        assert await shard.replace_files([FileChange((oldest,), ())]) == [True]
+        assert cut_of(node) == 21
+    async with node_at(tmp_path) as node:
+        assert cut_of(node) == 21
+
+
+@looped
 async def test_l36_by_bytes_a_full_store_stops_no_reader_and_it_is_tried_again(tmp_path: Path) -> None:
     inner = open_store(str(tmp_path))
     store = FaultStore(inner)
@@ -591,8 +607,10 @@ async def test_l36_a_table_with_a_period_of_its_own_moves_no_other(tmp_path: Pat
         shard, table = node.shards[1], node.table("t0")
         database = node.catalog.current.databases_by_id[table.database_id]
 
+        await node.ensure("t1", Ledger())
+
         async def cutoff() -> int | None:
-            await shard.cutoffs.record(node.catalog.current, [node.table("t0")])
+            await shard.cutoffs.record(node.catalog.current, [node.table("t0"), node.table("t1")])
             return shard.cutoffs.known().by_age(node.table("t0"), database)
 
         assert await cutoff() is None, "nothing of it is that old"
