@@ -71,7 +71,7 @@ class Housekeeper:
         known = {file.path for file in shard.state.all_files()}
         catalog = await self._refresh()
         self._looked[shard.log_id] = shard.state.checkpoint_seq
-        if not is_due and not catalog.kept_by_bytes:
+        if not is_due and not catalog.shares:
             return 0
         here = {table_id for table_id, _ in shard.state.partitions}
         await shard.cutoffs.record(catalog, [catalog.tables_by_id[i] for i in here if i in catalog.tables_by_id])

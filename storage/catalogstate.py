@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from storage.checkpoint import Section, decode_tables, section_entry, section_from_table
+from storage.cutoffs import shares
 from storage.entries import decode_record
 from storage.errors import (
     CorruptObject,
@@ -27,6 +28,7 @@ from storage.writeids import Remembered, forget, read_write_ids, write_id_table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from storage.cutoffs import Share
     from storage.frames import LogObject, WriteId
 
 HASH_END: Final = 2**64
@@ -88,14 +90,9 @@ class CatalogSnapshot:
     format: int = FORMAT_VERSION
 
     @functools.cached_property
-    def kept_by_bytes(self) -> tuple[Table, ...]:
-        """The live tables that have a limit by bytes, or whose database has one."""
-        return tuple(
-            table
-            for database in self.names.values()
-            for table in self.table_names.get(database.id, {}).values()
-            if table.retention_bytes is not None or database.retention_bytes is not None
-        )
+    def shares(self) -> Mapping[int, Sequence[Share]]:
+        """By Log what partitions in it may have under limits by bytes; empty if there are none."""
+        return shares(self)
 
     def database(self, name: str) -> Database | None:
         return self.names.get(name)

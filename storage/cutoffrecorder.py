@@ -11,7 +11,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
-from storage.cutoffs import BY_AGE, Cutoff, Cutoffs, cut, period_of, shares
+from storage.cutoffs import BY_AGE, Cutoff, Cutoffs, cut, period_of
 from storage.entries import record_entry
 from storage.errors import StoreFull
 from storage.frames import EntryKind
@@ -123,7 +123,7 @@ class CutoffRecorder:
                 self._judged = judged
 
     async def _record_cuts(self, catalog: CatalogSnapshot) -> None:
-        every = shares(catalog, self._state.log_id)
+        every = catalog.shares.get(self._state.log_id, ())
         self.room = {key: share.bytes for share in every for key in share.partitions}
         found = [entry for share in every for entry in self._cut(share)]
         for at in range(0, len(found), ENTRIES_AT_ONCE):

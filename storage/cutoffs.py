@@ -133,25 +133,28 @@ class Share(NamedTuple):
     partitions: tuple[Key, ...]
 
 
-def shares(catalog: CatalogSnapshot, log_id: int) -> list[Share]:
-    """What a Log may hold: of a table's own limit each partition the same part, of a database's each Log the same.
+def shares(catalog: CatalogSnapshot) -> dict[int, list[Share]]:
+    """What each Log may hold: of a table's own limit each partition the same part, of a database's each Log the same.
 
     Only Logs that hold partitions of tables that count for a database's limit have a part of it.
     """
-    found = []
-    counting: dict[int, list[Table]] = {}
-    for table in catalog.kept_by_bytes:
-        limit = limit_of(table, catalog.databases_by_id[table.database_id])
-        if limit is not None and limit.database_id:
-            counting.setdefault(limit.database_id, []).append(table)
-        elif limit is not None:
-            part = limit.bytes // len(table.partitions)
-            found += [Share(limit, part, ((table.id, p.id),)) for p in table.partitions if p.log_id == log_id]
-    for database_id, tables in counting.items():
-        limit = Limit(database_id, catalog.databases_by_id[database_id].retention_bytes or 0)
-        logs = {p.log_id for table in tables for p in table.partitions}
-        here = tuple((table.id, p.id) for table in tables for p in table.partitions if p.log_id == log_id)
-        found += [Share(limit, limit.bytes // len(logs), here)] if here else []
+    found: dict[int, list[Share]] = {}
+    for database in catalog.names.values():
+        counting: dict[int, list[Key]] = {}
+        for table in catalog.table_names.get(database.id, {}).values():
+            limit = limit_of(table, database)
+            for partition in () if limit is None else table.partitions:
+                key = (table.id, partition.id)
+                if table.retention_bytes is None:
+                    counting.setdefault(partition.log_id, []).append(key)
+                else:
+                    own = Limit(0, table.retention_bytes)
+                    share = Share(own, own.bytes // len(table.partitions), (key,))
+                    found.setdefault(partition.log_id, []).append(share)
+        whole = Limit(database.id, database.retention_bytes or 0)
+        for log_id, keys in counting.items():
+            share = Share(whole, whole.bytes // len(counting), tuple(keys))
+            found.setdefault(log_id, []).append(share)
     return found
 
 

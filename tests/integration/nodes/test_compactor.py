@@ -112,10 +112,9 @@ async def test_l36_under_a_limit_by_bytes_files_stay_small_enough_to_go_one_by_o
     world = World(tmp_path)
     await world.open(files=12)
     size = sum(file.bytes for file in world.files)
-    await world.node.catalog.alter([SetRetentionBytes("db", 4 * size, "t0")])
+    await world.node.catalog.alter([SetRetentionBytes("db", size, "t0")])
     await world.node.shards[1].cutoffs.by_bytes(world.node.catalog.current)
-    assert await world.compactor.compact() > 0
-    assert len(world.files) > 1, "no merge takes more than an eighth of the limit"
+    assert await world.compactor.compact() == 0, "no merge takes more than an eighth of the limit"
     await world.node.catalog.alter([SetRetentionBytes("db", None, "t0")])
     await world.node.shards[1].cutoffs.by_bytes(world.node.catalog.current)
     await world.more(1)

@@ -217,9 +217,9 @@ def test_what_is_kept_stands_in_effects_only_where_it_says_something() -> None:
     assert (table.retention_ns, table.retention_bytes, len(table.columns)) == (7, 8, 3), (
         "new columns change nothing of it"
     )
-    assert both.kept_by_bytes == (table,)
-    assert after(both, SetRetentionBytes("d", None, "t")).kept_by_bytes == ()
-    assert len(after(both, SetRetentionBytes("d", 1), EnsureTable("d", "u")).kept_by_bytes) == 2
+    assert list(both.shares) == [table.partitions[0].log_id]
+    assert after(both, SetRetentionBytes("d", None, "t")).shares == {}
+    assert len(after(both, SetRetentionBytes("d", 1), EnsureTable("d", "u")).shares) == 2
 
 
 def test_l31_retention_of_what_is_not_there_or_goes_is_refused() -> None:

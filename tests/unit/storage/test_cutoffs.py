@@ -84,12 +84,12 @@ def catalog_of(database: Database, *tables: Table) -> CatalogSnapshot:
 def test_a_tables_limit_is_shared_by_its_partitions_a_databases_by_its_logs() -> None:
     own, one, two = table(1, size=90, logs=(1, 1, 2)), table(2, logs=(1, 2, 3)), table(3, logs=(1,))
     catalog = catalog_of(KEPT, own, one, two, table(4, size=KEEP, logs=(4,)))
-    assert shares(catalog, 1) == [
+    assert shares(catalog)[1] == [
         (Limit(0, 90), 30, ((1, 11),)), (Limit(0, 90), 30, ((1, 12),)), (Limit(1, 1000), 333, ((2, 21), (3, 31))),
     ]  # fmt: skip
-    assert shares(catalog, 2) == [(Limit(0, 90), 30, ((1, 13),)), (Limit(1, 1000), 333, ((2, 22),))]
-    assert shares(catalog, 4) == []
-    assert shares(catalog_of(FREE, one, two), 1) == []
+    assert shares(catalog)[2] == [(Limit(0, 90), 30, ((1, 13),)), (Limit(1, 1000), 333, ((2, 22),))]
+    assert 4 not in shares(catalog)
+    assert shares(catalog_of(FREE, one, two)) == {}
 
 
 def file(low: int, high: int, size: int = 10) -> DataFile:
