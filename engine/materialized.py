@@ -56,7 +56,8 @@ class ViewSnapshots:
     @property
     def visible_from(self) -> int:
         """Buckets from here on are computed again; older ones have lost rows, here or in the table (LOG L36)."""
-        return viewstate.visible_from(self.definition, self.source.cutoff_ns, self.stored.cutoff_ns)
+        found = [part.cutoff_ns for one in (self.source, self.stored) for part in one.partitions]
+        return viewstate.visible_from(self.definition, self.source.cutoff_ns, self.stored.cutoff_ns, *found)
 
 
 @dataclass(frozen=True)

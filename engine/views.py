@@ -18,6 +18,7 @@ from engine import viewsql
 from engine.deletedrows import divided, without_deleted
 from engine.layers import Span, levels, split
 from engine.session import CATALOG, LAYERS_SCHEMA
+from storage.cutoffs import higher
 from storage.deletes import of_file
 from storage.errors import UnsupportedFormat
 from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, Op, TypeKind
@@ -226,7 +227,7 @@ def _leaves_out(snapshot: TableSnapshot, times: Range) -> bool:
 
 
 def _key(snapshot: TableSnapshot) -> Key:
-    parts = tuple((part.partition, part.position) for part in snapshot.partitions)
+    parts = tuple((part.partition, part.position, part.cutoff_ns) for part in snapshot.partitions)
     return (snapshot.table.version, snapshot.table.name, snapshot.cutoff_ns, parts)
 
 
@@ -248,6 +249,8 @@ class _Builder:
         self._files = files
         self._table = snapshot.table
         self._snapshot = snapshot
+        self._cutoff: int | None = None
+        """Of the partition that is being added: by its table's age, or by its own bytes (L36)."""
         self._tails = tails
         self._lease = lease
         self._cached: dict[str, str] = {}
@@ -270,6 +273,7 @@ class _Builder:
         catalog.register_schema(LAYERS_SCHEMA, self._schema)
         try:
             for part in self._snapshot.partitions:
+                self._cutoff = higher(self._snapshot.cutoff_ns, part.cutoff_ns)
                 self._add_partition(self._layers(part, self._tails.get(part.partition, ())))
             frame = _union(self._finished_parts())
             narrows = self._merges > 0 or self._layers_used > FILES_MANY
@@ -292,7 +296,7 @@ class _Builder:
         self._cached |= self._lease.hold([f.source for f in layers if not isinstance(f.source, pa.RecordBatch)])
         for place, batch in enumerate(tail):
             layers.append(_Layer(_tail_span(self._table, batch, place), batch))
-        cutoff = self._snapshot.cutoff_ns
+        cutoff = self._cutoff
         visible = [layer for layer in layers if cutoff is None or layer.span.high >= cutoff]
         return visible if self._pushed is None else _clipped(visible, self._pushed)
 
@@ -424,7 +428,7 @@ class _Builder:
 
     def _visible(self, ranges: Sequence[Range]) -> list[Range]:
         """The ranges without what is below the cut-off."""
-        cutoff = self._snapshot.cutoff_ns
+        cutoff = self._cutoff
         if cutoff is None:
             return list(ranges)
         return [(max(low, cutoff), high) for low, high in ranges if high >= cutoff]

@@ -18,6 +18,7 @@ from storage.changes import (
     DropTable,
     EnsureTable,
     SetRetention,
+    SetRetentionBytes,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ __all__ = [
     "QueryRequest",
     "QueryResult",
     "SetRetention",
+    "SetRetentionBytes",
 ]
 
 

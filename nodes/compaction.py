@@ -22,7 +22,7 @@ from nodes import machine
 from nodes.mergeprocess import MergeFailed, MergeProcess
 from nodes.status import CompactionStatus
 from nodes.storeoptions import s3_options
-from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, plan
+from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, bytes_of_runs, plan
 from storage.deletes import waiting_files
 from storage.errors import ShardClosed, StorageError
 from storage.merge import READ_BYTES_MAX, MergeJob, change_of, merge_job, names_wanted
@@ -224,7 +224,9 @@ class Compactor:
             newest = max((file.schema_version for file in files), default=0)
             if files and look.eager_bytes < policy.eager_bytes and table is not None and newest <= table.version:  # L30
                 files_max = max(RUN_LAYERS_MIN, min(RUN_FILES_MAX, self._columns_max // len(table.columns)))
-                wanted.append((table, look, files, dataclasses.replace(policy, files_max=files_max)))
+                bytes_max = bytes_of_runs(shard.cutoffs.room.get((table_id, partition)))
+                bounded = dataclasses.replace(policy, files_max=files_max, bytes_max=bytes_max)
+                wanted.append((table, look, files, bounded))
         if not wanted:
             return []
         planned = await asyncio.to_thread(

@@ -28,6 +28,7 @@ from nodes.idempotency import KeyedIds
 from nodes.localqueries import LocalQueries, kill_if_asked, origin
 from nodes.outcomes import all_or_worst
 from nodes.resulttext import result_text
+from nodes.retention import retention_if_asked
 from nodes.rowchanges import carry_out
 from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
@@ -35,16 +36,19 @@ from nodes.storeoptions import s3_options
 from nodes.systemtables import (
     PARQUET_FILES_SCHEMA,
     QUERIES_SCHEMA,
+    RETENTION_SCHEMA,
     VIEWS_SCHEMA,
     materialized_views,
     parquet_files,
     queries,
+    retention,
 )
 from nodes.viewkeeper import ViewKeeper
 from nodes.views import drop_if_asked
 from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits, CatalogSnapshot
+from storage.cutoffs import table_snapshot
 from storage.errors import (
     LogDamaged,
     NoSuchDatabase,
@@ -58,12 +62,13 @@ from storage.errors import (
 from storage.frames import WriteId
 from storage.log import Identity
 from storage.objects import open_store, prove_store
-from storage.schema import TableSnapshot
 from storage.shard import Append, Shard
 from storage.store import CATALOG_LOG, open_identity
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+
+    import pyarrow as pa
 
     from engine.engine import Engine
     from engine.stream import QueryStream
@@ -72,7 +77,7 @@ if TYPE_CHECKING:
     from nodes.settings_model import Budgets, Settings
     from nodes.status import QueryStatus
     from storage.objects import ObjectStore
-    from storage.schema import Partition, PartitionSnapshot, Table
+    from storage.schema import Partition, PartitionSnapshot, Table, TableSnapshot
 
 IO_THREADS: Final = 16
 """Threads for the object store: one create for each Log may be under way, beside reads and checkpoints."""
@@ -272,6 +277,7 @@ class EmbeddedBackend:
         done = await kill_if_asked(request, self._queries)
         done = done or await copy_if_asked(request, self, principal, self._settings.copy_dir)
         done = done or await drop_if_asked(request, self, principal)
+        done = done or await retention_if_asked(request, self, principal)
         if done is not None:
             return done
         stream = await self._run(request)
@@ -312,34 +318,16 @@ class EmbeddedBackend:
     async def snapshot(self, tables: Sequence[Table]) -> Sequence[TableSnapshot]:
         """One snapshot per table, each partition proved current (L13, L14)."""
         shards = {p.log_id: self._shard(p.log_id) for table in tables for p in table.partitions}
-        await self._record_cutoffs(tables, shards)
+        catalog = self._catalog.current
+        await asyncio.gather(*(shard.cutoffs.record(catalog, _in_log(tables, i)) for i, shard in shards.items()))
         await asyncio.gather(*(shard.prove() for shard in shards.values()))
         return [self._table_snapshot(table, shards) for table in tables]
 
     def _table_snapshot(self, table: Table, shards: dict[int, Shard]) -> TableSnapshot:
         newest = self._catalog.table_by_id(table.id) or table
-        logs = sorted({p.log_id for p in newest.partitions})
-        partitions: list[PartitionSnapshot] = []
-        for log_id in logs:
-            partitions.extend(shards[log_id].snapshot(newest))
-        return TableSnapshot(newest, tuple(partitions), self._cutoff(newest, [shards[log_id] for log_id in logs]))
-
-    def _cutoff(self, table: Table, shards: Sequence[Shard]) -> int | None:
-        """The recorded cut-off (L36); none once the period was cleared, or rows acknowledged since were never seen."""
-        database = self._catalog.current.databases_by_id[table.database_id]
-        if database.retention_ns is None:
-            return None
-        found = [shard.cutoff_ns(database.id, database.retention_ns) for shard in shards]
-        return max((cutoff for cutoff in found if cutoff is not None), default=None)
-
-    async def _record_cutoffs(self, tables: Sequence[Table], shards: dict[int, Shard]) -> None:
-        catalog = self._catalog.current
-        for table in tables:
-            database = catalog.databases_by_id[table.database_id]
-            if database.retention_ns is not None:
-                ids = frozenset(t.id for t in catalog.tables(database.name))
-                logs = {p.log_id for p in table.partitions}
-                await asyncio.gather(*(shards[i].record_cutoff(database.id, ids, database.retention_ns) for i in logs))
+        logs = [shards[log_id] for log_id in sorted({p.log_id for p in newest.partitions}) if log_id in shards]
+        found = [(shard.snapshot(newest), shard.cutoffs.known()) for shard in logs]
+        return table_snapshot(newest, self._catalog.current, found)
 
     def _system_tables(self, catalog: CatalogSnapshot, database: str) -> list[SystemTable]:
         def files() -> list[tuple[Table, PartitionSnapshot]]:
@@ -350,10 +338,16 @@ class EmbeddedBackend:
                 for part in shard.snapshot(table)
             ]
 
+        def kept() -> pa.Table:
+            shards = {shard.log_id: shard for shard in self._open_ones()}
+            tables = [self._table_snapshot(table, shards) for table in catalog.tables(database)]
+            return retention(catalog.names[database], tables)
+
         return [
             SystemTable("parquet_files", PARQUET_FILES_SCHEMA, lambda: parquet_files(files())),
             SystemTable("queries", QUERIES_SCHEMA, lambda: queries(self._queries.listed())),
             SystemTable("materialized_views", VIEWS_SCHEMA, lambda: materialized_views(catalog, database)),
+            SystemTable("retention", RETENTION_SCHEMA, kept),
         ]
 
     # -- for the node ------------------------------------------------------------------------------------
@@ -391,6 +385,7 @@ class EmbeddedBackend:
                 DatabaseStatus(
                     name=d.name,
                     retention_ns=d.retention_ns,
+                    retention_bytes=d.retention_bytes,
                     tables=[self._table_status(t) for t in catalog.tables(d.name)],
                 )
                 for d in catalog.databases()
@@ -409,6 +404,8 @@ class EmbeddedBackend:
             name=table.name,
             columns=len(table.columns),
             partitions=len(table.partitions),
+            retention_ns=table.retention_ns,
+            retention_bytes=table.retention_bytes,
             files=len(files),
             file_bytes=sum(f.bytes for f in files),
             rows=sum(f.rows for f in files) + tail,
@@ -426,3 +423,7 @@ class EmbeddedBackend:
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def _in_log(tables: Sequence[Table], log_id: int) -> list[Table]:
+    return [table for table in tables if any(p.log_id == log_id for p in table.partitions)]

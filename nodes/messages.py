@@ -21,13 +21,14 @@ from storage.changes import (
     DropTable,
     EnsureTable,
     SetRetention,
+    SetRetentionBytes,
 )
+from storage.cutoffs import Cutoff, Cutoffs
 from storage.deletes import decode_delete, encode_delete
 from storage.errors import InvalidName, StorageError
 from storage.frames import NO_WRITE_ID, ZERO16, WriteId
 from storage.objects import check_path
 from storage.schema import FILE_KINDS, DataFile, Role, TypeKind
-from storage.shardstate import Cutoff
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -97,14 +98,31 @@ def cutoffs_to(cutoffs: Mapping[int, Cutoff]) -> list[pb.Cutoff]:
     ]
 
 
-def cutoffs_from(messages: Iterable[pb.Cutoff]) -> dict[int, Cutoff]:
-    """The reverse."""
+def table_cutoffs_to(cutoffs: Mapping[tuple[int, int], Cutoff]) -> list[pb.TableCutoff]:
+    """By table and partition, as messages."""
+    return [
+        pb.TableCutoff(
+            table_id=table, partition=partition, time_ns=one.time_ns, recorded_ms=one.recorded_ms,
+            limit=one.limit, database_id=one.database_id,
+        )
+        for (table, partition), one in cutoffs.items()
+    ]  # fmt: skip
+
+
+def cutoffs_from(databases: Iterable[pb.Cutoff], tables: Iterable[pb.TableCutoff]) -> Cutoffs:
+    """The reverse of both."""
     found: dict[int, Cutoff] = {}
-    for message in messages:
+    for message in databases:
         if message.database_id in found:
             raise MalformedMessage(f"two cut-offs for database {message.database_id}")
         found[message.database_id] = Cutoff(message.time_ns, message.recorded_ms)
-    return found
+    of_tables: dict[tuple[int, int], Cutoff] = {}
+    for one in tables:
+        key = (one.table_id, one.partition)
+        if key in of_tables or one.limit < 0:
+            raise MalformedMessage(f"two cut-offs, or one of no limit, for partition {key}")
+        of_tables[key] = Cutoff(one.time_ns, one.recorded_ms, one.limit, one.database_id)
+    return Cutoffs(found, of_tables)
 
 
 # ---- what the rows of a statement are for -----------------------------------------------------------------------
@@ -188,9 +206,16 @@ class _CreateDatabase(msgspec.Struct, tag="create_database", forbid_unknown_fiel
     exist_ok: bool
 
 
-class _SetRetention(msgspec.Struct, tag="set_retention", forbid_unknown_fields=True):
+class _SetRetention(msgspec.Struct, tag="set_retention", forbid_unknown_fields=True, omit_defaults=True):
     database: str
     retention_ns: int | None
+    table: str = ""
+
+
+class _SetRetentionBytes(msgspec.Struct, tag="set_retention_bytes", forbid_unknown_fields=True):
+    database: str
+    retention_bytes: int | None
+    table: str
 
 
 class _DropDatabase(msgspec.Struct, tag="drop_database", forbid_unknown_fields=True):
@@ -221,7 +246,9 @@ class _DropTable(msgspec.Struct, tag="drop_table", forbid_unknown_fields=True):
     table: str
 
 
-_Wire: TypeAlias = _CreateDatabase | _SetRetention | _DropDatabase | _EnsureTable | _CreateView | _DropTable
+_Wire: TypeAlias = (
+    _CreateDatabase | _SetRetention | _SetRetentionBytes | _DropDatabase | _EnsureTable | _CreateView | _DropTable
+)
 _DECODER: Final = msgspec.msgpack.Decoder(list[_Wire])
 
 
@@ -256,7 +283,9 @@ def _change_to(change: Change) -> _Wire:
         case CreateDatabase():
             return _CreateDatabase(change.name, change.retention_ns, change.exist_ok)
         case SetRetention():
-            return _SetRetention(change.database, change.retention_ns)
+            return _SetRetention(change.database, change.retention_ns, change.table)
+        case SetRetentionBytes():
+            return _SetRetentionBytes(change.database, change.retention_bytes, change.table)
         case DropDatabase():
             return _DropDatabase(change.name)
         case EnsureTable():
@@ -276,7 +305,9 @@ def _change_from(wire: _Wire) -> Change:
         case _CreateDatabase():
             return CreateDatabase(wire.name, wire.retention_ns, wire.exist_ok)
         case _SetRetention():
-            return SetRetention(wire.database, wire.retention_ns)
+            return SetRetention(wire.database, wire.retention_ns, wire.table)
+        case _SetRetentionBytes():
+            return SetRetentionBytes(wire.database, wire.retention_bytes, wire.table)
         case _DropDatabase():
             return DropDatabase(wire.name)
         case _EnsureTable():

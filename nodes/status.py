@@ -28,7 +28,10 @@ PHASE_UNKNOWN: Final = "unknown"
 
 
 class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One live table. ``rows`` counts stored rows before folding; None if it is not known cheaply."""
+    """One live table. ``rows`` counts stored rows before folding; None if it is not known cheaply.
+
+    ``retention_…`` are its own, 0 for rows that are kept whatever its database says; None: as the database.
+    """
 
     name: str
     columns: int
@@ -36,6 +39,8 @@ class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
     files: int = 0
     file_bytes: int = 0
     rows: int | None = None
+    retention_ns: int | None = None
+    retention_bytes: int | None = None
 
 
 class DatabaseStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +48,7 @@ class DatabaseStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     retention_ns: int | None = None
+    retention_bytes: int | None = None
     tables: list[TableStatus] = []
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 
 from nodes.units import show_duration
+from storage.cutoffs import KEEP, higher, limit_of, period_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nodes.backend import CatalogView
     from nodes.status import QueryStatus
-    from storage.schema import PartitionSnapshot, Table
+    from storage.schema import Database, PartitionSnapshot, Table, TableSnapshot
 
 PARQUET_FILES_SCHEMA: Final = pa.schema(
     [
@@ -35,6 +36,16 @@ VIEWS_SCHEMA: Final = pa.schema(
     [("name", pa.string()), ("table_name", pa.string()), ("bucket", pa.string()), ("definition", pa.string())]
 )
 """Names that InfluxDB 3 has mean what they mean there; ``issue_time`` is UTC, as every time."""
+
+
+RETENTION_SCHEMA: Final = pa.schema(
+    [
+        ("database_name", pa.string()), ("table_name", pa.string()), ("retention", pa.string()),
+        ("retention_bytes", pa.int64()), ("keeps_ns", pa.int64()), ("keeps_bytes", pa.int64()),
+        ("hidden_before", pa.timestamp("ns")), ("file_bytes", pa.int64()), ("files", pa.int64()),
+    ]
+)  # fmt: skip
+"""``retention`` and ``retention_bytes`` are what is set, ``keeps_…`` what holds; NULL is nothing set, and no end."""
 
 
 def parquet_files(parts: Sequence[tuple[Table, PartitionSnapshot]]) -> pa.Table:
@@ -66,6 +77,32 @@ def materialized_views(catalog: CatalogView, database: str) -> pa.Table:
         if table.view is not None
     ]
     return _table(VIEWS_SCHEMA, rows)
+
+
+def setting_age(what: Database | Table) -> str | None:
+    """The period that a database or a table has itself, as people write it."""
+    if what.retention_ns is None:
+        return None
+    return "none" if what.retention_ns == KEEP else show_duration(what.retention_ns / 1e9)
+
+
+def retention(database: Database, found: Sequence[TableSnapshot]) -> pa.Table:
+    """A row for the database and one for each table: what it is kept by, what it has, what is hidden of it by now."""
+    stored = [[file.bytes for part in one.partitions for file in part.files] for one in found]
+    own = (database.retention_ns, database.retention_bytes)
+    every = [size for sizes in stored for size in sizes]
+    rows: list[tuple[object, ...]] = [
+        (database.name, None, setting_age(database), own[1], *own, None, sum(every), len(every))
+    ]
+    for one, sizes in zip(found, stored, strict=True):
+        limit = limit_of(one.table, database)
+        cutoffs = [higher(one.cutoff_ns, part.cutoff_ns) for part in one.partitions]
+        hidden = max((cutoff for cutoff in cutoffs if cutoff is not None), default=None)
+        rows.append((
+            database.name, one.table.name, setting_age(one.table), one.table.retention_bytes,
+            period_of(one.table, database), None if limit is None else limit.bytes, hidden, sum(sizes), len(sizes),
+        ))  # fmt: skip
+    return _table(RETENTION_SCHEMA, rows)
 
 
 def _table(schema: pa.Schema, rows: Sequence[tuple[object, ...]]) -> pa.Table:

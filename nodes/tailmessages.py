@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from cluster.errors import MalformedMessage
-from nodes.messages import cutoffs_from, cutoffs_to, file_to, files_from
+from nodes.messages import cutoffs_from, cutoffs_to, file_to, files_from, table_cutoffs_to
 from protos import internal_pb2 as pb
 from storage.deletes import PendingDelete, decode_delete, encode_delete
 from storage.schema import NO_ROWS, TailBatch
@@ -16,7 +16,7 @@ from storage.tailanswer import TailAnswer, TailPartition, TailRows, TailWanted
 from storage.tailcodec import pack_rows, unpack_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 CHUNK_BYTES: Final = 1 << 20
 ROW_BYTES_LEAST: Final = 1024
@@ -25,7 +25,7 @@ FILE_BYTES: Final = 256
 """About what a DataFile takes in a message."""
 
 
-def wanted_to(shard: int, revision: int, wanted: TailWanted, retention_ns: Mapping[int, int]) -> pb.TailRequest:
+def wanted_to(shard: int, revision: int, wanted: TailWanted) -> pb.TailRequest:
     """The question as a message."""
     return pb.TailRequest(
         shard=shard,
@@ -36,7 +36,6 @@ def wanted_to(shard: int, revision: int, wanted: TailWanted, retention_ns: Mappi
         tag_equals=wanted.tag_equals,
         from_epoch=wanted.from_epoch,
         from_sequence=wanted.from_sequence,
-        retention_ns=retention_ns,
         known_checkpoint=wanted.known_checkpoint,
     )
 
@@ -77,7 +76,8 @@ def head_to(answer: TailAnswer) -> pb.TailHead:
             )
             for part in answer.partitions
         ],
-        cutoffs=cutoffs_to(answer.cutoffs),
+        cutoffs=cutoffs_to(answer.cutoffs.databases),
+        table_cutoffs=table_cutoffs_to(answer.cutoffs.tables),
         dropped=sorted(answer.dropped),
         files_known=answer.files_known,
     )
@@ -163,7 +163,7 @@ def answer_from(shard: int, head: pb.TailHead, rows: Sequence[pb.TailRows]) -> T
             for part in head.partitions
         ),
         tuple(_rows_from(shard, message) for message in rows),
-        cutoffs_from(head.cutoffs),
+        cutoffs_from(head.cutoffs, head.table_cutoffs),
         frozenset(head.dropped),
         head.files_known,
     )

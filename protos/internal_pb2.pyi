@@ -276,26 +276,6 @@ class TailRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    @_typing.final
-    class RetentionNsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.int
-        value: _builtins.int
-        def __init__(
-            self,
-            *,
-            key: _builtins.int = ...,
-            value: _builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     SHARD_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     TABLES_FIELD_NUMBER: _builtins.int
@@ -304,7 +284,6 @@ class TailRequest(_message.Message):
     TAG_EQUALS_FIELD_NUMBER: _builtins.int
     FROM_EPOCH_FIELD_NUMBER: _builtins.int
     FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
-    RETENTION_NS_FIELD_NUMBER: _builtins.int
     KNOWN_CHECKPOINT_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     revision: _builtins.int
@@ -323,10 +302,6 @@ class TailRequest(_message.Message):
     def tag_equals(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """storage name -> value"""
 
-    @_builtins.property
-    def retention_ns(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
-        """database id -> period: the owner records a cut-off first (LOG L36)"""
-
     def __init__(
         self,
         *,
@@ -338,12 +313,11 @@ class TailRequest(_message.Message):
         tag_equals: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         from_epoch: _builtins.int = ...,
         from_sequence: _builtins.int = ...,
-        retention_ns: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
         known_checkpoint: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_high", b"_time_high", "_time_low", b"_time_low", "time_high", b"time_high", "time_low", b"time_low"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_high", b"_time_high", "_time_low", b"_time_low", "from_epoch", b"from_epoch", "from_sequence", b"from_sequence", "known_checkpoint", b"known_checkpoint", "retention_ns", b"retention_ns", "revision", b"revision", "shard", b"shard", "tables", b"tables", "tag_equals", b"tag_equals", "time_high", b"time_high", "time_low", b"time_low"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_high", b"_time_high", "_time_low", b"_time_low", "from_epoch", b"from_epoch", "from_sequence", b"from_sequence", "known_checkpoint", b"known_checkpoint", "revision", b"revision", "shard", b"shard", "tables", b"tables", "tag_equals", b"tag_equals", "time_high", b"time_high", "time_low", b"time_low"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_high: _TypeAlias = _typing.Literal["time_high"]  # noqa: Y015
     _WhichOneofArgType__time_high: _TypeAlias = _typing.Literal["_time_high", b"_time_high"]  # noqa: Y015
@@ -448,6 +422,42 @@ class Cutoff(_message.Message):
 Global___Cutoff: _TypeAlias = Cutoff  # noqa: Y015
 
 @_typing.final
+class TableCutoff(_message.Message):
+    """A table's own, by age (partition 0), or a partition's, by bytes: under this limit, of this database or, 0, its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_ID_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    TIME_NS_FIELD_NUMBER: _builtins.int
+    RECORDED_MS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    DATABASE_ID_FIELD_NUMBER: _builtins.int
+    table_id: _builtins.int
+    partition: _builtins.int
+    time_ns: _builtins.int
+    recorded_ms: _builtins.int
+    limit: _builtins.int
+    database_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        table_id: _builtins.int = ...,
+        partition: _builtins.int = ...,
+        time_ns: _builtins.int = ...,
+        recorded_ms: _builtins.int = ...,
+        limit: _builtins.int = ...,
+        database_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_id", b"database_id", "limit", b"limit", "partition", b"partition", "recorded_ms", b"recorded_ms", "table_id", b"table_id", "time_ns", b"time_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TableCutoff: _TypeAlias = TableCutoff  # noqa: Y015
+
+@_typing.final
 class TailHead(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -461,6 +471,7 @@ class TailHead(_message.Message):
     CUTOFFS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     FILES_KNOWN_FIELD_NUMBER: _builtins.int
+    TABLE_CUTOFFS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     position: _builtins.int
     """everything up to this object is in the answer"""
@@ -481,6 +492,10 @@ class TailHead(_message.Message):
     def dropped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """ids of asked tables that this Log has dropped"""
 
+    @_builtins.property
+    def table_cutoffs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TableCutoff]:
+        """of asked tables"""
+
     def __init__(
         self,
         *,
@@ -494,10 +509,11 @@ class TailHead(_message.Message):
         cutoffs: _abc.Iterable[Global___Cutoff] | None = ...,
         dropped: _abc.Iterable[_builtins.int] | None = ...,
         files_known: _builtins.bool = ...,
+        table_cutoffs: _abc.Iterable[Global___TableCutoff] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_seq", b"checkpoint_seq", "covered", b"covered", "cutoffs", b"cutoffs", "dropped", b"dropped", "epoch", b"epoch", "files_known", b"files_known", "from_sequence", b"from_sequence", "partitions", b"partitions", "position", b"position", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_seq", b"checkpoint_seq", "covered", b"covered", "cutoffs", b"cutoffs", "dropped", b"dropped", "epoch", b"epoch", "files_known", b"files_known", "from_sequence", b"from_sequence", "partitions", b"partitions", "position", b"position", "revision", b"revision", "table_cutoffs", b"table_cutoffs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from storage.catalogstate import (
     HASH_END,
@@ -27,7 +27,9 @@ from storage.changes import (
     EnsureTable,
     FinishDrop,
     SetRetention,
+    SetRetentionBytes,
 )
+from storage.cutoffs import KEEP
 from storage.errors import (
     AlreadyExists,
     InvalidName,
@@ -66,6 +68,7 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 STATE_PREFIX: Final = f"{RESERVED_PREFIX}view_"
 """With the view's id it names the table that says how far a materialized view is."""
 STATE_FIELD: Final = "state"
+_Kept = TypeVar("_Kept", Database, Table)
 
 
 def plan(
@@ -88,10 +91,8 @@ def plan(
 def _plan_one(base: CatalogSnapshot, change: Change | FinishDrop, limits: CatalogLimits, stamp: str) -> list[Effect]:
     if isinstance(change, CreateDatabase):
         return _create_database(base, change, limits)
-    if isinstance(change, SetRetention):
-        database = _usable_database(base, change.database)
-        changed = replace(database, retention_ns=change.retention_ns)
-        return [] if changed == database else [database_effect(changed)]
+    if isinstance(change, (SetRetention, SetRetentionBytes)):
+        return _set_retention(base, change)
     if isinstance(change, DropDatabase):
         return _drop_database(base, change, stamp)
     if isinstance(change, EnsureTable):
@@ -118,15 +119,15 @@ def drop_blocks(base: CatalogSnapshot, changes: Sequence[Change | FinishDrop]) -
     """The ids of tables whose drop ``changes`` have to wait for: of the same name, or of a database that goes."""
     found: list[Table | None] = []
     for change in changes:
-        if isinstance(change, (CreateDatabase, SetRetention, EnsureTable, CreateView)):
+        if isinstance(change, (CreateDatabase, SetRetention, SetRetentionBytes, EnsureTable, CreateView)):
             name = change.name if isinstance(change, CreateDatabase) else change.database
             database = base.database(name)
             if database is not None and database.dropping:
                 found.extend(base.tables(name, hidden=True))
-            elif isinstance(change, EnsureTable):
-                found.append(base.table(name, change.table))
             elif isinstance(change, CreateView):
                 found.extend(_with_state(base, base.table(name, change.name)))
+            elif not isinstance(change, CreateDatabase) and change.table:
+                found.append(base.table(name, change.table))
     return _being_dropped(found)
 
 
@@ -193,6 +194,27 @@ def _create_database(base: CatalogSnapshot, change: CreateDatabase, limits: Cata
     return [database_effect(Database(base.next_database, change.name, change.retention_ns))]
 
 
+def _set_retention(base: CatalogSnapshot, change: SetRetention | SetRetentionBytes) -> list[Effect]:
+    """Of a table its version stays: that counts its columns."""
+    database = _usable_database(base, change.database)
+    if not change.table:
+        changed = _kept(database, change)
+        return [] if changed == database else [database_effect(changed)]
+    table = base.table(change.database, change.table)
+    if table is None:
+        raise NoSuchTable(f"table not found: {change.table}")
+    if table.dropping:
+        raise TableDropping(f"table {change.table!r} is being dropped: try again")
+    altered = _kept(table, change)
+    return [] if altered == table else [table_effect(altered)]
+
+
+def _kept(what: _Kept, change: SetRetention | SetRetentionBytes) -> _Kept:
+    if isinstance(change, SetRetention):
+        return replace(what, retention_ns=change.retention_ns)
+    return replace(what, retention_bytes=change.retention_bytes)
+
+
 def _ensure_table(base: CatalogSnapshot, change: EnsureTable, limits: CatalogLimits) -> list[Effect]:
     effects: list[Effect] = []
     if base.database(change.database) is None:
@@ -238,7 +260,7 @@ def _create_view(base: CatalogSnapshot, change: CreateView, limits: CatalogLimit
     (time, field) = (bare.columns[0], Column(2, STATE_FIELD, STATE_FIELD, Role.FIELD, TypeKind.STRING))
     state = Table(
         state_id, str(uuid.uuid4()), database.id, f"{STATE_PREFIX}{bare.id}", 1, (time, field),
-        (replace(partition, id=partition.id + 1),),
+        (replace(partition, id=partition.id + 1),), retention_ns=KEEP, retention_bytes=KEEP,
     )  # fmt: skip
     return [table_effect(replace(bare, view=definition)), table_effect(state)]
 

@@ -7,6 +7,7 @@ them from changes.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from storage.checkpoint import Section, decode_tables, section_entry, section_from_table
+from storage.cutoffs import shares
 from storage.entries import decode_record
 from storage.errors import (
     CorruptObject,
@@ -26,6 +28,7 @@ from storage.writeids import Remembered, forget, read_write_ids, write_id_table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from storage.cutoffs import Share
     from storage.frames import LogObject, WriteId
 
 HASH_END: Final = 2**64
@@ -44,10 +47,11 @@ EFFECT_KEYS: Final[Mapping[str, frozenset[str]]] = {
 }  # fmt: skip
 """Each effect has all of its keys and no others: an unknown one would be lost in the next Checkpoint."""
 OPTIONAL_KEYS: Final[Mapping[str, frozenset[str]]] = {
-    "database": frozenset({"dropping"}),
-    "table": frozenset({"dropping", "view"}),
+    "database": frozenset({"dropping", "retention_bytes"}),
+    "table": frozenset({"dropping", "retention", "retention_bytes", "view"}),
 }
-"""Keys that are written only where they say something, so that older stores stay as they are."""
+"""Save these, written only where they say something, so that older stores stay as they are: of what is being dropped
+(L31), limits by bytes, a table's own retention period, of a materialized view what it is."""
 VIEW_KEYS: Final = frozenset({"table", "state", "text", "width", "origin"})
 COLUMN_KEYS: Final = frozenset({"id", "name", "stored", "role", "type"})
 TYPE_RECORDS: Final[Mapping[TypeKind, dict[str, Any]]] = {
@@ -85,6 +89,11 @@ class CatalogSnapshot:
     next_table: int = 1
     next_partition: int = 1
     format: int = FORMAT_VERSION
+
+    @functools.cached_property
+    def shares(self) -> Mapping[int, Sequence[Share]]:
+        """By Log what partitions in it may have under limits by bytes; empty if there are none."""
+        return shares(self)
 
     def database(self, name: str) -> Database | None:
         return self.names.get(name)
@@ -143,23 +152,26 @@ def database_effect(database: Database) -> Effect:
     """This database is now so."""
     return {
         "do": "database", "id": database.id, "name": database.name, "retention": database.retention_ns,
-        "deleted": database.deleted, **_dropping(database),
+        "deleted": database.deleted, **_optional(database),
     }  # fmt: skip
 
 
-def _dropping(what: Database | Table) -> Effect:
-    return {"dropping": what.dropping} if what.dropping else {}
+def _optional(what: Database | Table) -> Effect:
+    """`OPTIONAL_KEYS` that both have."""
+    dropping = {"dropping": what.dropping} if what.dropping else {}
+    return dropping if what.retention_bytes is None else {**dropping, "retention_bytes": what.retention_bytes}
 
 
 def table_effect(table: Table) -> Effect:
     """This table is now so."""
+    retention = {} if table.retention_ns is None else {"retention": table.retention_ns}
     return {
         "do": "table", "id": table.id, "uuid": table.uuid, "database": table.database_id, "name": table.name,
         "version": table.version, "columns": [column_record(c) for c in table.columns],
         "partitions": [[p.id, p.hash_low.to_bytes(9, "big"), p.hash_high.to_bytes(9, "big"), p.log_id]
                        for p in table.partitions],
-        "op": table.default_op.value, "router": table.router, "deleted": table.deleted, **_dropping(table),
-        **_view_record(table.view),
+        "op": table.default_op.value, "router": table.router, "deleted": table.deleted, **_optional(table),
+        **retention, **_view_record(table.view),
     }  # fmt: skip
 
 
@@ -191,7 +203,8 @@ def _table(effect: Mapping[str, Any]) -> Table:
     return Table(
         effect["id"], effect["uuid"], effect["database"], effect["name"], effect["version"],
         tuple(_column(c) for c in effect["columns"]), partitions, Op(effect["op"]), effect["router"],
-        effect["deleted"], effect.get("dropping", 0), _view(effect.get("view")),
+        effect["deleted"], effect.get("dropping", 0), effect.get("retention"), effect.get("retention_bytes"),
+        _view(effect.get("view")),
     )  # fmt: skip
 
 
@@ -206,7 +219,8 @@ def apply_effects(snapshot: CatalogSnapshot, effects: Sequence[Effect], revision
     draft = _Draft(snapshot)
     for effect in effects:
         kind = effect.get("do", "")
-        if frozenset(effect) - OPTIONAL_KEYS.get(kind, frozenset()) != EFFECT_KEYS.get(kind):
+        optional = OPTIONAL_KEYS.get(kind, frozenset())
+        if kind not in EFFECT_KEYS or effect.keys() - optional != EFFECT_KEYS[kind]:
             raise UnsupportedFormat(f"the Catalog holds an effect {effect.get('do')!r} that is not known here")
         try:
             draft.apply(effect)
@@ -233,7 +247,7 @@ class _Draft:
         kind = effect["do"]
         if kind == "database":
             fields = (effect["id"], effect["name"], effect["retention"], effect["deleted"])
-            database = Database(*fields, effect.get("dropping", 0))
+            database = Database(*fields, effect.get("dropping", 0), effect.get("retention_bytes"))
             self.databases[database.id] = database
             self.next_database = max(self.next_database, database.id + 1)
         elif kind == "table":

@@ -31,10 +31,23 @@ class CreateDatabase:
 
 @dataclass(frozen=True, slots=True)
 class SetRetention:
-    """Set (or clear with None) a database's retention period in ns."""
+    """Set (or clear with None) the retention period in ns of a database or, if it is named, of one of its tables.
+
+    A table without one follows its database; with 0 its rows are kept for ever.
+    """
 
     database: str
     retention_ns: int | None
+    table: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetRetentionBytes:
+    """The same of the limit by bytes."""
+
+    database: str
+    retention_bytes: int | None
+    table: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,4 +110,4 @@ class FinishDrop:
     table_id: int
 
 
-Change = CreateDatabase | SetRetention | DropDatabase | EnsureTable | CreateView | DropTable
+Change = CreateDatabase | SetRetention | SetRetentionBytes | DropDatabase | EnsureTable | CreateView | DropTable

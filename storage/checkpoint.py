@@ -45,6 +45,7 @@ class Section(enum.IntEnum):
     PINS = 9  # reserved
     PARTS = 10
     CATALOG = 11
+    TABLE_CUTOFFS = 12
 
 
 RESERVED_SECTIONS: Final = frozenset({Section.TRANSACTIONS, Section.PINS})
@@ -84,6 +85,12 @@ SCHEMAS: Final[Mapping[Section, pa.Schema]] = {
         [("section", pa.uint8()), ("owner_id", pa.uint64()), ("path", pa.string()), ("rows", pa.int64())]
     ),
     Section.CATALOG: pa.schema([("revision", pa.uint64()), ("database_id", pa.uint64()), ("state", pa.binary())]),
+    Section.TABLE_CUTOFFS: pa.schema(
+        [
+            ("table_id", pa.uint64()), ("partition", pa.uint32()), ("cutoff", pa.int64()), ("recorded_ms", pa.int64()),
+            ("database_id", pa.uint64()), ("limit", pa.int64()),
+        ]
+    ),
 }  # fmt: skip
 
 

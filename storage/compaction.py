@@ -38,6 +38,8 @@ RUN_BYTES_MAX: Final = 8 * TARGET_BYTES
 """Of one merge: at most so much is written under names that no Checkpoint has yet."""
 DELETE_BYTES_MAX: Final = 32 * 2**20
 """So much is rewritten for the sake of its deletes alone, however few they are."""
+ROOM_PARTS: Final = 8
+"""Into so many files at least a limit by bytes is divided, so that an eighth of what it allows goes at once (L36)."""
 MOMENTS_MAX: Final = 64
 """Of those where files overlap, so many are looked at in one plan."""
 
@@ -108,11 +110,12 @@ class Policy:
     """How much a merge may cost for what it gives.
 
     A run of at most ``eager_bytes`` pays from two layers on, also if most of it is rewritten for little. ``files_max``
-    bounds what is read at once: a file of a wide table takes more memory.
+    bounds what is read at once: a file of a wide table takes more memory. Nor has a run more than ``bytes_max``.
     """
 
     eager_bytes: int = 0
     files_max: int = RUN_FILES_MAX
+    bytes_max: int = RUN_BYTES_MAX
 
     def pays(self, files: Sequence[DataFile]) -> bool:
         """Whether a merge pays: several layers, of which none has most of the bytes, or it is rewritten for little.
@@ -125,7 +128,18 @@ class Policy:
         total = sum(layers.values())
         if len(layers) < 2 or len(files) > self.files_max or total > RUN_BYTES_MAX:
             return False
+        if sum(file.bytes for file in files) > self.bytes_max:
+            return False
         return total <= self.eager_bytes or (len(layers) >= RUN_LAYERS_MIN and 2 * max(layers.values()) <= total)
+
+
+def bytes_of_runs(room: int | None) -> int:
+    """What a run may have of a partition that may have ``room`` bytes together with others (None: as many as come).
+
+    Its oldest files go whole, when it has more: one that has most of them would take all but the newest rows with it.
+    """
+    part = RUN_BYTES_MAX if room is None else room // ROOM_PARTS
+    return RUN_BYTES_MAX if part >= TARGET_BYTES else part
 
 
 def plan(

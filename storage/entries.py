@@ -36,6 +36,8 @@ RECORD_KEYS: Final[Mapping[EntryKind, frozenset[str]]] = {
     EntryKind.DELETE: deletes.RECORD_KEYS,
 }
 """The keys of each record, all of them and no others (docs/format.md)."""
+TABLE_RETENTION_KEYS: Final = RECORD_KEYS[EntryKind.RETENTION] | {"limit"}
+"""Those of a retention record whose directory names a table: who does not know these must not take it for another's."""
 _COUNT: Final = struct.Struct("<II")
 
 
@@ -176,6 +178,7 @@ def decode_record(entry: Entry, where: str) -> dict[str, Any]:
         raise CorruptObject(f"{where}: {error}") from error
     if not isinstance(record, dict) or record.get("v") != RECORD_VERSION:
         raise UnsupportedFormat(f"{where}: a record of a version that this reader does not know")
-    if record.keys() != RECORD_KEYS[EntryKind(entry.kind)]:
+    is_of_table = entry.kind == EntryKind.RETENTION and entry.table_id
+    if record.keys() != (TABLE_RETENTION_KEYS if is_of_table else RECORD_KEYS[EntryKind(entry.kind)]):
         raise UnsupportedFormat(f"{where}: a record with the keys {', '.join(map(str, record))}")
     return record

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from storage.cutoffs import Cutoffs, higher
 from storage.filechange import FileChange
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def gone_files(state: ShardState, catalog: CatalogSnapshot, known: Collection[st
     after a period had been made longer, or cleared, may be in others.
     """
     changes = []
-    for (table_id, _), part in state.partitions.items():
-        cutoff = _cutoff_ns(state, catalog, table_id)
+    for (table_id, partition), part in state.partitions.items():
+        cutoff = _cutoff_ns(state, catalog, table_id, partition)
         if table_id in state.drops:
             gone = list(part.files)
         elif cutoff is not None:
@@ -57,11 +58,11 @@ def _expired(files: Sequence[DataFile], cutoff_ns: int, known: Collection[str]) 
     return gone
 
 
-def _cutoff_ns(state: ShardState, catalog: CatalogSnapshot, table_id: int) -> int | None:
-    """Below it rows of the table are hidden for ever; None if all are kept, or the table is not known yet (L30)."""
+def _cutoff_ns(state: ShardState, catalog: CatalogSnapshot, table_id: int, partition: int) -> int | None:
+    """Below it rows of the partition are hidden for ever; None if all are kept, or the table is not known yet (L30)."""
     table = catalog.tables_by_id.get(table_id)
     database = None if table is None else catalog.databases_by_id.get(table.database_id)
-    if database is None or database.retention_ns is None:
+    if table is None or database is None:
         return None
-    recorded = state.cutoffs.get(database.id)
-    return None if recorded is None else recorded.for_period(database.retention_ns)
+    recorded = Cutoffs(state.cutoffs, state.table_cutoffs)
+    return higher(recorded.by_age(table, database), recorded.by_bytes(table, database, partition))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from storage.schema import DataFile
     from storage.shardstate import PartitionState
 
-AS_THEY_STAND: Final = frozenset({Section.WRITE_IDS, Section.DROPS, Section.CUTOFFS})
+AS_THEY_STAND: Final = frozenset({Section.WRITE_IDS, Section.DROPS, Section.CUTOFFS, Section.TABLE_CUTOFFS})
 """Sections that are true at k, and so the same in every Checkpoint at that k: what came since is above it (L18)."""
 
 

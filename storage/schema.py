@@ -131,6 +131,9 @@ class Table:
     ``columns`` hold ``time`` first, then tags in the order of their first write (the series key),
     then fields in the order of their first write. While ``dropping`` is a Revision, its name is still bound,
     and each shard's Log says by itself whether rows of it are there (LOG L31).
+
+    ``retention_ns`` and ``retention_bytes`` are its own, which replace its database's: None if it has none, 0 if its
+    rows are kept whatever the database says.
     """
 
     id: int
@@ -144,6 +147,8 @@ class Table:
     router: str = "hash"
     deleted: bool = False
     dropping: int = 0
+    retention_ns: int | None = None
+    retention_bytes: int | None = None
     view: ViewDefinition | None = None
     """Of a materialized view, whose stored rows these are."""
 
@@ -176,7 +181,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database: a name for tables, with a retention period (None keeps rows for ever).
+    """A database: a name for tables, with a retention period and a limit by bytes (None keeps rows for ever).
 
     While ``dropping`` is a Revision, its tables are being dropped, and its name is still bound (LOG L31).
     """
@@ -186,6 +191,7 @@ class Database:
     retention_ns: int | None = None
     deleted: bool = False
     dropping: int = 0
+    retention_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,11 +260,13 @@ class PartitionSnapshot:
     """Deletes at or below k that are not carried out in all files yet; those of the tail hold for all files."""
     changes_from: int = 0
     """Below this offset there were deletes of which nothing can be seen any more (L25)."""
+    cutoff_ns: int | None = None
+    """Its own cut-off, by bytes: rows below it are hidden (LOG L36)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableSnapshot:
-    """What a query reads of one table: rows whose time is below ``cutoff_ns`` are hidden (LOG L36)."""
+    """What a query reads of one table: rows whose time is below ``cutoff_ns``, by age, are hidden (LOG L36)."""
 
     table: Table
     partitions: tuple[PartitionSnapshot, ...]

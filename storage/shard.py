@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from storage import admission
 from storage.appends import Append, EncodedAppend, append_entry, decode_append
 from storage.checkpoint import FILES_INLINE_MAX, Part, encode_part
+from storage.cutoffrecorder import CutoffRecorder
 from storage.datafile import write_datafile
 from storage.entries import record_entry
 from storage.errors import (
@@ -28,7 +29,6 @@ from storage.errors import (
     RequestTooLarge,
     ShardClosed,
     StorageError,
-    StoreFull,
     StoreUnavailable,
 )
 from storage.filechange import (
@@ -73,8 +73,6 @@ __all__ = ["Append", "EncodedAppend", "Shard", "ShardCounters", "ShardLimits"]
 _T = TypeVar("_T")
 _Part = TypeVar("_Part", Append, EncodedAppend)
 
-CUTOFF_EVERY_MS: Final = 60_000
-"""A retention cut-off is recorded at most so often for a database and Log (L36)."""
 CHECKPOINT_PAUSE_SECONDS: Final = 1.0
 """The pause after a checkpoint that failed, before the next is tried."""
 PART_TRIES_MAX: Final = 5
@@ -103,6 +101,7 @@ class Shard:
         self.limits = limits
         self.counters = ShardCounters()
         self.state = ShardState(identity.store_id, identity.log_id, tables, limits.replay_bytes_max)
+        self.cutoffs = CutoffRecorder(self.state, self._record, lambda: self._in_thread(store.clock_ms))
         self._store = store
         self.tables = tables
         self._revision = revision or (lambda: 0)
@@ -116,9 +115,6 @@ class Shard:
         self._driver: LogDriver | None = None
         self._in_flight: dict[WriteId, asyncio.Future[Position]] = {}
         self._checkpointing = asyncio.Lock()
-        self._recording: dict[int, asyncio.Lock] = {}
-        self._recorded: dict[int, float] = {}
-        """When this owner recorded a database's cut-off, by its monotonic clock."""
         self._due = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -330,11 +326,9 @@ class Shard:
         From then on no row of it is taken or shown here. Idempotent by table id. Raises as `append` does.
         """
         if table_id not in self.state.drops:
-            record = record_entry(EntryKind.DROP, {"revision": revision}, table_id=table_id)
-            (future,) = self.driver.append([record], [None])
-            await asyncio.shield(future)
+            await self._record([record_entry(EntryKind.DROP, {"revision": revision}, table_id=table_id)])
 
-    # -- reads (L13, L14, L36) ---------------------------------------------------------------------------
+    # -- reads (L13, L14) --------------------------------------------------------------------------------
 
     async def prove(self) -> None:
         """Return when nothing newer than this state can have been acknowledged before the call (L13)."""
@@ -358,35 +352,10 @@ class Shard:
         found = [table for table in tables if table is not None]
         return tail_answer(self.state, found, wanted, self.revision, core.next_seq - 1)
 
-    async def record_cutoff(self, database_id: int, table_ids: frozenset[int], retention_ns: int) -> None:
-        """L36: record a newer cut-off before it is used, at most once a minute, and only if it hides a row."""
-        async with self._recording.setdefault(database_id, asyncio.Lock()):  # readers at once share one record
-            with contextlib.suppress(StoreFull):  # then the recorded one goes on to hold: it stops no reader
-                await self._raise_cutoff(database_id, table_ids, retention_ns)
-
-    async def _raise_cutoff(self, database_id: int, table_ids: frozenset[int], retention_ns: int) -> None:
-        known = self.state.cutoffs.get(database_id)
-        now_ms = time.time_ns() // 1_000_000
-        since = time.monotonic() - self._recorded.get(database_id, float("-inf"))
-        if known is not None and min(now_ms - known.recorded_ms, since * 1000) < CUTOFF_EVERY_MS:
-            return
-        hidden = None if known is None else known.time_ns
-        if not self.state.hides_a_row(table_ids, now_ms * 1_000_000 - retention_ns, hidden):
-            return
-        clock_ms = min(now_ms, await self._in_thread(self._store.clock_ms))
-        cutoff = clock_ms * 1_000_000 - retention_ns
-        if (hidden is not None and cutoff <= hidden) or not self.state.hides_a_row(table_ids, cutoff, hidden):
-            return
-        # By the same clock: what it would have been for a longer period is told from it (`Cutoff.for_period`).
-        record = {"database": database_id, "cutoff": cutoff, "recorded_ms": clock_ms}
-        (future,) = self.driver.append([record_entry(EntryKind.RETENTION, record)], [None])
-        self._recorded[database_id] = time.monotonic()
-        await asyncio.shield(future)
-
-    def cutoff_ns(self, database_id: int, retention_ns: int = 0) -> int | None:
-        """The recorded cut-off of a database in this Log, as `Cutoff.for_period`."""
-        known = self.state.cutoffs.get(database_id)
-        return None if known is None else known.for_period(retention_ns)
+    async def _record(self, entries: Sequence[Entry]) -> None:
+        """Make records durable, in one object."""
+        futures = self.driver.append(entries, [None] * len(entries))
+        await asyncio.shield(futures[-1])
 
     # -- checkpoints (L18, L22, L23) ---------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from storage.checkpoint import (
     section_entry,
     section_from_table,
 )
+from storage.cutoffs import Cutoff
 from storage.deletes import from_record
 from storage.entries import decode_record, decode_rows
 from storage.errors import CatalogBehind, CorruptObject, UnsupportedFormat
@@ -38,7 +39,7 @@ from storage.pendingdeletes import (
 from storage.schema import NO_ROWS, PartitionSnapshot, TailBatch
 from storage.writeids import WRITE_IDS_MAX, Remembered, forget, read_write_ids, write_id_table
 
-__all__ = ["WRITE_IDS_MAX", "Cutoff", "Frozen", "Remembered", "ShardState", "encode_frozen", "held_bytes"]
+__all__ = ["WRITE_IDS_MAX", "Frozen", "Remembered", "ShardState", "encode_frozen", "held_bytes"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -87,21 +88,6 @@ class PartitionState:
 
 
 @dataclass(frozen=True, slots=True)
-class Cutoff:
-    """A database's recorded retention cut-off (ns) and when it was recorded (ms) (LOG L36)."""
-
-    time_ns: int
-    recorded_ms: int
-
-    def for_period(self, retention_ns: int) -> int:
-        """The cut-off for a retention period; for one made longer since, what it would have been.
-
-        Else rows that are written within the longer period would be acknowledged and never shown.
-        """
-        return min(self.time_ns, self.recorded_ms * 1_000_000 - retention_ns)
-
-
-@dataclass(frozen=True, slots=True)
 class Frozen:
     """The memtable as it was at ``covered``, and everything else a Checkpoint says of that moment (F17)."""
 
@@ -113,6 +99,7 @@ class Frozen:
     write_ids: tuple[list[WriteId], list[Remembered]]
     drops: dict[int, int]
     cutoffs: dict[int, Cutoff]
+    table_cutoffs: dict[PartitionKey, Cutoff]
     pending: dict[PartitionKey, tuple[PendingDelete, ...]]
 
 
@@ -142,7 +129,20 @@ def encode_frozen(frozen: Frozen, new_files: Sequence[DataFile]) -> tuple[Entry,
         section_from_table(Section.WRITE_IDS, write_id_table(*frozen.write_ids)),  # L7: with the horizon
         section_entry(Section.DROPS, [{"table_id": t, "revision": r} for t, r in frozen.drops.items()]),
         section_entry(Section.CUTOFFS, cutoffs),
+        *_table_cutoffs(frozen.table_cutoffs),
     )
+
+
+def _table_cutoffs(cutoffs: Mapping[PartitionKey, Cutoff]) -> tuple[Entry, ...]:
+    """Left out if there are none, so that stores without them stay as they are."""
+    rows = [
+        {
+            "table_id": table, "partition": partition, "cutoff": one.time_ns, "recorded_ms": one.recorded_ms,
+            "database_id": one.database_id, "limit": one.limit,
+        }
+        for (table, partition), one in cutoffs.items()
+    ]  # fmt: skip
+    return (section_entry(Section.TABLE_CUTOFFS, rows),) if rows else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +188,9 @@ class ShardState:
         self.write_ids: OrderedDict[WriteId, Remembered] = OrderedDict()
         self.drops: dict[int, int] = {}
         self.cutoffs: dict[int, Cutoff] = {}
+        """Of databases."""
+        self.table_cutoffs: dict[PartitionKey, Cutoff] = {}
+        """Of tables by age, of their partitions by bytes (`storage.cutoffs.Cutoffs`)."""
         self.loose: tuple[DataFile, ...] = ()
         self.parts: tuple[Part, ...] = ()
         self.prepared: PreparedCheckpoint | None = None
@@ -225,6 +228,10 @@ class ShardState:
             )
         self.drops = {row["table_id"]: row["revision"] for row in sections[Section.DROPS]}
         self.cutoffs = {r["database_id"]: Cutoff(r["cutoff"], r["recorded_ms"]) for r in sections[Section.CUTOFFS]}
+        self.table_cutoffs = {
+            (r["table_id"], r["partition"]): Cutoff(r["cutoff"], r["recorded_ms"], r["limit"], r["database_id"])
+            for r in sections[Section.TABLE_CUTOFFS]
+        }
         for key, pending in read_pending(sections[Section.DELETES], self._tables, self._only, where).items():
             if key not in self.partitions:
                 raise CorruptObject(f"{where}: a delete in partition {key}, which it does not list")
@@ -281,7 +288,7 @@ class ShardState:
             elif entry.kind == EntryKind.DELETE and value is not None:
                 self._apply_batch(obj.header, entry, TailBatch(entry.base_offset, NO_ROWS, value))
             elif entry.kind == EntryKind.RETENTION:
-                self._apply_cutoff(value)
+                self._apply_cutoff(entry, value)
             elif entry.kind == EntryKind.DROP:
                 self._apply_drop(entry.table_id, value)
         self.position = obj.header.sequence
@@ -342,15 +349,22 @@ class ShardState:
         state.tail.append(TailEntry(header.sequence, batch, entry.time_low, entry.time_high, size))
         self.tail_bytes += size
 
-    def _apply_cutoff(self, record: dict[str, Any]) -> None:
-        database = record["database"]
-        known = self.cutoffs.get(database)
-        if known is None or record["cutoff"] > known.time_ns:  # L36: never decreasing
-            self.cutoffs[database] = Cutoff(record["cutoff"], record["recorded_ms"])
+    def _apply_cutoff(self, entry: Entry, record: dict[str, Any]) -> None:
+        """Of the directory's table and partition, or of a whole database."""
+        if entry.table_id:
+            key = (entry.table_id, entry.partition)
+            cutoff = Cutoff(record["cutoff"], record["recorded_ms"], record["limit"], record["database"])
+            if cutoff.replaces(self.table_cutoffs.get(key)):
+                self.table_cutoffs[key] = cutoff
+            return
+        cutoff = Cutoff(record["cutoff"], record["recorded_ms"])
+        if cutoff.replaces(self.cutoffs.get(record["database"])):
+            self.cutoffs[record["database"]] = cutoff
 
     def _apply_drop(self, table_id: int, record: dict[str, Any]) -> None:
         self.drops[table_id] = max(self.drops.get(table_id, 0), record["revision"])  # L31: idempotent by table id
         self.revision = max(self.revision, record["revision"])
+        self.table_cutoffs = {key: one for key, one in self.table_cutoffs.items() if key[0] != table_id}
 
     def checkpointed(self, sequence: int, covered: int, sections: Sequence[Entry]) -> None:
         """Our own Checkpoint stands: rows up to ``covered`` leave the memtable as their files appear (L22)."""
@@ -399,7 +413,8 @@ class ShardState:
         ]  # fmt: skip
         return Frozen(
             self.position, self.horizon, self.revision, tails, partitions,
-            (list(self.write_ids), list(self.write_ids.values())), dict(self.drops), dict(self.cutoffs), pending,
+            (list(self.write_ids), list(self.write_ids.values())), dict(self.drops), dict(self.cutoffs),
+            dict(self.table_cutoffs), pending,
         )  # fmt: skip
 
     def prepare(self, frozen: Frozen, new_files: Sequence[DataFile], new_part: Part | None) -> tuple[Entry, ...]:

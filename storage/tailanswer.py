@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.cutoffs import BY_AGE, Cutoffs
 from storage.schema import OP_COLUMN, TIME_COLUMN, Role, TailBatch
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from storage.deletes import PendingDelete
     from storage.schema import DataFile, PartitionSnapshot, Table
-    from storage.shardstate import Cutoff, PartitionState, ShardState, TailEntry
+    from storage.shardstate import PartitionState, ShardState, TailEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class TailAnswer:
     from_sequence: int
     partitions: tuple[TailPartition, ...]
     rows: tuple[TailRows, ...]
-    cutoffs: Mapping[int, Cutoff]
+    cutoffs: Cutoffs
     dropped: frozenset[int]
     files_known: bool = False
 
@@ -105,13 +106,8 @@ class ShardSnapshot:
     position: int
     revision: int
     tables: Mapping[int, tuple[PartitionSnapshot, ...]]
-    cutoffs: Mapping[int, Cutoff]
+    cutoffs: Cutoffs
     dropped: frozenset[int]
-
-    def cutoff_ns(self, database_id: int, retention_ns: int) -> int | None:
-        """The recorded cut-off of a database in this shard, as `Cutoff.for_period` (L36)."""
-        known = self.cutoffs.get(database_id)
-        return None if known is None else known.for_period(retention_ns)
 
 
 def tail_answer(
@@ -134,8 +130,15 @@ def tail_answer(
     dropped = frozenset(table.id for table in tables if table.id in state.drops)
     return TailAnswer(
         state.log_id, state.epoch, position, state.checkpoint_seq, state.k, revision, floor,
-        tuple(partitions), tuple(rows), dict(state.cutoffs), dropped, files_known,
+        tuple(partitions), tuple(rows), _cutoffs(state, tables), dropped, files_known,
     )  # fmt: skip
+
+
+def _cutoffs(state: ShardState, tables: Sequence[Table]) -> Cutoffs:
+    """Of all databases, and of these tables: there may be very many (L36)."""
+    keys = ((table.id, number) for table in tables for number in (BY_AGE, *(p.id for p in table.partitions)))
+    found = {key: state.table_cutoffs[key] for key in keys if key in state.table_cutoffs}
+    return Cutoffs(dict(state.cutoffs), found)
 
 
 def _partitions(state: ShardState, table: Table) -> Iterator[tuple[int, PartitionState]]:

@@ -24,7 +24,8 @@ AND OR NOT IN BETWEEN LIKE ILIKE IS NULL TRUE FALSE CASE WHEN THEN ELSE END CAST
 RECURSIVE OVER PARTITION ROWS RANGE UNBOUNDED PRECEDING FOLLOWING CURRENT ROW FILTER INTERVAL TIMESTAMP ASC DESC
 NULLS FIRST LAST EXPLAIN ANALYZE SHOW TABLES COLUMNS DESCRIBE VALUES EXTRACT count sum avg min max median stddev
 first_value last_value date_bin date_trunc now approx_percentile_cont approx_distinct coalesce round abs
-row_number rank lag lead regexp_match regexp_replace to_timestamp"""
+row_number rank lag lead regexp_match regexp_replace to_timestamp ALTER TABLE DATABASE SET RESET retention
+retention_bytes"""
 KEYWORDS: Final = tuple(_KEYWORDS.split())
 
 

@@ -16,9 +16,7 @@ from nodes.units import show_duration, show_size_rounded
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nodes.status import FileCacheStatus
-
-HOUR_NS = 3600 * 10**9
+    from nodes.status import DatabaseStatus, FileCacheStatus, TableStatus
 
 
 def status(host: str | None, *, is_json: bool) -> ExitCode:
@@ -96,14 +94,24 @@ def _tables(node: NodeStatus) -> Table:
     for name in ("columns", "rows", "files", "size"):
         table.add_column(name, justify="right")
     for database in node.databases:
-        kept = f" (keeps {database.retention_ns // HOUR_NS} h)" if database.retention_ns else ""
+        kept = _kept(database)
         if not database.tables:
             table.add_row(database.name + kept, "(empty)")
         for item in database.tables:
             rows = "" if item.rows is None else f"{item.rows:,}"
             size = show_size_rounded(item.file_bytes)
-            table.add_row(database.name + kept, item.name, str(item.columns), rows, str(item.files), size)
+            table.add_row(database.name + kept, item.name + _kept(item), str(item.columns), rows, str(item.files), size)
     return table
+
+
+def _kept(what: DatabaseStatus | TableStatus) -> str:
+    """What it says itself: of a table 0 is for ever, whatever its database says."""
+    said = []
+    if what.retention_ns is not None:
+        said.append(show_duration(what.retention_ns / 1e9) if what.retention_ns else "for ever")
+    if what.retention_bytes is not None:
+        said.append(show_size_rounded(what.retention_bytes) if what.retention_bytes else "all bytes")
+    return f" (keeps {', '.join(said)})" if said else ""
 
 
 def _logs(node: NodeStatus) -> Table:

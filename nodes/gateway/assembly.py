@@ -283,6 +283,7 @@ def influx_routes(parts: GatewayParts, answers: Answers, coalescer: Coalescer) -
         *route("POST", "/api/v3/configure/database/retention_period", configure.set_retention),
         *route("DELETE", "/api/v3/configure/database/retention_period", configure.clear_retention),
         *route("POST", "/api/v3/configure/table", configure.create_table),
+        *route("PUT", "/api/v3/configure/table", configure.update_table),
         *route("DELETE", "/api/v3/configure/table", configure.delete_table),
     ]
 

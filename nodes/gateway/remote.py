@@ -28,6 +28,7 @@ from nodes.localqueries import kill_if_asked
 from nodes.messages import changes_to, write_id_to
 from nodes.outcomes import all_or_worst
 from nodes.resulttext import result_text
+from nodes.retention import retention_if_asked
 from nodes.rowchanges import carry_out
 from nodes.rpcerrors import write_error
 from nodes.status import BackendStatus, DatabaseStatus, TableStatus
@@ -168,8 +169,9 @@ class RemoteBackend:
     async def _done(self, request: QueryRequest, principal: Principal) -> ReadyResult | None:
         """The answer to a statement that no query node sees as it is."""
         killed = await kill_if_asked(request, self.cluster_queries)
-        copied = killed or await copy_if_asked(request, self, principal, self._member.settings.copy_dir)
-        return copied or await drop_if_asked(request, self, principal)
+        done = killed or await copy_if_asked(request, self, principal, self._member.settings.copy_dir)
+        done = done or await drop_if_asked(request, self, principal)
+        return done or await retention_if_asked(request, self, principal)
 
     async def _carry_out(self, request: QueryRequest, rows: RemoteResult, principal: Principal) -> QueryResult:
         return await carry_out(self, request, rows, self._run, principal)
@@ -357,8 +359,15 @@ class RemoteBackend:
                 DatabaseStatus(
                     name=database.name,
                     retention_ns=database.retention_ns,
+                    retention_bytes=database.retention_bytes,
                     tables=[
-                        TableStatus(name=t.name, columns=len(t.columns), partitions=len(t.partitions))
+                        TableStatus(
+                            name=t.name,
+                            columns=len(t.columns),
+                            partitions=len(t.partitions),
+                            retention_ns=t.retention_ns,
+                            retention_bytes=t.retention_bytes,
+                        )
                         for t in catalog.tables(database.name)
                     ],
                 )

@@ -37,11 +37,9 @@ from storage.catalogstate import CatalogLimits
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from nodes.compaction import Compactor
     from nodes.node import NodeContext
-    from storage.shard import Shard, ShardLimits
+    from storage.shard import ShardLimits
 
 HANDOVER_SECONDS_MAX: Final = 15.0
 """How long a stopping node waits until others own its shards; rows are safe in the Logs without that."""
@@ -202,15 +200,6 @@ class IngestNode(DoorlessBackend):
     async def compact(self) -> int:
         """Merge the files of every shard that is open here, as far as that is worth it."""
         return await self.compactor.compact()
-
-    async def record_cutoffs(self, shard: Shard, retention_ns: Mapping[int, int]) -> None:
-        """L36: record a newer cut-off before rows are hidden by it."""
-        catalog = self.catalog
-        for database_id, period in retention_ns.items():
-            database = catalog.databases_by_id.get(database_id)
-            if database is not None:
-                ids = frozenset(table.id for table in catalog.tables(database.name))
-                await shard.record_cutoff(database_id, ids, period)
 
     def status(self) -> BackendStatus:
         """What this node holds, without I/O."""

@@ -89,9 +89,12 @@ class IngestService(internal_pb2_grpc.IngestServicer):
         """One snapshot, proved after the request arrived (L13, L14)."""
         shard = self._node.keeper.shard(request.shard)
         await self._node.member.catalog.wait_revision(request.revision, REVISION_SECONDS_MAX)
-        await self._node.record_cutoffs(shard, request.retention_ns)
+        wanted = wanted_from(request)
+        catalog = self._node.catalog  # at least as new as the reader's (L36)
+        tables = [catalog.tables_by_id[i] for i in wanted.tables if i in catalog.tables_by_id]
+        await shard.cutoffs.record(catalog, tables)
         await shard.prove()
-        return shard.tail(wanted_from(request))
+        return shard.tail(wanted)
 
     async def Checkpoint(
         self,

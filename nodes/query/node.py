@@ -27,16 +27,18 @@ from nodes.query.source import ShardSource
 from nodes.systemtables import (
     PARQUET_FILES_SCHEMA,
     QUERIES_SCHEMA,
+    RETENTION_SCHEMA,
     VIEWS_SCHEMA,
     materialized_views,
     parquet_files,
     queries,
+    retention,
 )
 from protos import internal_pb2_grpc
 from storage.errors import NoSuchDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from engine.engine import Engine
     from engine.running import Origin
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from nodes.node import NodeContext
     from nodes.status import BackendStatus
     from storage.catalogstate import CatalogSnapshot
-    from storage.schema import PartitionSnapshot, Table
+    from storage.schema import PartitionSnapshot, Table, TableSnapshot
 
 T = TypeVar("T")
 
@@ -138,9 +140,11 @@ class QueryNode(DoorlessBackend):
     def _system_tables(self, catalog: CatalogSnapshot, database: str) -> list[SystemTable]:
         loop = asyncio.get_running_loop()
 
+        async def snapshots() -> Sequence[TableSnapshot]:
+            return await self._source.snapshot(catalog.tables(database))
+
         async def files() -> list[tuple[Table, PartitionSnapshot]]:
-            found = await self._source.snapshot(catalog.tables(database))
-            return [(snapshot.table, part) for snapshot in found for part in snapshot.partitions]
+            return [(snapshot.table, part) for snapshot in await snapshots() for part in snapshot.partitions]
 
         def wait(asking: Coroutine[Any, Any, T]) -> T:
             """In the planner's thread: other nodes are asked from the event loop."""
@@ -150,6 +154,7 @@ class QueryNode(DoorlessBackend):
             SystemTable("parquet_files", PARQUET_FILES_SCHEMA, lambda: parquet_files(wait(files()))),
             SystemTable("queries", QUERIES_SCHEMA, lambda: queries(wait(self.cluster_queries.queries()))),
             SystemTable("materialized_views", VIEWS_SCHEMA, lambda: materialized_views(catalog, database)),
+            SystemTable("retention", RETENTION_SCHEMA, lambda: retention(catalog.names[database], wait(snapshots()))),
         ]
 
 

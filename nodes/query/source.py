@@ -16,9 +16,9 @@ from cluster.errors import ClusterError, MalformedMessage, PeerUnavailable
 from nodes.rpcerrors import read_error
 from nodes.tailmessages import answer_from, wanted_to
 from protos import internal_pb2, internal_pb2_grpc
+from storage.cutoffs import table_snapshot
 from storage.errors import CatalogBehind, CorruptObject, Fenced, OutcomeUnknown, ShardClosed, StoreUnavailable
 from storage.kepttail import KeptTails, whole_snapshot
-from storage.schema import TableSnapshot
 from storage.storereader import StoreReader
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nodes.member import ClusterMember
     from storage.catalogstate import CatalogSnapshot
     from storage.kepttail import TailAsk
-    from storage.schema import PartitionSnapshot, Table
+    from storage.schema import Table, TableSnapshot
     from storage.tailanswer import ShardSnapshot
 
     _Together = dict[int, ShardSnapshot]
@@ -152,10 +152,7 @@ class ShardSource:
     ) -> _Together:
         asks = {log_id: self._kept.ask(log_id, table_ids) for log_id, table_ids in shards.items()}
         request = internal_pb2.TailsRequest(
-            shards=[
-                wanted_to(log_id, catalog.revision, ask.wanted, _periods(shards[log_id], catalog))
-                for log_id, ask in asks.items()
-            ]
+            shards=[wanted_to(log_id, catalog.revision, ask.wanted) for log_id, ask in asks.items()]
         )
         stub = self._member.channel(owner).stub(internal_pb2_grpc.IngestStub)
         try:
@@ -176,7 +173,7 @@ class ShardSource:
         if owner is None:
             raise PeerUnavailable(f"shard {log_id} has no owner now")
         ask = self._kept.ask(log_id, table_ids)
-        request = wanted_to(log_id, catalog.revision, ask.wanted, _periods(table_ids, catalog))
+        request = wanted_to(log_id, catalog.revision, ask.wanted)
         call = self._member.channel(owner).stub(internal_pb2_grpc.IngestStub).Tail(request, timeout=TAIL_SECONDS_MAX)
         head: internal_pb2.TailHead | None = None
         rows: list[internal_pb2.TailRows] = []
@@ -219,20 +216,7 @@ def _by_shard(tables: Sequence[Table]) -> dict[int, list[int]]:
     return found
 
 
-def _periods(table_ids: Collection[int], catalog: CatalogSnapshot) -> Mapping[int, int]:
-    """Database id -> retention period, of the tables' databases that have one."""
-    databases = {catalog.tables_by_id[i].database_id for i in table_ids if i in catalog.tables_by_id}
-    periods = {i: catalog.databases_by_id[i].retention_ns for i in databases}
-    return {i: period for i, period in periods.items() if period is not None}
-
-
 def _table_snapshot(table: Table, shards: Mapping[int, ShardSnapshot], catalog: CatalogSnapshot) -> TableSnapshot:
     newest = catalog.tables_by_id.get(table.id, table)
-    parts: list[PartitionSnapshot] = []
-    cutoffs: list[int] = []
-    period = catalog.databases_by_id[newest.database_id].retention_ns
-    for log_id in sorted({partition.log_id for partition in newest.partitions}):
-        parts.extend(shards[log_id].tables.get(table.id, ()))
-        cutoff = None if period is None else shards[log_id].cutoff_ns(newest.database_id, period)
-        cutoffs.extend([] if cutoff is None else [cutoff])
-    return TableSnapshot(newest, tuple(parts), max(cutoffs, default=None))
+    found = [shards[log_id] for log_id in sorted({partition.log_id for partition in newest.partitions})]
+    return table_snapshot(newest, catalog, [(shard.tables.get(table.id, ()), shard.cutoffs) for shard in found])

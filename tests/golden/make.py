@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from storage.catalogplan import plan
 from storage.catalogstate import CatalogLimits, CatalogSnapshot, CatalogState, Effect, apply_effects
-from storage.changes import Change, ColumnSpec, CreateDatabase, EnsureTable
+from storage.changes import Change, ColumnSpec, CreateDatabase, EnsureTable, SetRetention, SetRetentionBytes
 from storage.checkpoint import Part, encode_part
 from storage.datafile import encode_parquet
 from storage.deletes import RangeDelete, TagValues
@@ -128,6 +128,32 @@ def delete_checkpoint_entries() -> tuple[Entry, ...]:
     return (*encode_frozen(frozen, (new,)), *state.prepare(frozen, (new,), None))
 
 
+def cutoff_entries() -> tuple[Entry, ...]:
+    """Cut-offs of a table, by age, and of two partitions, by bytes (LOG L36)."""
+    record = {"database": 1, "cutoff": -5, "recorded_ms": 1_700_000_000_000}
+    return (
+        record_entry(EntryKind.RETENTION, {**record, "limit": 0}, table_id=7),
+        record_entry(EntryKind.RETENTION, {**record, "limit": 1_000}, table_id=7, partition=1),
+        record_entry(EntryKind.RETENTION, {**record, "database": 0, "limit": 2_000}, table_id=8, partition=2),
+    )
+
+
+def cutoff_checkpoint_entries() -> tuple[Entry, ...]:
+    state = ShardState(STORE_ID.bytes, LOG_ID, lookup)
+    state.apply(decode_object(_object(header(ObjectKind.DATA, 2), cutoff_entries()), "golden"))
+    frozen = state.freeze()
+    return (*encode_frozen(frozen, ()), *state.prepare(frozen, (), None))
+
+
+def kept_effects() -> list[Effect]:
+    """A database and a table with limits, and the table's own period."""
+    base = apply_effects(CatalogSnapshot(), catalog_effects(), 2)
+    changes: list[Change] = [
+        SetRetentionBytes("a db/..", 10**12), SetRetention("a db/..", 0, "t"), SetRetentionBytes("a db/..", 10**9, "t"),
+    ]  # fmt: skip
+    return plan(base, changes, CatalogLimits(), "20260101T000000")
+
+
 def catalog_effects() -> list[Effect]:
     """The effects of one change, with a fixed UUID."""
     base = apply_effects(CatalogSnapshot(), [{"do": "format", "version": 1}, {"do": "logs", "ids": [1, 2]}], 1)
@@ -166,6 +192,7 @@ def golden_files() -> dict[str, bytes]:
     """Each golden file by its name, as this version writes it."""
     effects = catalog_effects()
     record = record_entry(EntryKind.RECORD, {"revision": 2, "effects": effects})
+    kept = record_entry(EntryKind.RECORD, {"revision": 3, "effects": kept_effects()})
     rows = fold(TABLE, [TailBatch(40, make_rows([3, 1, 2, 1], ["b", "a", None, "a"]))])
     return {
         "store.json": b'{"store":"%s","format":1,"ancestors":[]}' % str(STORE_ID).encode(),
@@ -178,6 +205,9 @@ def golden_files() -> dict[str, bytes]:
         "datafile.parquet": encode_parquet(TABLE, rows).to_pybytes(),
         "data-deletes.bin": _object(header(ObjectKind.DATA, 2), delete_entries()),
         "checkpoint-deletes.bin": _object(header(ObjectKind.CHECKPOINT, 3), delete_checkpoint_entries()),
+        "data-cutoffs.bin": _object(header(ObjectKind.DATA, 2), cutoff_entries()),
+        "checkpoint-cutoffs.bin": _object(header(ObjectKind.CHECKPOINT, 3), cutoff_checkpoint_entries()),
+        "catalog-kept.bin": _object(header(ObjectKind.DATA, 5, log_id=0), (kept,)),
         "datafile-ops.parquet": encode_parquet(TABLE, fold(TABLE, [TailBatch(0, changed_rows())])).to_pybytes(),
     }
 

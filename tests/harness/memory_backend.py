@@ -27,6 +27,7 @@ from nodes.backend import (
     QueryRequest,
     QueryResult,
     SetRetention,
+    SetRetentionBytes,
 )
 from storage.errors import (
     AlreadyExists,
@@ -211,9 +212,8 @@ class MemoryBackend:
         match change:
             case CreateDatabase():
                 self._create_database(draft, change.name, change.retention_ns, change.exist_ok)
-            case SetRetention():
-                old = self._database(draft, change.database)
-                draft.by_name[change.database] = dataclasses.replace(old, retention_ns=change.retention_ns)
+            case SetRetention() | SetRetentionBytes():
+                self._set_retention(draft, change)
             case DropDatabase():
                 old = self._database(draft, change.name)
                 del draft.by_name[change.name]
@@ -226,6 +226,21 @@ class MemoryBackend:
                 if draft.by_table.pop((change.database, change.table), None) is None:
                     raise NoSuchTable(f"table {change.table!r} does not exist")
         return draft
+
+    def _set_retention(self, draft: MemoryCatalog, change: SetRetention | SetRetentionBytes) -> None:
+        what: Any = self._database(draft, change.database)
+        if change.table:
+            what = draft.by_table.get((change.database, change.table))
+            if what is None:
+                raise NoSuchTable(f"table {change.table!r} does not exist")
+        if isinstance(change, SetRetention):
+            what = dataclasses.replace(what, retention_ns=change.retention_ns)
+        else:
+            what = dataclasses.replace(what, retention_bytes=change.retention_bytes)
+        if change.table:
+            draft.by_table[change.database, change.table] = what
+        else:
+            draft.by_name[change.database] = what
 
     def _database(self, draft: MemoryCatalog, name: str) -> Database:
         found = draft.by_name.get(name)

@@ -84,6 +84,8 @@ class World:
         self.cutoff_ns: int | None = None
         self.hidden: dict[int, int] = {}
         """Cut-offs of single tables, by their ids."""
+        self.cutoffs_ns: dict[int, int] = {}
+        """Of partitions, by bytes."""
         self.asked: list[list[str]] = []
         self.sequence = 0
         self._parts: dict[tuple[int, int], Part] = {}
@@ -173,7 +175,13 @@ class World:
         """The snapshot of one table now."""
         parts = tuple(
             PartitionSnapshot(
-                p.id, (1, 1, self.sequence), tuple(p.files), tuple(p.tail), tuple(p.pending), p.changes_from
+                p.id,
+                (1, 1, self.sequence),
+                tuple(p.files),
+                tuple(p.tail),
+                tuple(p.pending),
+                p.changes_from,
+                self.cutoffs_ns.get(p.id),
             )
             for (table_id, _), p in sorted(self._parts.items())
             if table_id == table.id
@@ -184,9 +192,11 @@ class World:
         """All rows, folded from the first write on, with the cut-off, by the users' names."""
         table = table or self.table
         found: list[Row] = []
-        for (table_id, _), part in self._parts.items():
+        for (table_id, number), part in self._parts.items():
             if table_id == table.id and part.history:
-                found += visible_rows(table, fold(table, part.history), self.cutoff_ns)
+                cutoffs = (self.cutoff_ns, self.cutoffs_ns.get(number))
+                lowest = max((cutoff for cutoff in cutoffs if cutoff is not None), default=None)
+                found += visible_rows(table, fold(table, part.history), lowest)
         return found
 
     def engine(self, **limits: Any) -> Engine:

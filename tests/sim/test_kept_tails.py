@@ -16,6 +16,7 @@ import pytest
 
 import storage.kepttail
 import storage.tailanswer
+from storage.cutoffs import Cutoffs
 from storage.errors import CorruptObject, StorageError
 from storage.kepttail import KeptTails, whole_snapshot
 from storage.storereader import StoreReader
@@ -250,7 +251,7 @@ def test_l14_an_answer_without_the_files_of_a_checkpoint_that_nobody_knows_is_re
     kept = KeptTails(2**30)
     ask = kept.ask(1, [7])
     part = TailPartition(7, 1, 3, ())
-    answer = TailAnswer(1, 1, 9, 5, 4, 0, 4, (part,), (), {}, frozenset(), files_known=True)
+    answer = TailAnswer(1, 1, 9, 5, 4, 0, 4, (part,), (), Cutoffs(), frozenset(), files_known=True)
     with pytest.raises(CorruptObject, match="Checkpoint 5"):
         kept.merge(ask, answer)
 
@@ -260,5 +261,5 @@ def test_tables_that_come_and_go_leave_nothing_behind() -> None:
     kept = KeptTails(100_000)
     for table in range(1_000):
         ask = kept.ask(1, [table])
-        kept.merge(ask, TailAnswer(1, 1, 9 + table, 5, 4, 0, 4, (), (), {}, frozenset({table})))
+        kept.merge(ask, TailAnswer(1, 1, 9 + table, 5, 4, 0, 4, (), (), Cutoffs(), frozenset({table})))
     assert len(kept._kept) < 200

@@ -149,6 +149,24 @@ def test_rows_below_the_cutoff_are_hidden(tmp_path: Path) -> None:
         check(world)
 
 
+def test_l36_each_partition_has_a_cutoff_of_its_own(tmp_path: Path) -> None:
+    """Files that stand alone, layers that are merged, tails; also when it alone has changed."""
+    world = World(tmp_path)
+    for partition in (0, 1):
+        world.add_file(points(range(10), 1), partition=partition)
+        world.add_file(points(range(20, 30), 2), partition=partition)
+        world.add_file(points(range(25, 40), 3), partition=partition)
+        world.add_tail(points(range(35, 50), 4), partition=partition)
+
+    async def ask(engine: Engine) -> None:
+        for age, own in ((None, {1: 5}), (None, {0: 27, 1: 5}), (None, {0: 38}), (28, {0: 5, 1: 45}), (None, {})):
+            world.cutoff_ns, world.cutoffs_ns = age, own
+            found = await world.rows(engine, "SELECT * FROM cpu")
+            assert sorted_rows(found) == sorted_rows(world.expected()), (age, own)
+
+    world.run(ask)
+
+
 def test_partitions_are_merged_each_for_itself(tmp_path: Path) -> None:
     """A key is unique in its partition; a client may write the same one to two (FORMAT F21)."""
     world = World(tmp_path)
@@ -277,13 +295,24 @@ CONDITIONS: list[tuple[str, Any]] = [
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(STEPS, st.sampled_from(CONDITIONS), st.none() | st.integers(0, 12), st.sampled_from([1, 6]))
+@given(
+    STEPS,
+    st.sampled_from(CONDITIONS),
+    st.none() | st.integers(0, 12),
+    st.dictionaries(st.integers(0, 1), st.integers(0, 12)),
+    st.sampled_from([1, 6]),
+)
 def test_any_history_reads_as_its_fold(
-    tmp_path: Path, steps: list[Any], condition: tuple[str, Any], cutoff: int | None, joins_max: int
+    tmp_path: Path,
+    steps: list[Any],
+    condition: tuple[str, Any],
+    cutoff: int | None,
+    cutoffs: dict[int, int],
+    joins_max: int,
 ) -> None:
     fields = {"n": TypeKind.INT64, "s": TypeKind.STRING}
     world = World(tmp_path, make_table(tags=("host", "rack"), fields=fields))
-    world.cutoff_ns = cutoff
+    world.cutoff_ns, world.cutoffs_ns = cutoff, cutoffs
     for rows, flush, partition in steps:
         world.add_tail(rows, partition=partition)
         if flush:

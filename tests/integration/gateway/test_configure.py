@@ -183,3 +183,35 @@ async def test_a_hard_delete_time_is_taken() -> None:
         for word in ("now", "default", "never", "2030-01-01T00:00:00Z"):
             await send(gateway, "POST", DATABASE, {"db": "foo"})
             assert (await gateway.call("DELETE", f"{DATABASE}?db=foo&hard_delete_at={word}")).status == 200
+
+
+@on_loop
+async def test_a_tables_own_retention() -> None:
+    async with running() as gateway:
+
+        def kept() -> tuple[int | None, int | None]:
+            found = gateway.backend.catalog.table("foo", "t")
+            assert found is not None
+            return found.retention_ns, found.retention_bytes
+
+        await send(gateway, "POST", DATABASE, {"db": "foo", "retention_bytes": 5})
+        fields = [{"name": "v", "type": "int64"}]
+        table = {"db": "foo", "table": "t", "tags": ["a"], "fields": fields}
+        assert (await send(gateway, "POST", TABLE, {**table, "retention_period": "1d"})).status == 200
+        assert kept() == (DAY_NS, None)
+        for update, expected in (
+            ({"retention_bytes": "2 KiB"}, (DAY_NS, 2048)),
+            ({"retention_period": None}, (None, 2048)),
+            ({"retention_period": "none", "retention_bytes": 7}, (0, 7)),
+            ({"retention_bytes": "none"}, (0, 0)),
+            ({"retention_bytes": None}, (0, None)),
+            ({}, (0, None)),
+        ):
+            answer = await send(gateway, "PUT", TABLE, {"db": "foo", "table": "t", **update})
+            assert (answer.status, kept()) == (200, expected), update
+        for bad in ({"retention_period": "0s"}, {"retention_bytes": 0}, {"retention_bytes": "x"}):
+            answer = await send(gateway, "PUT", TABLE, {"db": "foo", "table": "t", **bad})
+            assert (answer.status, kept()) == (400, (0, None)), bad
+        database = gateway.backend.catalog.database("foo")
+        assert database is not None
+        assert database.retention_bytes == 5

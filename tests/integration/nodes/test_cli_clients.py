@@ -145,7 +145,7 @@ def test_status(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> N
     out = capsys.readouterr().out
     for word in ("n1", "ready", "0.1.0", "127.0.0.1:8181", "256.0 MiB", "home", "room", "12,345", "2.0 KiB", "shard 1"):
         assert word in out, word
-    assert "keeps 2 h" in out
+    assert "keeps 2h" in out
     assert "cache" not in out, "a node that keeps no files"
 
 

@@ -14,6 +14,7 @@ from nodes.mergeprocess import MergeFailed
 from nodes.mergeworker import Answer
 from nodes.settings_model import DataSettings, Settings
 from storage.budget import MemoryBudget
+from storage.changes import SetRetentionBytes
 from storage.errors import Fenced
 from storage.filechange import FileChange
 from storage.merge import merge_files
@@ -103,6 +104,22 @@ async def test_it_merges_until_nothing_is_worth_it(tmp_path: Path) -> None:
     assert (counters.failed, counters.void, counters.waiting, counters.cpu_seconds) == (0, 0, 0, 0.5)
     assert counters.bytes_out == world.files[0].bytes
     assert await world.node.shards[1].sweep() == 5, "names are released when the merge is committed"
+    await check_node(world.node, world.ledger)
+
+
+@looped
+async def test_l36_under_a_limit_by_bytes_files_stay_small_enough_to_go_one_by_one(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.open(files=12)
+    size = sum(file.bytes for file in world.files)
+    await world.node.catalog.alter([SetRetentionBytes("db", size, "t0")])
+    await world.node.shards[1].cutoffs.by_bytes(world.node.catalog.current)
+    assert await world.compactor.compact() == 0, "no merge takes more than an eighth of the limit"
+    await world.node.catalog.alter([SetRetentionBytes("db", None, "t0")])
+    await world.node.shards[1].cutoffs.by_bytes(world.node.catalog.current)
+    await world.more(1)
+    await world.compactor.compact()
+    assert len(world.files) == 1
     await check_node(world.node, world.ledger)
 
 

@@ -12,13 +12,13 @@ from unittest import mock
 import pytest
 
 import nodes.housekeeping
-from nodes.backend import DropTable, Principal, QueryRequest, SetRetention
+from nodes.backend import DropTable, Principal, QueryRequest, SetRetention, SetRetentionBytes
 from nodes.embedded import EmbeddedBackend
 from nodes.gateway.coalesce import Coalescer
 from nodes.metrics import Metrics
 from nodes.settings_model import DataSettings, LogSettings, Settings
+from storage.cutoffrecorder import CutoffRecorder
 from storage.errors import StoreFull
-from storage.shard import Shard
 from storage.store import data_path
 from tests.harness.gateway import on_loop
 from tests.harness.waiting import until
@@ -181,16 +181,58 @@ def test_l36_rows_that_were_written_after_the_period_was_cleared_are_kept(tmp_pa
         async with node_at(tmp_path) as node:
             await node.write("m", 30)
             await node.backend.alter([SetRetention("db", HOUR)], ANYONE)
-            shard, record = node.backend._shard(1), Shard.record_cutoff
+            shard, record = node.backend._shard(1), CutoffRecorder.record
 
             async def cleared_meanwhile(*arguments: Any) -> None:
-                await record(shard, *arguments)
+                await record(shard.cutoffs, *arguments)
                 await node.backend.alter([SetRetention("db", None)], ANYONE)
                 await node.write("m", 20)
 
-            with mock.patch.object(shard, "record_cutoff", cleared_meanwhile):
+            with mock.patch.object(shard.cutoffs, "record", cleared_meanwhile):
                 await node.let_go()
             assert await node.count("m") == 1
+
+    run()
+
+
+def test_by_bytes_the_oldest_files_go_by_themselves_and_the_newest_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Soon after a Checkpoint, though nobody reads and the time to tidy up is far."""
+    monkeypatch.setattr(nodes.housekeeping, "LOOK_SECONDS", 0.02)
+
+    @on_loop
+    async def run() -> None:
+        async with node_at(tmp_path) as node:
+            await node.write("m", 9)
+            shard = node.backend._shard(1)
+            size = next(shard.state.all_files()).bytes
+            await node.backend.alter([SetRetentionBytes("db", size * 7 // 2)], ANYONE)
+            for age in (8, 7, 6, 5, 4):
+                await node.write("m", age)
+            await until(lambda: len(list(shard.state.all_files())) == 3)
+            assert await node.count("m") == 3
+            await node.backend.alter([SetRetentionBytes("db", 1)], ANYONE)
+            await node.write("m", 3)
+            await until(lambda: len(list(shard.state.all_files())) == 1)
+            assert (await node.count("m"), node.backend.status().compaction.files_gone) == (1, 6)
+            await node.backend.alter([SetRetentionBytes("db", None)], ANYONE)
+            await node.write("m", 9, 1)
+            assert await node.count("m") == 3, "without a limit a late row is shown"
+
+    run()
+
+
+def test_without_limits_by_bytes_files_wait_until_they_are_due(tmp_path: Path) -> None:
+    @on_loop
+    async def run() -> None:
+        async with node_at(tmp_path) as node:
+            await node.write("m", 30)
+            await node.write("m", 0)
+            await node.backend.alter([SetRetention("db", HOUR)], ANYONE)
+            keeper, shard = node.backend._housekeeper, node.backend._shard(1)
+            assert await keeper.let_go(shard, is_due=False) == 0
+            assert await keeper.let_go(shard) == 1
 
     run()
 

@@ -16,8 +16,9 @@ from nodes.query.source import SMALL_BYTES, ShardSource
 from nodes.tailmessages import FILE_BYTES, ROW_BYTES_LEAST, head_to, rows_to, small
 from protos import internal_pb2 as pb
 from storage.catalogstate import CatalogSnapshot
+from storage.cutoffs import Cutoffs
 from storage.errors import Fenced, LogDamaged, ShardClosed
-from storage.schema import DataFile, TailBatch
+from storage.schema import Database, DataFile, TailBatch
 from storage.tailanswer import ShardSnapshot, TailAnswer, TailPartition, TailRows, TailWanted
 from tests.harness.gateway import on_loop
 from tests.harness.grpcpeer import Peer, ScriptedIngest, running
@@ -37,7 +38,7 @@ def answer(shard: int, rows: int, table_id: int | None = None) -> TailAnswer:
     table = shard if table_id is None else table_id
     batch = TailBatch(0, make_rows(range(rows), ["a"] * rows))
     entry = TailRows(table, 1, 7, batch)
-    return TailAnswer(shard, 1, 9, 2, 5, 0, 5, (TailPartition(table, 1, 7, ()),), (entry,), {}, frozenset())
+    return TailAnswer(shard, 1, 9, 2, 5, 0, 5, (TailPartition(table, 1, 7, ()),), (entry,), Cutoffs(), frozenset())
 
 
 def message(shard: int, rows: int) -> pb.TailReply:
@@ -77,7 +78,7 @@ class Source(ShardSource):
     def __init__(self, peer: Peer) -> None:
         tables = {shard: make_table(shard, log_id=shard) for shard in SHARDS}
         current = CatalogSnapshot(
-            databases_by_id={1: SimpleNamespace(retention_ns=None)},  # type: ignore[dict-item]
+            databases_by_id={1: Database(1, "db")},
             tables_by_id=tables,
         )
         member = SimpleNamespace(
@@ -92,7 +93,7 @@ class Source(ShardSource):
 
     async def _read(self, log_id: int, table_ids: Collection[int]) -> ShardSnapshot:
         self.from_store.append(log_id)
-        return ShardSnapshot(log_id, 1, 5, 0, dict.fromkeys(table_ids, ()), {}, frozenset())
+        return ShardSnapshot(log_id, 1, 5, 0, dict.fromkeys(table_ids, ()), Cutoffs(), frozenset())
 
     async def rows(self) -> list[int]:
         """The rows of each shard's table."""
@@ -186,6 +187,10 @@ class Zombie:
 
     def __init__(self) -> None:
         self.answered = 0
+        self.cutoffs = self
+
+    async def record(self, *_: object) -> None:
+        """No rows expire."""
 
     async def prove(self) -> None:
         raise Fenced("another owner")
@@ -206,7 +211,7 @@ async def test_l13_an_owner_that_proves_nothing_answers_nothing() -> None:
     node = SimpleNamespace(
         keeper=SimpleNamespace(shard=lambda _number: zombie),
         member=SimpleNamespace(catalog=SimpleNamespace(wait_revision=nothing)),
-        record_cutoffs=nothing,
+        catalog=CatalogSnapshot(),
     )
     service = IngestService(cast("IngestNode", node))
     context: Any = None

@@ -16,9 +16,10 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from storage.changes import DropTable
+from storage.changes import DropTable, SetRetention, SetRetentionBytes
 from storage.checkpoint import FILES_INLINE_MAX
 from storage.errors import LogBacklogFull, MemoryExhausted, NoSuchTable, RequestTooLarge, ShardClosed, WriteRefused
+from storage.filechange import FileChange
 from storage.frames import ObjectKind, decode_object
 from storage.objects import open_store
 from storage.shard import Append
@@ -430,6 +431,12 @@ async def test_a_closed_shard_refuses_in_words(tmp_path: Path) -> None:
 HOUR = 3600 * 10**9
 
 
+def cutoff_of(shard: Shard, retention_ns: int = 0) -> int | None:
+    """The recorded cut-off of database 1, for this period."""
+    known = shard.state.cutoffs.get(1)
+    return None if known is None else known.for_period(retention_ns)
+
+
 async def aged(node: StorageNode, ages_ns: list[int]) -> frozenset[int]:
     """Rows that are so old; returns the ids of their table."""
     await node.ensure("t0", Ledger())
@@ -444,20 +451,20 @@ async def test_l36_a_cutoff_is_recorded_when_it_hides_a_row_and_comes_back(tmp_p
     async with node_at(tmp_path) as node:
         ids = await aged(node, [HOUR, 5 * HOUR])
         shard = node.shards[1]
-        await shard.record_cutoff(1, ids, 6 * HOUR)
-        assert shard.cutoff_ns(1) is None, "nothing is older than six hours"
-        await asyncio.gather(*(shard.record_cutoff(1, ids, 2 * HOUR) for _ in range(10)))
-        cutoff = shard.cutoff_ns(1)
+        await shard.cutoffs.by_age(1, ids, 6 * HOUR)
+        assert cutoff_of(shard) is None, "nothing is older than six hours"
+        await asyncio.gather(*(shard.cutoffs.by_age(1, ids, 2 * HOUR) for _ in range(10)))
+        cutoff = cutoff_of(shard)
         assert cutoff is not None
         assert cutoff <= time.time_ns() - 2 * HOUR
         assert list(kinds(node).values()).count(ObjectKind.DATA) == 2, "readers at once share one record"
-        await shard.record_cutoff(1, ids, HOUR // 2)
-        assert shard.cutoff_ns(1) == cutoff, "at most once a minute"
+        await shard.cutoffs.by_age(1, ids, HOUR // 2)
+        assert cutoff_of(shard) == cutoff, "at most once a minute"
     async with node_at(tmp_path) as node:
-        assert node.shards[1].cutoff_ns(1) == cutoff
+        assert cutoff_of(node.shards[1]) == cutoff
         await node.shards[1].checkpoint()
     async with node_at(tmp_path) as node:
-        assert node.shards[1].cutoff_ns(1) == cutoff
+        assert cutoff_of(node.shards[1]) == cutoff
 
 
 @looped
@@ -465,16 +472,16 @@ async def test_l36_after_a_minute_it_rises_only_if_another_row_is_hidden_and_nev
     async with node_at(tmp_path) as node:
         ids = await aged(node, [5 * HOUR, 4 * HOUR])
         shard = node.shards[1]
-        with mock.patch("storage.shard.CUTOFF_EVERY_MS", 0):
-            await shard.record_cutoff(1, ids, 2 * HOUR)
-            cutoff = shard.cutoff_ns(1)
-            await shard.record_cutoff(1, ids, HOUR)
-            assert shard.cutoff_ns(1) == cutoff, "all of them are hidden already"
+        with mock.patch("storage.cutoffrecorder.CUTOFF_EVERY_MS", 0):
+            await shard.cutoffs.by_age(1, ids, 2 * HOUR)
+            cutoff = cutoff_of(shard)
+            await shard.cutoffs.by_age(1, ids, HOUR)
+            assert cutoff_of(shard) == cutoff, "all of them are hidden already"
             await aged(node, [HOUR + HOUR // 2])
-            await shard.record_cutoff(1, ids, 9 * HOUR)
-            assert shard.cutoff_ns(1) == cutoff, "a longer period brings nothing back"
-            await shard.record_cutoff(1, ids, HOUR)
-            assert (shard.cutoff_ns(1) or 0) > (cutoff or 0)
+            await shard.cutoffs.by_age(1, ids, 9 * HOUR)
+            assert cutoff_of(shard) == cutoff, "a longer period brings nothing back"
+            await shard.cutoffs.by_age(1, ids, HOUR)
+            assert (cutoff_of(shard) or 0) > (cutoff or 0)
 
 
 @looped
@@ -483,15 +490,15 @@ async def test_l36_the_smaller_clock_counts(tmp_path: Path) -> None:
         ids = await aged(node, [5 * HOUR])
         behind = (time.time_ns() - 4 * HOUR) // 10**6
         with mock.patch.object(type(node.store), "clock_ms", return_value=behind):
-            await node.shards[1].record_cutoff(1, ids, 2 * HOUR)
-            assert node.shards[1].cutoff_ns(1) is None, "by the store's clock nothing is that old"
-            await node.shards[1].record_cutoff(1, ids, HOUR // 2)
-            assert node.shards[1].cutoff_ns(1) == behind * 10**6 - HOUR // 2
-            longer = node.shards[1].cutoff_ns(1, 3 * HOUR)
+            await node.shards[1].cutoffs.by_age(1, ids, 2 * HOUR)
+            assert cutoff_of(node.shards[1]) is None, "by the store's clock nothing is that old"
+            await node.shards[1].cutoffs.by_age(1, ids, HOUR // 2)
+            assert cutoff_of(node.shards[1]) == behind * 10**6 - HOUR // 2
+            longer = cutoff_of(node.shards[1], 3 * HOUR)
             assert longer == behind * 10**6 - 3 * HOUR, "also for a period that is made longer"
             await aged(node, [4 * HOUR + HOUR // 4])
-            await node.shards[1].record_cutoff(1, ids, HOUR // 5)
-            assert node.shards[1].cutoff_ns(1) == behind * 10**6 - HOUR // 2, "at most once a minute, by any clock"
+            await node.shards[1].cutoffs.by_age(1, ids, HOUR // 5)
+            assert cutoff_of(node.shards[1]) == behind * 10**6 - HOUR // 2, "at most once a minute, by any clock"
 
 
 @looped
@@ -503,12 +510,121 @@ async def test_l36_a_full_store_stops_no_reader(tmp_path: Path) -> None:
         ids = await aged(node, [HOUR, 5 * HOUR])
         shard = node.shards[1]
         store.arm(Fault.FULL)
-        await shard.record_cutoff(1, ids, 2 * HOUR)
+        await shard.cutoffs.by_age(1, ids, 2 * HOUR)
         assert store.fired[Fault.FULL] == 1
-        assert shard.cutoff_ns(1) is None
-        await shard.record_cutoff(1, ids, 2 * HOUR)
-        assert shard.cutoff_ns(1) is not None, "there is room again"
+        assert cutoff_of(shard) is None
+        await shard.cutoffs.by_age(1, ids, 2 * HOUR)
+        assert cutoff_of(shard) is not None, "there is room again"
     inner.close()
+
+
+async def filed(node: StorageNode, *times: int) -> None:
+    """Rows of these times, each in a file of its own."""
+    await node.ensure("t0", Ledger())
+    for at in times:
+        columns = {"time": pa.array([at], pa.timestamp("ns")), "n": pa.array([at])}
+        await node.shards[1].append([Append(node.table("t0"), 1, pa.RecordBatch.from_pydict(columns))])
+        await node.shards[1].checkpoint()
+
+
+def cut_of(node: StorageNode) -> int | None:
+    """The cut-off by bytes that holds of the one partition."""
+    catalog, table = node.catalog.current, node.table("t0")
+    database = catalog.databases_by_id[table.database_id]
+    return node.shards[1].cutoffs.known().by_bytes(table, database, 1)
+
+
+@looped
+async def test_l36_by_bytes_a_cutoff_is_recorded_once_for_each_checkpoint_and_revision(tmp_path: Path) -> None:
+    async with node_at(tmp_path) as node:
+        await filed(node, 10, 20, 30, 40)
+        shard = node.shards[1]
+        size = next(iter(shard.state.all_files())).bytes
+        objects = len(kinds(node))
+        await shard.cutoffs.by_bytes(node.catalog.current)
+        assert len(kinds(node)) == objects, "there is no limit"
+        await node.catalog.alter([SetRetentionBytes("db", 3 * size, "t0")])
+        await asyncio.gather(*(shard.cutoffs.by_bytes(node.catalog.current) for _ in range(10)))
+        assert (cut_of(node), len(kinds(node))) == (11, objects + 1), "readers at once share one record"
+        await filed(node, 5)
+        objects = len(kinds(node))
+        await shard.cutoffs.by_bytes(node.catalog.current)
+        assert (cut_of(node), len(kinds(node))) == (11, objects), "what is hidden already is not worth a record"
+        await filed(node, 50)
+        await shard.cutoffs.by_bytes(node.catalog.current)
+        assert cut_of(node) == 21
+        await node.catalog.alter([SetRetentionBytes("db", size, "t0")])
+        await shard.cutoffs.by_bytes(node.catalog.current)
+        assert cut_of(node) == 41, "a smaller limit holds at once"
+    async with node_at(tmp_path) as node:
+        assert cut_of(node) == 41
+        await node.shards[1].checkpoint()
+    async with node_at(tmp_path) as node:
+        assert cut_of(node) == 41, "from the Checkpoint"
+        await node.catalog.alter([SetRetentionBytes("db", 3 * size, "t0")])
+        assert cut_of(node) is None, "a greater one begins anew"
+        await node.shards[1].cutoffs.by_bytes(node.catalog.current)
+        assert cut_of(node) == 21
+        await node.catalog.alter([SetRetentionBytes("db", None, "t0")])
+        assert cut_of(node) is None
+
+
+@looped
+async def test_l18_l36_cutoffs_stand_in_checkpoints_that_only_change_files(tmp_path: Path) -> None:
+    async with node_at(tmp_path) as node:
+        await filed(node, 10, 20, 30)
+        await node.catalog.alter([SetRetentionBytes("db", 1, "t0")])
+        shard = node.shards[1]
+        await shard.cutoffs.by_bytes(node.catalog.current)
+        await filed(node, 31)
+        (oldest, *_) = shard.state.all_files()
+        assert await shard.replace_files([FileChange((oldest,), ())]) == [True]
+        assert cut_of(node) == 21
+    async with node_at(tmp_path) as node:
+        assert cut_of(node) == 21
+
+
+@looped
+async def test_l36_by_bytes_a_full_store_stops_no_reader_and_it_is_tried_again(tmp_path: Path) -> None:
+    inner = open_store(str(tmp_path))
+    store = FaultStore(inner)
+    async with node_at(store) as node:
+        await filed(node, 10, 20)
+        await node.catalog.alter([SetRetentionBytes("db", 1, "t0")])
+        store.arm(Fault.FULL)
+        await node.shards[1].cutoffs.by_bytes(node.catalog.current)
+        assert (store.fired[Fault.FULL], cut_of(node)) == (1, None)
+        await node.shards[1].cutoffs.by_bytes(node.catalog.current)
+        assert cut_of(node) == 11, "there is room again"
+    inner.close()
+
+
+@looped
+async def test_l36_a_table_with_a_period_of_its_own_moves_no_other(tmp_path: Path) -> None:
+    async with node_at(tmp_path) as node:
+        await aged(node, [HOUR, 5 * HOUR])
+        await node.catalog.alter([SetRetention("db", 2 * HOUR), SetRetention("db", 8 * HOUR, "t0")])
+        shard, table = node.shards[1], node.table("t0")
+        database = node.catalog.current.databases_by_id[table.database_id]
+
+        await node.ensure("t1", Ledger())
+
+        async def cutoff() -> int | None:
+            await shard.cutoffs.record(node.catalog.current, [node.table("t0"), node.table("t1")])
+            return shard.cutoffs.known().by_age(node.table("t0"), database)
+
+        assert await cutoff() is None, "nothing of it is that old"
+        assert not shard.state.cutoffs, "its rows are none of the database's that would expire"
+        await node.catalog.alter([SetRetention("db", 0, "t0")])
+        assert await cutoff() is None
+        await node.catalog.alter([SetRetention("db", 3 * HOUR, "t0")])
+        found = await cutoff()
+        assert found is not None
+        assert found <= time.time_ns() - 3 * HOUR
+        assert not shard.state.cutoffs
+        await node.catalog.alter([SetRetention("db", None, "t0")])
+        database = node.catalog.current.databases_by_id[table.database_id]
+        assert (await cutoff() or 0) > found, "as its database again"
 
 
 # -- a store that misbehaves, with real threads ------------------------------------------------------------

@@ -289,7 +289,7 @@ def test_l31_l36_drops_and_cutoffs_are_read_too() -> None:
         for _ in range(2):
             found = await reader_at(node).read_shard(1, [table.id])
             assert (found.partitions, found.rows, found.dropped) == ((), (), frozenset({table.id}))
-            assert found.cutoffs[1].time_ns == 5
+            assert found.cutoffs.databases[1].time_ns == 5
             assert found.revision == 9
             await node.shards[1].checkpoint()
         await node.close()

@@ -126,6 +126,20 @@ def test_it_is_listed_and_dropped_and_nobody_writes_into_it(node: RunningNode) -
     assert ask(node, "DELETE", "/api/v3/configure/table?db=db&table=t2").status == 200
 
 
+def test_retention_of_the_table_leaves_the_view_and_its_own_hides_its_rows(node: RunningNode) -> None:
+    node.write(lines("t4", 0, 200))
+    done(node, f"CREATE MATERIALIZED VIEW v4 AS {COMPUTED.format('t4')}")
+    assert done(node, "REFRESH MATERIALIZED VIEW v4") == 28
+    before, _ = both(node, "v4", "t4")
+    assert sql(node, "ALTER TABLE t4 SET (retention = '30d')")[0] == 200
+    assert node.query("SELECT count(*) AS n FROM t4") == [{"n": 0}]
+    node.write("t4,host=late v=1i 5")
+    done(node, "REFRESH MATERIALIZED VIEW v4")
+    assert both(node, "v4", "t4") == (before, [])
+    assert sql(node, "ALTER TABLE v4 SET (retention = '30d')")[0] == 200
+    assert both(node, "v4", "t4") == ([], [])
+
+
 def test_many_refresh_at_once_while_rows_come(node: RunningNode) -> None:
     """L26: the state that a refresh rests on has not changed when its rows are written, or none of them is."""
     node.write(lines("t3", 0, 10))

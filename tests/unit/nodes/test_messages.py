@@ -23,6 +23,7 @@ from nodes.messages import (
     file_from,
     file_to,
     files_from,
+    table_cutoffs_to,
     write_id_from,
     write_id_to,
 )
@@ -36,10 +37,11 @@ from storage.changes import (
     DropTable,
     EnsureTable,
     SetRetention,
+    SetRetentionBytes,
 )
+from storage.cutoffs import Cutoff, Cutoffs
 from storage.frames import NO_WRITE_ID, WriteId
 from storage.schema import DataFile, Role, TypeKind
-from storage.shardstate import Cutoff
 
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 I64 = st.integers(-(2**63), 2**63 - 1)
@@ -49,7 +51,8 @@ NAMES = st.text(max_size=20)
 COLUMNS = st.builds(ColumnSpec, NAMES, st.sampled_from(Role), st.sampled_from(TypeKind))
 CHANGES = st.one_of(
     st.builds(CreateDatabase, NAMES, st.none() | I64, st.booleans()),
-    st.builds(SetRetention, NAMES, st.none() | I64),
+    st.builds(SetRetention, NAMES, st.none() | I64, NAMES),
+    st.builds(SetRetentionBytes, NAMES, st.none() | I64, NAMES),
     st.builds(DropDatabase, NAMES),
     st.builds(EnsureTable, NAMES, NAMES, st.lists(COLUMNS, max_size=4).map(tuple), st.booleans(), st.booleans()),
     st.builds(CreateView, NAMES, NAMES, U32, NAMES, I64, I64, st.lists(COLUMNS, max_size=4).map(tuple), st.booleans()),
@@ -142,14 +145,25 @@ def test_what_is_no_file(change: dict[str, Any]) -> None:
         file_from(message)
 
 
-@given(st.dictionaries(U64, st.builds(Cutoff, I64, I64), max_size=5))
-def test_cutoffs(cutoffs: dict[int, Cutoff]) -> None:
-    assert cutoffs_from([sent(one) for one in cutoffs_to(cutoffs)]) == cutoffs
+@given(
+    st.dictionaries(U64, st.builds(Cutoff, I64, I64), max_size=5),
+    st.dictionaries(
+        st.tuples(U64, st.integers(0, 2**32 - 1)),
+        st.builds(Cutoff, I64, I64, st.integers(0, 2**63 - 1), U64),
+        max_size=5,
+    ),
+)
+def test_cutoffs(databases: dict[int, Cutoff], tables: dict[tuple[int, int], Cutoff]) -> None:
+    messages = [sent(one) for one in cutoffs_to(databases)], [sent(one) for one in table_cutoffs_to(tables)]
+    assert cutoffs_from(*messages) == Cutoffs(databases, tables)
 
 
 def test_two_cutoffs_for_one_database() -> None:
     with pytest.raises(MalformedMessage):
-        cutoffs_from([pb.Cutoff(database_id=1), pb.Cutoff(database_id=1)])
+        cutoffs_from([pb.Cutoff(database_id=1), pb.Cutoff(database_id=1)], [])
+    for bad in ([pb.TableCutoff(table_id=1), pb.TableCutoff(table_id=1)], [pb.TableCutoff(table_id=1, limit=-1)]):
+        with pytest.raises(MalformedMessage, match="partition"):
+            cutoffs_from([], bad)
 
 
 @given(st.lists(CHANGES, max_size=6))

@@ -14,7 +14,9 @@ from nodes.query import source
 from nodes.query.source import ShardSource
 from nodes.tailmessages import head_to
 from storage.catalogstate import CatalogSnapshot
+from storage.cutoffs import Cutoffs
 from storage.errors import LogDamaged, MemoryExhausted, ShardClosed, SnapshotTooOld, StorageError
+from storage.schema import Database
 from storage.tailanswer import ShardSnapshot, TailAnswer, TailPartition, TailWanted
 from tests.harness.gateway import on_loop
 from tests.harness.tables import make_table
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from nodes.member import ClusterMember
 
-ANSWER = ShardSnapshot(1, 1, 5, 0, {1: ()}, {}, frozenset())
+ANSWER = ShardSnapshot(1, 1, 5, 0, {1: ()}, Cutoffs(), frozenset())
 
 
 NOWHERE = SimpleNamespace(owners={})
@@ -35,7 +37,7 @@ class Source(ShardSource):
 
     def __init__(self, owner: StorageError | None, store: StorageError) -> None:
         catalog = SimpleNamespace(
-            current=CatalogSnapshot(databases_by_id={1: SimpleNamespace(retention_ns=None)}),  # type: ignore[dict-item]
+            current=CatalogSnapshot(databases_by_id={1: Database(1, "db")}),
             table_by_id=None,
             refresh=None,
         )
@@ -116,7 +118,7 @@ def test_what_does_not_fit_to_what_was_kept_is_not_asked_for_again() -> None:
     """Else the store would be read for every query, until others had pushed it out."""
     asking = Source(None, SnapshotTooOld(""))
     part = TailPartition(1, 1, 3, ())
-    answer = TailAnswer(1, 1, 9, 5, 4, 0, 4, (part,), (), {}, frozenset())
+    answer = TailAnswer(1, 1, 9, 5, 4, 0, 4, (part,), (), Cutoffs(), frozenset())
     asking._merged(asking._kept.ask(1, [1]), head_to(answer), ())
     ask = asking._kept.ask(1, [1])
     assert (ask.wanted.from_sequence, ask.wanted.known_checkpoint) == (9, 5)

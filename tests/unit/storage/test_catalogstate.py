@@ -30,6 +30,7 @@ from storage.changes import (
     EnsureTable,
     FinishDrop,
     SetRetention,
+    SetRetentionBytes,
 )
 from storage.checkpoint import Section, section_entry
 from storage.entries import record_entry
@@ -113,7 +114,8 @@ KINDS = st.sampled_from([TypeKind.STRING, TypeKind.INT64])
 SPECS = st.builds(ColumnSpec, COLUMNS, st.sampled_from([TAG, FIELD]), KINDS)
 CHANGES = st.one_of(
     st.builds(CreateDatabase, NAMES, st.none() | st.integers(1, 9), st.booleans()),
-    st.builds(SetRetention, NAMES, st.none() | st.integers(1, 9)),
+    st.builds(SetRetention, NAMES, st.none() | st.integers(1, 9), st.just("") | NAMES),
+    st.builds(SetRetentionBytes, NAMES, st.none() | st.integers(1, 9), st.just("") | NAMES),
     st.builds(DropDatabase, NAMES),
     st.builds(EnsureTable, NAMES, NAMES, st.lists(SPECS, max_size=4), st.booleans(), st.booleans()),
     st.builds(
@@ -140,7 +142,8 @@ def check_additive(before: CatalogSnapshot, now: CatalogSnapshot) -> None:
         assert new.database_id == old.database_id
         assert new.partitions == old.partitions
         assert {c.id: c for c in old.columns}.items() <= {c.id: c for c in new.columns}.items()
-        assert (new.version > old.version) == (new != old)
+        kept = dataclasses.replace(old, retention_ns=new.retention_ns, retention_bytes=new.retention_bytes)
+        assert (new.version > old.version) == (new != kept), "it counts schemas, and is not of retention"
         assert old.deleted <= new.deleted
     assert before.databases_by_id.keys() <= now.databases_by_id.keys()
     assert all(t >= before.next_table for t in now.tables_by_id.keys() - before.tables_by_id.keys())
@@ -201,9 +204,50 @@ def test_what_is_so_already_changes_nothing() -> None:
     base = after(BASE, CreateDatabase("d", 5), EnsureTable("d", "t", [tag("a"), field("f")]))
     again: list[Change] = [
         CreateDatabase("d", exist_ok=True), SetRetention("d", 5), EnsureTable("d", "t", [field("f"), tag("a")]),
-        EnsureTable("d", "t"),
+        EnsureTable("d", "t"), SetRetention("d", None, "t"), SetRetentionBytes("d", None),
+        SetRetentionBytes("d", None, "t"),
     ]  # fmt: skip
     assert plan(base, again, NO_LIMITS, STAMP) == []
+
+
+def test_what_is_kept_stands_in_effects_only_where_it_says_something() -> None:
+    """So that stores without it stay as they are, and an older version refuses what it does not know."""
+    base = after(BASE, CreateDatabase("d", 5), EnsureTable("d", "t", [tag("a")]))
+
+    def effect(*changes: Change) -> dict[str, Any]:
+        (only,) = plan(base, changes, NO_LIMITS, STAMP)
+        keys = ("retention", "retention_bytes")
+        assert apply_effects(base, [only], 9).revision == 9
+        return {key: only[key] for key in keys if key in only}
+
+    assert effect(SetRetention("d", 7)) == {"retention": 7}
+    assert effect(SetRetentionBytes("d", 8)) == {"retention": 5, "retention_bytes": 8}
+    assert effect(EnsureTable("d", "u")) == {}
+    assert effect(SetRetention("d", 0, "t")) == {"retention": 0}
+    assert effect(SetRetentionBytes("d", 0, "t")) == {"retention_bytes": 0}
+    both = after(base, SetRetention("d", 7, "t"), SetRetentionBytes("d", 8, "t"), EnsureTable("d", "t", [tag("b")]))
+    table = both.table("d", "t")
+    assert table is not None
+    assert (table.retention_ns, table.retention_bytes, len(table.columns)) == (7, 8, 3), (
+        "new columns change nothing of it"
+    )
+    assert list(both.shares) == [table.partitions[0].log_id]
+    assert after(both, SetRetentionBytes("d", None, "t")).shares == {}
+    assert len(after(both, SetRetentionBytes("d", 1), EnsureTable("d", "u")).shares) == 2
+
+
+def test_l31_retention_of_what_is_not_there_or_goes_is_refused() -> None:
+    base = after(BASE, CreateDatabase("d"), EnsureTable("d", "t"), EnsureTable("d", "u"))
+    going = after(base, DropTable("d", "t"))
+    for change in (SetRetention("d", 1, "t"), SetRetentionBytes("d", 1, "t")):
+        with pytest.raises(TableDropping):
+            plan(going, [change], NO_LIMITS, STAMP)
+        assert drop_blocks(going, [change]) == {table.id for table in going.tables("d") if table.dropping}
+        assert drop_blocks(going, [dataclasses.replace(change, table="")]) == set()
+        with pytest.raises(NoSuchTable):
+            plan(base, [dataclasses.replace(change, table="x")], NO_LIMITS, STAMP)
+        with pytest.raises(NoSuchDatabase):
+            plan(base, [dataclasses.replace(change, database="x")], NO_LIMITS, STAMP)
 
 
 def test_the_same_change_twice_in_one_list_is_made_once() -> None:

@@ -69,7 +69,7 @@ def altered(section: Section, table: pa.Table) -> Entry:
     return Entry(EntryKind.SECTION, (frame,), table_id=int(section), row_count=table.num_rows)
 
 
-@pytest.mark.parametrize("number", [*sorted(RESERVED_SECTIONS), 0, 12, 200])
+@pytest.mark.parametrize("number", [*sorted(RESERVED_SECTIONS), 0, 13, 200])
 def test_reserved_and_unknown_sections_are_refused(number: int) -> None:
     entry = dataclasses.replace(META, table_id=number)
     with pytest.raises(UnsupportedFormat, match=f"section {int(number)}"):

@@ -6,6 +6,7 @@ Every history of writes and planned merges must read as the writes alone. With a
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from storage.compaction import (
     Layers,
     Policy,
     _apart,
+    bytes_of_runs,
     plan,
 )
 from storage.schema import DataFile
@@ -273,6 +275,16 @@ def test_an_eager_plan_leaves_nothing_that_overlaps() -> None:
 def test_a_wide_table_is_merged_a_few_files_at_a_time() -> None:
     files = [file((n, n), (0, 9), 1_000) for n in range(40)]
     assert {len(run) for run in plan(files, Policy(files_max=5))} == {5}
+
+
+def test_l36_under_a_limit_by_bytes_no_merge_makes_most_of_what_it_allows_one_file() -> None:
+    """The oldest file goes whole: it would take all but the newest rows with it."""
+    room = 16 * MIB
+    policy = dataclasses.replace(POLICY, bytes_max=bytes_of_runs(room))
+    left = settle([file((n, n), (n, n), MIB // 4) for n in range(60)], policy)
+    assert max(f.bytes for f in left) <= room // 8
+    assert len(left) < 60
+    assert bytes_of_runs(None) == bytes_of_runs(2**40) == RUN_BYTES_MAX, "else files grow as large as they should"
 
 
 def test_what_is_worth_a_merge() -> None:

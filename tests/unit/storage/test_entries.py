@@ -157,10 +157,22 @@ RECORDS: dict[EntryKind, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_records_come_back(kind: EntryKind) -> None:
-    entry = stored(record_entry(kind, RECORDS[kind], table_id=6))
+    table_id = 0 if kind is EntryKind.RETENTION else 6
+    entry = stored(record_entry(kind, RECORDS[kind], table_id=table_id))
     assert decode_record(entry, "here") == {"v": 1, **RECORDS[kind]}
-    assert entry.table_id == 6
+    assert entry.table_id == table_id
     assert RECORD_KEYS[kind] == {"v", *RECORDS[kind]}
+
+
+def test_l36_a_cutoff_of_a_table_is_never_taken_for_one_of_its_database() -> None:
+    """By a node that looks at the record alone, as those did that knew none of tables."""
+    record = RECORDS[EntryKind.RETENTION]
+    own = {**record, "limit": 7}
+    entry = stored(record_entry(EntryKind.RETENTION, own, table_id=6, partition=2))
+    assert (decode_record(entry, "here"), entry.partition) == ({"v": 1, **own}, 2)
+    for wrong in (record_entry(EntryKind.RETENTION, record, table_id=6), record_entry(EntryKind.RETENTION, own)):
+        with pytest.raises(UnsupportedFormat, match="keys"):
+            decode_record(wrong, "here")
 
 
 @pytest.mark.parametrize("kind", RECORDS)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from storage.catalogstate import CatalogSnapshot
+from storage.cutoffs import Cutoff
 from storage.expiry import gone_files
 from storage.schema import Database, DataFile
-from storage.shardstate import Cutoff, ShardState
 from tests.harness.tables import make_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from storage.shardstate import ShardState
 
 HOUR = 3600 * 10**9
 NOW = 100 * HOUR
@@ -34,14 +36,19 @@ def gone(
     known: bool = True,
     files: tuple[DataFile, ...] = FILES,
     before: tuple[DataFile, ...] | None = None,
+    table_cutoffs: Mapping[tuple[int, int], Cutoff] | None = None,
+    limit: int | None = None,
 ) -> list[str]:
     state = SimpleNamespace(
         partitions={(1, 1): SimpleNamespace(files=files), (2, 1): SimpleNamespace(files=())},
         cutoffs=cutoffs,
+        table_cutoffs=table_cutoffs or {},
         drops=drops or {},
     )
     tables: dict[int, Any] = {1: make_table(1), 2: make_table(2)} if known else {}
-    catalog = CatalogSnapshot(databases_by_id={1: Database(1, "db", retention_ns)}, tables_by_id=tables)
+    catalog = CatalogSnapshot(
+        databases_by_id={1: Database(1, "db", retention_ns, retention_bytes=limit)}, tables_by_id=tables
+    )
     changes = gone_files(cast("ShardState", state), catalog, {f.path for f in (files if before is None else before)})
     assert all(change.added == () for change in changes)
     return [f.path for change in changes for f in change.removed]
@@ -66,6 +73,16 @@ def test_l36_only_whole_files_below_the_recorded_cutoff(
     retention_ns: int | None, cutoffs: dict[int, Cutoff], expected: list[str]
 ) -> None:
     assert gone(retention_ns, cutoffs) == expected
+
+
+def test_l36_a_partition_has_a_cutoff_by_bytes_of_its_own_that_holds_under_its_limit() -> None:
+    own = {(1, 1): Cutoff(NOW - 2 * HOUR + 1, 0, 1000, 1)}
+    assert gone(None, {}, table_cutoffs=own, limit=1000) == ["old", "edge"]
+    assert gone(None, {}, table_cutoffs=own, limit=999) == ["old", "edge"]
+    assert gone(None, {}, table_cutoffs=own, limit=1001) == [], "made greater since"
+    assert gone(None, {}, table_cutoffs=own) == [], "taken away since"
+    assert gone(None, {}, table_cutoffs={(1, 2): own[1, 1], (1, 0): own[1, 1]}, limit=1000) == [], "others'"
+    assert gone(2 * HOUR, {1: RECORDED}, table_cutoffs=own, limit=1000) == ["old", "edge"], "the higher of both"
 
 
 def test_l31_all_files_of_a_table_that_this_log_has_dropped() -> None:

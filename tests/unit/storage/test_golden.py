@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.catalogstate import CatalogState
+from storage.catalogstate import CatalogState, apply_effects
 from storage.checkpoint import Section, decode_part, decode_sections
+from storage.cutoffs import Cutoff
 from storage.deletes import PendingDelete, from_record
 from storage.entries import decode_record, decode_rows
 from storage.fold import fold
 from storage.frames import EntryKind, FrameType, LogObject, ObjectKind, decode_object, encode_object
 from storage.schema import TailBatch
-from storage.shardstate import Cutoff, ShardState
+from storage.shardstate import ShardState
 from storage.store import decode_identity
 from tests.golden import make
 from tests.harness.tables import make_rows
@@ -30,6 +31,9 @@ OBJECTS = (
     "catalog-checkpoint.bin",
     "data-deletes.bin",
     "checkpoint-deletes.bin",
+    "data-cutoffs.bin",
+    "checkpoint-cutoffs.bin",
+    "catalog-kept.bin",
 )
 
 
@@ -169,6 +173,29 @@ def test_deletes_that_wait() -> None:
     assert part.pending == (PendingDelete(15, make.DELETE, frozenset({make.data_file(1).path})),)
     assert [file.has_ops for file in part.files] == [False, True]
     assert part.next_offset == 16
+
+
+def test_cutoffs_of_tables_and_partitions() -> None:
+    state = ShardState(make.STORE_ID.bytes, make.LOG_ID, make.lookup)
+    state.apply(decoded("data-cutoffs.bin"))
+    again = ShardState(make.STORE_ID.bytes, make.LOG_ID, make.lookup)
+    again.load(decoded("checkpoint-cutoffs.bin"))
+    at = (-5, 1_700_000_000_000)
+    expected = {(7, 0): Cutoff(*at, 0, 1), (7, 1): Cutoff(*at, 1_000, 1), (8, 2): Cutoff(*at, 2_000)}
+    assert state.table_cutoffs == again.table_cutoffs == expected
+    assert state.cutoffs == again.cutoffs == {}
+
+
+def test_what_tables_are_kept_by() -> None:
+    state = CatalogState()
+    state.load(decoded("catalog-checkpoint.bin"))
+    record = decode_record(decoded("catalog-kept.bin").entries[0], "golden")
+    kept = apply_effects(state.snapshot, record["effects"], 3)
+    table, database = kept.table("a db/..", "t"), kept.database("a db/..")
+    assert table is not None
+    assert database is not None
+    assert (table.retention_ns, table.retention_bytes, database.retention_bytes) == (0, 10**9, 10**12)
+    assert database.retention_ns == 86_400_000_000_000
 
 
 def test_a_datafile_with_ops() -> None:

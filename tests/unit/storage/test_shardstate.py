@@ -100,6 +100,10 @@ class History:
         record = {"database": database, "cutoff": cutoff, "recorded_ms": self.sequence}
         self.commit([record_entry(EntryKind.RETENTION, record)], [None])
 
+    def table_cutoff(self, key: tuple[int, int], cutoff: int, limit: int, database: int = 0) -> None:
+        record = {"database": database, "cutoff": cutoff, "recorded_ms": self.sequence, "limit": limit}
+        self.commit([record_entry(EntryKind.RETENTION, record, table_id=key[0], partition=key[1])], [None])
+
     def drop(self, table: int, revision: int) -> None:
         self.commit([record_entry(EntryKind.DROP, {"revision": revision}, table_id=table)], [None])
 
@@ -162,7 +166,8 @@ def view(state: ShardState) -> dict[str, Any]:
     return {
         "k": state.k, "position": state.position, "revision": state.revision, "horizon": state.horizon,
         "partitions": partitions, "write_ids": list(state.write_ids.items()), "drops": state.drops,
-        "cutoffs": state.cutoffs, "loose": state.loose, "parts": state.parts, "above k": state.objects_above_k,
+        "cutoffs": state.cutoffs, "table cutoffs": state.table_cutoffs, "loose": state.loose, "parts": state.parts,
+        "above k": state.objects_above_k,
         "bytes above k": state.log_bytes_above_k, "oldest": state.oldest_above_k_ms,
         "files": list(state.all_files()),
     }  # fmt: skip
@@ -184,6 +189,7 @@ PARTS = st.lists(st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 
 ACTIONS = st.one_of(
     st.tuples(st.just("append"), PARTS, st.booleans()),
     st.tuples(st.just("cutoff"), st.integers(1, 2), st.integers(-5, 5)),
+    st.tuples(st.just("table cutoff"), st.integers(1, 2), st.integers(0, 1), st.integers(-5, 5), st.integers(0, 3)),
     st.tuples(st.just("drop"), st.integers(1, 3), st.integers(1, 9)),
     st.tuples(st.just("freeze"), st.integers(0, 9)),
     st.tuples(st.just("stand"), st.booleans()),
@@ -196,6 +202,8 @@ def perform(history: History, number: int, action: tuple[Any, ...]) -> None:
             history.append(parts, number if named else 0)
         case ("cutoff", database, cutoff):
             history.cutoff(database, cutoff)
+        case ("table cutoff", table, partition, cutoff, limit):
+            history.table_cutoff((table, partition), cutoff, limit)
         case ("drop", table, revision):
             history.drop(table, revision)
         case ("freeze", age):
@@ -215,7 +223,7 @@ def test_any_replay_gives_the_state_that_was_live(actions: list[tuple[Any, ...]]
     for number, action in enumerate(actions, 1):
         before = history.state.k
         known = set(history.state.write_ids)
-        cutoffs = dict(history.state.cutoffs)
+        cutoffs, of_tables = dict(history.state.cutoffs), dict(history.state.table_cutoffs)
         perform(history, number, action)
         state = history.state
         assert state.k >= before  # L18
@@ -224,6 +232,9 @@ def test_any_replay_gives_the_state_that_was_live(actions: list[tuple[Any, ...]]
         written.update({key: at.sequence for key, at in state.write_ids.items()})
         for database, cutoff in cutoffs.items():  # L36
             assert state.cutoffs[database].time_ns >= cutoff.time_ns
+        for place, cutoff in of_tables.items():  # under one limit, and as long as the table is there
+            now = state.table_cutoffs.get(place)
+            assert now is None or now.time_ns >= cutoff.time_ns or now.limit > cutoff.limit
         for key in forgotten:  # L7: whoever sends it again was born below the object that has it
             assert written[key] - 1 < state.horizon
     if history.frozen is not None:
@@ -434,6 +445,36 @@ def test_l36_a_cutoff_hides_a_row_or_is_not_worth_recording() -> None:
     history.stand()
     assert state.partitions[1, 1].tail == []
     assert answers() == [False, True, True, False, False]
+
+
+def test_l36_a_table_has_cutoffs_of_its_own_that_come_back_and_go_with_it() -> None:
+    history = History()
+    history.append([(1, 1, 2)])
+    history.cutoff(1, 5)
+    history.table_cutoff((1, 0), 9, 0, database=1)
+    history.table_cutoff((1, 1), 7, 100)
+    history.table_cutoff((2, 1), 8, 100, database=1)
+    expected = {(1, 0): (9, 0, 1), (1, 1): (7, 100, 0), (2, 1): (8, 100, 1)}
+
+    def held(state: ShardState) -> dict[tuple[int, int], tuple[int, int, int]]:
+        return {key: (one.time_ns, one.limit, one.database_id) for key, one in state.table_cutoffs.items()}
+
+    assert held(history.state) == held(history.replay()) == expected
+    assert history.state.cutoffs[1].time_ns == 5, "none of them is the database's"
+    history.freeze()
+    history.stand()
+    assert held(history.replay()) == expected
+    history.drop(1, 3)
+    assert held(history.state) == held(history.replay()) == {(2, 1): (8, 100, 1)}
+
+
+def test_l36_under_one_limit_a_cutoff_never_falls_and_under_a_greater_one_it_begins_anew() -> None:
+    history = History()
+    steps = [(7, 100, 0, 7), (3, 100, 0, 7), (3, 50, 0, 7), (8, 50, 0, 8), (2, 60, 0, 2), (1, 60, 4, 1), (0, 60, 4, 1)]
+    for cutoff, limit, database, expected in steps:
+        history.table_cutoff((1, 1), cutoff, limit, database)
+        assert history.state.table_cutoffs[1, 1].time_ns == expected, (cutoff, limit, database)
+    assert view(history.replay()) == view(history.state)
 
 
 def test_l36_a_lower_cutoff_is_ignored() -> None:

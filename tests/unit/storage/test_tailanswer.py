@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
+from storage.cutoffs import Cutoff, Cutoffs
 from storage.errors import CorruptObject
 from storage.kepttail import KeptTails, whole_snapshot
 from storage.schema import OP_COLUMN, OP_TYPE, Op, TailBatch
-from storage.shardstate import Cutoff, PartitionState, ShardState, TailEntry
+from storage.shardstate import PartitionState, ShardState, TailEntry
 from storage.tailanswer import TailWanted, tail_answer
 from storage.tailcodec import pack_rows, unpack_rows
 from tests.harness.tables import make_rows, make_table
@@ -119,10 +120,11 @@ def test_l31_a_dropped_table_shows_nothing_and_is_named() -> None:
 def test_l36_cutoffs_come_with_the_answer() -> None:
     found = state()
     found.cutoffs = {1: Cutoff(5_000, 9)}
+    number = next(partition for table, partition in found.partitions if table == 7)
+    own = {(7, 0): Cutoff(1, 2), (7, number): Cutoff(3, 4, 5)}
+    found.table_cutoffs = {**own, (8, 0): Cutoff(6, 7)}
     snapshot = whole_snapshot(answer(found, TailWanted({7: None})), [7])
-    assert snapshot.cutoff_ns(1, 0) == 5_000
-    assert snapshot.cutoff_ns(1, 8_999_000) == 1_000, "of a longer period what it would have been"
-    assert snapshot.cutoff_ns(2, 0) is None
+    assert snapshot.cutoffs == Cutoffs({1: Cutoff(5_000, 9)}, own), "of all databases, and of the table asked for"
 
 
 def test_an_answer_to_another_question_is_refused() -> None:

@@ -16,6 +16,7 @@ from nodes.backend import (
     EnsureTable,
     Principal,
     SetRetention,
+    SetRetentionBytes,
 )
 from nodes.gateway.doors.influx.durations import parse_human
 from nodes.gateway.doors.influx.names import check_database_name
@@ -24,11 +25,12 @@ from nodes.gateway.doors.influx.query import CONTENT_TYPES, decode_json, read_fo
 from nodes.gateway.faults import BadContentType, BadRequest
 from nodes.gateway.http import Response
 from nodes.resulttext import ReadyResult
+from nodes.retention import read_age, read_bytes
 from storage.errors import NoSuchDatabase
 from storage.schema import TIME_COLUMN, Role, TypeKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from nodes.backend import Backend, Change, QueryResult
     from nodes.gateway.doors.influx.answers import Answers
@@ -52,6 +54,7 @@ FIELD_TYPES: Final[dict[str, TypeKind]] = {
 class _Database(msgspec.Struct, frozen=True):
     db: str
     retention_period: str | None = None
+    retention_bytes: str | int | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class _Field(msgspec.Struct, frozen=True):
@@ -64,6 +67,15 @@ class _Table(msgspec.Struct, frozen=True):
     table: str
     tags: list[str]
     fields: list[_Field]
+    retention_period: str | None = None
+    retention_bytes: str | int | None = None
+
+
+class _TableUpdate(msgspec.Struct, frozen=True):
+    db: str
+    table: str
+    retention_period: str | msgspec.UnsetType | None = msgspec.UNSET
+    retention_bytes: str | int | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Encoder(Protocol):
@@ -105,13 +117,13 @@ class ConfigureDoor:
         """POST: 200, 409 if it is there."""
         asked = await self._json(request, _Database)
         check_database_name(asked.db)
-        await self._alter(CreateDatabase(asked.db, _retention(asked)))
+        await self._alter(CreateDatabase(asked.db, _database_age(asked)), *_database_bytes(asked))
         return self._answers.ok()
 
     async def update_database(self, request: Request) -> Response:
-        """PUT: set the retention period, or clear it with null."""
+        """PUT: set the retention period, or clear it with null. A limit by bytes that is not named stays."""
         asked = await self._json(request, _Database)
-        await self._alter(SetRetention(asked.db, _retention(asked)))
+        await self._alter(SetRetention(asked.db, _database_age(asked)), *_database_bytes(asked))
         return self._answers.ok()
 
     async def delete_database(self, request: Request) -> Response:
@@ -148,7 +160,13 @@ class ConfigureDoor:
         ):
             raise NoSuchDatabase(f"database {asked.db!r} does not exist; create it first")
         change = EnsureTable(asked.db, asked.table, _columns(asked), exist_ok=False, create_database=False)
-        await self._alter(change)
+        await self._alter(change, *_table_retention(asked))
+        return self._answers.ok()
+
+    async def update_table(self, request: Request) -> Response:
+        """PUT: set the table's own retention period or limit by bytes; with null it follows its database again."""
+        asked = await self._json(request, _TableUpdate)
+        await self._alter(*_table_retention(asked))
         return self._answers.ok()
 
     async def delete_table(self, request: Request) -> Response:
@@ -159,8 +177,8 @@ class ConfigureDoor:
         await self._alter(DropTable(database, table))
         return self._answers.ok()
 
-    async def _alter(self, change: Change) -> None:
-        await self._backend.alter([change], ANONYMOUS)
+    async def _alter(self, *changes: Change) -> None:
+        await self._backend.alter(changes, ANONYMOUS)
 
     async def _json(self, request: Request, kind: type[_T]) -> _T:
         if not is_json(request.header(b"content-type")):
@@ -188,15 +206,36 @@ def _required(found: dict[str, str], name: str) -> str:
         raise BadRequest(f"serde error: {error}") from error
 
 
-def _retention(asked: _Database) -> int | None:
-    if asked.retention_period is None:
-        return None
+def _database_age(asked: _Database) -> int | None:
+    return None if asked.retention_period is None else _value(parse_human, asked.retention_period, "duration")
+
+
+def _database_bytes(asked: _Database) -> list[Change]:
+    size = asked.retention_bytes
+    return [] if size is msgspec.UNSET else [SetRetentionBytes(asked.db, _bytes(size) or None)]
+
+
+def _table_retention(asked: _Table | _TableUpdate) -> list[Change]:
+    """What is named. Of a new table null is as good as nothing."""
+    age, size = asked.retention_period, asked.retention_bytes
+    changes: list[Change] = []
+    if age is not msgspec.UNSET:
+        period = None if age is None else _value(read_age, age, "duration")
+        changes.append(SetRetention(asked.db, period, asked.table))
+    if size is not msgspec.UNSET:
+        changes.append(SetRetentionBytes(asked.db, _bytes(size), asked.table))
+    return changes
+
+
+def _bytes(size: str | int | None) -> int | None:
+    return None if size is None else _value(read_bytes, str(size), "size")
+
+
+def _value(read: Callable[[str], int], text: str, what: str) -> int:
     try:
-        return parse_human(asked.retention_period)
+        return read(text)
     except ValueError as error:
-        raise BadRequest(
-            f'serde json error: invalid value: string "{asked.retention_period}", expected a duration ({error})'
-        ) from error
+        raise BadRequest(f'serde json error: invalid value: string "{text}", expected a {what} ({error})') from error
 
 
 def _check_hard_delete(word: str | None) -> None:
