@@ -17,7 +17,7 @@ from storage.deletes import decode_delete, encode_delete
 from storage.errors import InvalidName, StorageError
 from storage.frames import NO_WRITE_ID, ZERO16, WriteId
 from storage.objects import check_path
-from storage.schema import FILE_KINDS, DataFile, Role, TypeKind
+from storage.schema import FILE_KINDS, DataFile, Op, Role, TypeKind
 from storage.shardstate import Cutoff
 
 if TYPE_CHECKING:
@@ -148,12 +148,13 @@ class _DropDatabase(msgspec.Struct, tag="drop_database", forbid_unknown_fields=T
     name: str
 
 
-class _EnsureTable(msgspec.Struct, tag="ensure_table", forbid_unknown_fields=True):
+class _EnsureTable(msgspec.Struct, tag="ensure_table", forbid_unknown_fields=True, omit_defaults=True):
     database: str
     table: str
     columns: list[_Column]
     exist_ok: bool
     create_database: bool
+    default_op: Op | None = None
 
 
 class _DropTable(msgspec.Struct, tag="drop_table", forbid_unknown_fields=True):
@@ -193,7 +194,8 @@ def _change_to(change: Change) -> _Wire:
             return _DropDatabase(change.name)
         case EnsureTable():
             columns = [_Column(column.name, column.role, column.kind) for column in change.columns]
-            return _EnsureTable(change.database, change.table, columns, change.exist_ok, change.create_database)
+            flags = change.exist_ok, change.create_database
+            return _EnsureTable(change.database, change.table, columns, *flags, change.default_op)
         case DropTable():
             return _DropTable(change.database, change.table)
 
@@ -208,6 +210,7 @@ def _change_from(wire: _Wire) -> Change:
             return DropDatabase(wire.name)
         case _EnsureTable():
             columns = tuple(ColumnSpec(column.name, column.role, column.kind) for column in wire.columns)
-            return EnsureTable(wire.database, wire.table, columns, wire.exist_ok, wire.create_database)
+            flags = wire.exist_ok, wire.create_database
+            return EnsureTable(wire.database, wire.table, columns, *flags, wire.default_op)
         case _DropTable():
             return DropTable(wire.database, wire.table)

@@ -26,7 +26,7 @@ from nodes.messages import (
 from protos import internal_pb2 as pb
 from storage.changes import Change, ColumnSpec, CreateDatabase, DropDatabase, DropTable, EnsureTable, SetRetention
 from storage.frames import NO_WRITE_ID, WriteId
-from storage.schema import DataFile, Role, TypeKind
+from storage.schema import DataFile, Op, Role, TypeKind
 from storage.shardstate import Cutoff
 
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
@@ -39,7 +39,15 @@ CHANGES = st.one_of(
     st.builds(CreateDatabase, NAMES, st.none() | I64, st.booleans()),
     st.builds(SetRetention, NAMES, st.none() | I64),
     st.builds(DropDatabase, NAMES),
-    st.builds(EnsureTable, NAMES, NAMES, st.lists(COLUMNS, max_size=4).map(tuple), st.booleans(), st.booleans()),
+    st.builds(
+        EnsureTable,
+        NAMES,
+        NAMES,
+        st.lists(COLUMNS, max_size=4).map(tuple),
+        st.booleans(),
+        st.booleans(),
+        st.none() | st.sampled_from(Op),
+    ),
     st.builds(DropTable, NAMES, NAMES),
 )
 FILE = DataFile("data/1/a.parquet", 1, 0, 0, 9, 0, 9, -5, 5, 10, 1000, 1)
