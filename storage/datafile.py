@@ -55,7 +55,7 @@ OWN_FIELD_IDS: Final = {
     SERIES_COLUMN: 2**31 - 5,
     KEY_COLUMN: 2**31 - 6,
 }
-SERIES_ROWS_MIN: Final = 16
+SERIES_ROWS_MIN: Final = 64
 """A file with fewer rows of a series, on average, has no keys: they would take more room than they save time."""
 REPEATED: Final = frozenset({OP_COLUMN, SERIES_COLUMN, KEY_COLUMN})
 """Columns of ours that have the same value in many rows one after the other, as tags have."""
