@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from engine.engine import Engine, EngineLimits
 from engine.formats import ResultFormat, encode
-from storage.datafile import encode_parquet
+from storage.datafile import encode_parquet, file_rows
 from storage.fold import fold
 from storage.schema import Column, DataFile, PartitionSnapshot, Role, Table, TableSnapshot, TailBatch, TypeKind
 
@@ -88,12 +88,13 @@ class Snapshots:
 
     def write(self, name: str, rows: pa.RecordBatch, offset: int) -> DataFile:
         """Rows as a DataFile."""
-        data = encode_parquet(self.table, fold(self.table, [TailBatch(offset, rows)]))
+        kept, kind = file_rows(self.table, fold(self.table, [TailBatch(offset, rows)]))
+        data = encode_parquet(self.table, kept)
         (self.folder / name).write_bytes(data)
         times = rows.column("time").view(pa.int64()).to_numpy()
         end = offset + rows.num_rows - 1
         low, high = int(times.min()), int(times.max())
-        return DataFile(name, 1, 0, offset, end, offset, end, low, high, rows.num_rows, data.size, 1)
+        return DataFile(name, 1, 0, offset, end, offset, end, low, high, rows.num_rows, data.size, 1, kind)
 
 
 async def measure(engine: Engine, source: Snapshots, statement: str) -> tuple[float, float, int]:

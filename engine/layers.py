@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 MERGES_MAX: Final = 4
 """More merges than this in one partition are joined over their smallest gaps: each costs every layer a scan."""
 
+REMNANT_SHARE: Final = 16
+"""A smaller share of a layer's time than one in so many is merged with the rest of it, not read alone."""
+
 Range = tuple[int, int]
 """Inclusive event times in ns."""
 
@@ -50,7 +53,7 @@ def split(spans: Sequence[Span], merges_max: int = MERGES_MAX) -> tuple[list[Alo
 
     Every row of every layer is in exactly one of the answers.
     """
-    shared = join_closest(_shared_ranges(spans), merges_max)
+    shared = join_closest(_with_remnants(spans, _shared_ranges(spans)), merges_max)
     alone: list[Alone] = []
     for index, span in enumerate(spans):
         ranges = _subtract((span.low, span.high), shared)
@@ -92,6 +95,19 @@ def _shared_ranges(spans: Sequence[Span]) -> list[Range]:
         elif depth < 2 <= before and at > begin:
             shared.append((begin, at - 1))
     return join_touching(shared)
+
+
+def _with_remnants(spans: Sequence[Span], shared: list[Range]) -> list[Range]:
+    """Add what few moments of a layer lie outside: read alone they would cost a second scan of it, and filter both."""
+    if not shared:
+        return shared
+    remnants = [
+        (low, high)
+        for span in spans
+        for low, high in _subtract((span.low, span.high), shared)
+        if (high - low) * REMNANT_SHARE < span.high - span.low
+    ]
+    return join_touching(sorted([*shared, *remnants]))
 
 
 def join_touching(ranges: Sequence[Range]) -> list[Range]:

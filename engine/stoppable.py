@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.viewsql import NEWER
+from engine.viewsql import NEWER, OLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,8 @@ def execute(context: SessionContext, frame: DataFrame, tails_bytes: int) -> Reco
 def joins(frame: DataFrame) -> bool:
     """Whether the statement itself joins: the merges of views are in its plan too, told by the alias of their input."""
     plan = frame.logical_plan().display_indent()
-    return any(not first.startswith(f"SubqueryAlias: {NEWER}") for first in _JOIN.findall(plan))
+    merges = (f"SubqueryAlias: {NEWER}", f"SubqueryAlias: {OLDER}")
+    return any(not first.startswith(merges) for first in _JOIN.findall(plan))
 
 
 def _stoppable(context: SessionContext, frame: DataFrame) -> Any:

@@ -6,6 +6,7 @@ the snapshot changes, so a repeated query plans against the same object.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections import OrderedDict
@@ -18,10 +19,20 @@ from engine import viewsql
 from engine.deletedrows import divided, without_deleted
 from engine.layers import Span, levels, split
 from engine.session import CATALOG, LAYERS_SCHEMA
+from engine.viewsql import Frame
 from storage.cutoffs import higher
+from storage.datafile import is_whole, with_keys
 from storage.deletes import of_file
-from storage.errors import UnsupportedFormat
-from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, Op, TypeKind
+from storage.schema import (
+    KEY_COLUMN,
+    OFFSET_COLUMN,
+    OP_COLUMN,
+    OP_TYPE,
+    SERIES_COLUMN,
+    TIME_COLUMN,
+    Op,
+    TypeKind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -43,6 +54,9 @@ SLICE_ROWS: Final = 16_384
 """Rows of a slice of a tail: several threads can work on it."""
 ORDER_MAX: Final = 2**63 - 1
 """A tail is newer than every file."""
+
+TAIL_SERIES_MAX: Final = 16_384
+"""A tail of more series is merged by its tags: to find their keys takes a microsecond or two for each."""
 
 FILES_MANY: Final = 24
 """A table of more files is worth a second plan that names only those in the query's range of time."""
@@ -92,6 +106,15 @@ class View:
 
 
 @dataclass(frozen=True)
+class _Own:
+    """Columns of ours that the rows of a layer are to have."""
+
+    offset: bool = False
+    op: bool = False
+    keys: bool = False
+
+
+@dataclass(frozen=True)
 class _Layer:
     """One layer: a file or a folded tail batch."""
 
@@ -99,20 +122,38 @@ class _Layer:
     source: DataFile | pa.RecordBatch
     deletes: tuple[RangeDelete, ...] = ()
     """Of a file: range deletes that are not carried out in it."""
+    is_clipped: bool = False
+    """Whether it has rows outside of its span, which the query does not need."""
 
     @property
     def has_ops(self) -> bool:
-        """Whether its rows may delete or replace older ones (F11)."""
+        """Whether rows of it have an op that is not the table's default (F11)."""
         if isinstance(self.source, pa.RecordBatch):
             return OP_COLUMN in self.source.schema.names
         return self.source.has_ops
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether it has its rows' canonical keys and their hashes."""
+        if isinstance(self.source, pa.RecordBatch):
+            return KEY_COLUMN in self.source.schema.names
+        return self.source.has_keys
 
-def file_schema(table: Table, has_ops: bool = False) -> pa.Schema:
+    def is_whole(self, table: Table) -> bool:
+        """Whether no row of it leaves anything of an older one with its key."""
+        return is_whole(table, self.source) if isinstance(self.source, pa.RecordBatch) else self.source.is_whole
+
+    def is_within(self, ranges: Sequence[Range]) -> bool:
+        """Whether all of its rows are in one of the ranges."""
+        return not self.is_clipped and any(low <= self.span.low and self.span.high <= high for low, high in ranges)
+
+
+def file_schema(table: Table, has_ops: bool = False, has_keys: bool = False) -> pa.Schema:
     """How DataFiles are read: string views are what DataFusion groups, joins and compares fastest."""
     fields = [(c.storage_name, pa.string_view() if c.kind is TypeKind.STRING else c.plain_type) for c in table.columns]
-    ops = [(OP_COLUMN, OP_TYPE)] if has_ops else []
-    return pa.schema([*fields, *ops, (OFFSET_COLUMN, pa.int64())])
+    fields += [(OP_COLUMN, OP_TYPE)] if has_ops else []
+    fields += [(SERIES_COLUMN, pa.int64()), (KEY_COLUMN, pa.binary_view())] if has_keys else []
+    return pa.schema([*fields, (OFFSET_COLUMN, pa.int64())])
 
 
 def probe_name(table: Table) -> str:
@@ -130,14 +171,12 @@ class Views:
         self._kept: OrderedDict[tuple[int, Range], tuple[Key, View, int]] = OrderedDict()
 
     def view(self, snapshot: TableSnapshot, tails: Tails, lease: Lease, times: Range = TIMES) -> View:
-        """The table as users see it at this snapshot. Raises UnsupportedFormat for default ops other than patch.
+        """The table as users see it at this snapshot.
 
         Rows outside of `times` may be left out: each file that has none inside costs a plan 0.6 ms, and layers that
         overlap elsewhere need no merge. What of its files is cached `lease` holds.
         """
         table = snapshot.table
-        if table.default_op is not Op.PATCH:
-            raise UnsupportedFormat(f"table {table.name!r}: op {table.default_op} cannot be read by this version")
         if not _leaves_out(snapshot, times):
             times = TIMES
         key, place = _key(snapshot), (table.id, times)
@@ -312,7 +351,7 @@ class _Builder:
         ranges = self._visible(piece.ranges or ((layer.span.low, layer.span.high),))
         is_whole = not piece.ranges and ranges == [(layer.span.low, layer.span.high)]
         if layer.has_ops and ranges:
-            self._parts.append(self._without_deletes(self._shown(*self._rows(layer), ranges, with_op=True)))
+            self._parts.append(self._without_deletes(self._shown(*self._rows(layer), ranges, _Own(op=True))))
         elif ranges and (layer.deletes or not is_whole):
             self._parts.append(self._shown(*self._rows(layer), ranges))
         elif is_whole and isinstance(layer.source, pa.RecordBatch):
@@ -326,32 +365,52 @@ class _Builder:
             return
         self._merges += 1
         found = [[layers[i] for i in level] for level in levels([layer.span for layer in layers], merge.indexes)]
-        by_group = len(found) > JOINS_MAX
         has_ops = any(layers[i].has_ops for i in merge.indexes)
-        frames = [self._merge_frame(level, ranges, by_group, has_ops) for level in found]
-        merged = viewsql.group_layers if by_group else viewsql.join_layers
-        self._parts.append(self._context.sql(merged(self._table, frames, has_ops)))
+        if len(found) > JOINS_MAX:
+            has_ops = has_ops or self._table.default_op is not Op.PATCH
+            frames = [self._merge_frame(level, ranges, _Own(offset=True, op=has_ops)) for level in found]
+            text = viewsql.group_layers(self._table, frames, has_ops)
+        else:
+            found, has_keys = self._with_keys(found)
+            frames = [self._merge_frame(level, ranges, _Own(op=has_ops, keys=has_keys)) for level in found]
+            text = viewsql.join_layers(self._table, frames, has_ops, has_keys)
+        self._parts.append(self._context.sql(text))
 
-    def _merge_frame(self, level: Sequence[_Layer], ranges: Sequence[Range], with_offset: bool, with_op: bool) -> str:
-        parts = [self._shown(frame, names, ranges, with_offset, with_op) for frame, names in self._level_rows(level)]
+    def _with_keys(self, found: list[list[_Layer]]) -> tuple[list[list[_Layer]], bool]:
+        """The levels with the keys of tails, if then all layers have them; else as they are."""
+        layers = [layer for level in found for layer in level]
+        if not all(layer.has_keys for layer in layers if not isinstance(layer.source, pa.RecordBatch)):
+            return found, False
+        keyed = [[self._keyed(layer) for layer in level] for level in found]
+        has_keys = all(layer.has_keys for level in keyed for layer in level)
+        return (keyed if has_keys else found), has_keys
+
+    def _keyed(self, layer: _Layer) -> _Layer:
+        if not isinstance(layer.source, pa.RecordBatch):
+            return layer
+        return dataclasses.replace(layer, source=with_keys(self._table, layer.source, TAIL_SERIES_MAX))
+
+    def _merge_frame(self, level: Sequence[_Layer], ranges: Sequence[Range], own: _Own) -> Frame:
+        limits = [] if all(layer.is_within(ranges) for layer in level) else ranges
+        parts = [self._shown(frame, names, limits, own) for frame, names in self._level_rows(level, own.keys)]
         frame = _union(parts)
         if self._pushed is not None:
             frame = frame.alias(self._pushed.qualifier)
             for condition in self._pushed.conditions:
                 frame = frame.filter(condition)
-        return self._name(frame)
+        return Frame(self._name(frame), all(layer.is_whole(self._table) for layer in level))
 
-    def _level_rows(self, level: Sequence[_Layer]) -> list[tuple[DataFrame, Collection[str]]]:
+    def _level_rows(self, level: Sequence[_Layer], with_keys: bool) -> list[tuple[DataFrame, Collection[str]]]:
         """The rows of layers that share no key; files of one kind are one scan, as far as deletes leave them whole."""
         plain: dict[bool, list[DataFile]] = {}
         found: list[tuple[DataFrame, Collection[str]]] = []
         for layer in level:
             if isinstance(layer.source, pa.RecordBatch) or layer.deletes:
-                found.append(self._rows(layer))
+                found.append(self._rows(layer, with_keys))
             else:
                 plain.setdefault(layer.has_ops, []).append(layer.source)
         for has_ops, files in plain.items():
-            schema = file_schema(self._table, has_ops)
+            schema = file_schema(self._table, has_ops, with_keys)
             found += [(frame, schema.names) for frame in self._scans(schema, files)]
         return found
 
@@ -371,12 +430,12 @@ class _Builder:
             )
         return self._parts
 
-    def _rows(self, layer: _Layer) -> tuple[DataFrame, Collection[str]]:
+    def _rows(self, layer: _Layer, with_keys: bool = False) -> tuple[DataFrame, Collection[str]]:
         """A layer's rows, without those that range deletes take, and the storage names that it has."""
         source = layer.source
         if isinstance(source, pa.RecordBatch):
             return self._context.read_batches(_slices(source)), source.schema.names
-        schema = file_schema(self._table, source.has_ops)
+        schema = file_schema(self._table, source.has_ops, with_keys)
         (frame,) = self._scans(schema, [source])
         if layer.deletes:
             if layer.deletes not in self._divided:  # files mostly have the same ones
@@ -401,23 +460,25 @@ class _Builder:
         frame: DataFrame,
         present: Collection[str],
         ranges: Sequence[Range],
-        with_offset: bool = False,
-        with_op: bool = False,
+        own: _Own | None = None,
     ) -> DataFrame:
         """A layer under the users' names; without `ranges` all of its rows.
 
         Not as SQL: there DataFusion's time grows with the square of the columns, to seconds at ten thousand.
         """
-        from datafusion import col
+        from datafusion import col, functions
 
         if ranges:
             frame = frame.filter(viewsql.in_ranges(self._table, ranges))
         names = frozenset(present)  # not a list: ten thousand look-ups in ten thousand names took seconds
         items = [_value(column, names).alias(column.name) for column in viewsql.shown(self._table)]
-        if with_op:
-            items.append(_op(names).alias(OP_COLUMN))
-        if with_offset:
-            items.append(col(viewsql.quote(OFFSET_COLUMN)))
+        if own is not None and own.op:
+            items.append(_op(self._table, names).alias(OP_COLUMN))
+        if own is not None and own.keys:
+            items.append(col(viewsql.SERIES))
+            items.append(functions.arrow_cast(col(viewsql.KEY), "BinaryView").alias(KEY_COLUMN))
+        if own is not None and own.offset:
+            items.append(col(viewsql.OFFSET))
         return frame.select(*items)
 
     def _name(self, frame: DataFrame) -> str:
@@ -444,12 +505,12 @@ def _value(column: Column, present: Collection[str]) -> Expr:
     return functions.arrow_cast(value, "Utf8View") if column.kind is TypeKind.STRING else value
 
 
-def _op(present: Collection[str]) -> Expr:
+def _op(table: Table, present: Collection[str]) -> Expr:
     """What a row does to older ones; never NULL."""
     from datafusion import col, functions, lit
 
-    patch = functions.arrow_cast(lit(viewsql.PATCH), "Int8")
-    return functions.coalesce(col(viewsql.quote(OP_COLUMN)), patch) if OP_COLUMN in present else patch
+    default = functions.arrow_cast(lit(table.default_op.code), "Int8")
+    return functions.coalesce(col(viewsql.OP), default) if OP_COLUMN in present else default
 
 
 def _union(parts: Sequence[DataFrame]) -> DataFrame:
@@ -467,7 +528,9 @@ def _clipped(layers: Sequence[_Layer], pushed: Pushed) -> list[_Layer]:
     for layer in layers:
         low, high = max(layer.span.low, pushed.low), min(layer.span.high, pushed.high)
         if low <= high:
-            clipped.append(_Layer(Span(low, high, layer.span.order), layer.source, layer.deletes))
+            span = Span(low, high, layer.span.order)
+            is_clipped = layer.is_clipped or span != layer.span
+            clipped.append(dataclasses.replace(layer, span=span, is_clipped=is_clipped))
     return clipped
 
 

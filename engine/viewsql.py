@@ -8,9 +8,10 @@ InfluxDB has them; layers have storage names.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from storage.schema import OFFSET_COLUMN, OP_COLUMN, TIME_COLUMN, Op, Role, TypeKind
+from storage.schema import KEY_COLUMN, OFFSET_COLUMN, OP_COLUMN, SERIES_COLUMN, TIME_COLUMN, Op, Role, TypeKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,6 +44,8 @@ PATCH: Final = Op.PATCH.code
 PUT: Final = Op.PUT.code
 OP: Final = quote(OP_COLUMN)
 OFFSET: Final = quote(OFFSET_COLUMN)
+SERIES: Final = quote(SERIES_COLUMN)
+KEY: Final = quote(KEY_COLUMN)
 RESET: Final = quote("_runnel_reset")
 IS_THERE: Final = f"{OP} <> {Op.DELETE.code}"
 """The condition that a merged row was not deleted."""
@@ -58,25 +61,72 @@ def keys(table: Table) -> list[Column]:
     return [column for column in shown(table) if column.role is not Role.FIELD]
 
 
-def join_layers(table: Table, frames: Sequence[str], has_ops: bool = False) -> str:
+@dataclass(frozen=True)
+class Frame:
+    """A level of a merge, by the name that it is registered under. ``is_whole``: see `storage.schema.WHOLE`."""
+
+    name: str
+    is_whole: bool = False
+
+
+def join_layers(table: Table, frames: Sequence[Frame], has_ops: bool = False, has_keys: bool = False) -> str:
     """Merge layers, newest first, each with unique keys: per field the newest value (FORMAT F11).
 
-    With ``has_ops`` the layers have `OP_COLUMN`, never NULL. IS NOT DISTINCT FROM in every term, in parentheses, lets
-    DataFusion take one hash join in which NULL tags are equal; a term of another kind among them, or no parentheses,
-    would not.
+    With ``has_ops`` the layers have `OP_COLUMN`, never NULL; with ``has_keys`` all have `SERIES_COLUMN` and
+    `KEY_COLUMN`. Where all that is newer is whole, those rows of an older layer are passed on that have no newer one: a
+    hash table of the newer keys is all that is held. Else rows are joined, field by field.
     """
-    matches = " AND ".join(
-        f"({NEWER}.{quote(c.name)} IS NOT DISTINCT FROM {OLDER}.{quote(c.name)})" for c in keys(table)
-    )
+    merged = [quote(c.name) for c in shown(table)]
+    kept = [*merged, *([OP] if has_ops else []), *([SERIES, KEY] if has_keys else [])]
+    match = _match(table, has_keys)
+    text = frames[0].name
+    for count, frame in enumerate(frames[1:], 1):
+        newer = frames[:count]
+        if all(layer.is_whole for layer in newer):
+            text = f"({_replaced(table, newer, frame, kept, match, has_keys)} UNION ALL {_all_of(kept, text)})"
+        else:
+            text = f"({_patched(table, text, frame, match, has_ops, has_keys)})"
+    condition = f" WHERE {IS_THERE}" if has_ops else ""
+    return f"SELECT {', '.join(merged)} FROM {text} AS merged{condition}"
+
+
+def _all_of(columns: Sequence[str], text: str) -> str:
+    return f"SELECT {', '.join(columns)} FROM {text} AS merged"
+
+
+def _replaced(
+    table: Table, newer: Sequence[Frame], older: Frame, columns: Sequence[str], match: str, has_keys: bool
+) -> str:
+    """The rows of ``older`` whose keys none of the newer layers has."""
+    key = [SERIES, KEY, quote(TIME_COLUMN)] if has_keys else [quote(c.name) for c in keys(table)]
+    taken = union_all(f"SELECT {', '.join(key)} FROM {frame.name}" for frame in newer)
+    items = ", ".join(f"{OLDER}.{column}" for column in columns)
+    return f"SELECT {items} FROM {older.name} AS {OLDER} LEFT ANTI JOIN ({taken}) AS {NEWER} ON {match}"
+
+
+def _patched(table: Table, newer: str, older: Frame, match: str, has_ops: bool, has_keys: bool) -> str:
+    """The rows of both, those with the same key as one."""
     items = [_merged(column, has_ops) for column in shown(table)]
     if has_ops:
         items.append(_merged_op())
-    newest, *older = frames
-    text = newest
-    for frame in older:
-        text = f"(SELECT {', '.join(items)} FROM {text} AS {NEWER} FULL JOIN {frame} AS {OLDER} ON {matches})"
-    condition = f" WHERE {IS_THERE}" if has_ops else ""
-    return f"SELECT {_names(shown(table))} FROM {text} AS merged{condition}"
+    if has_keys:
+        items += [f"coalesce({NEWER}.{name}, {OLDER}.{name}) AS {name}" for name in (SERIES, KEY)]
+    return f"SELECT {', '.join(items)} FROM {newer} AS {NEWER} FULL JOIN {older.name} AS {OLDER} ON {match}"
+
+
+def _match(table: Table, has_keys: bool) -> str:
+    """Whether two rows have the same key: by the hashes of their series, and then by what was hashed (F22).
+
+    What is an equality DataFusion hashes; the one term of another kind it looks at where those hold: hashing the
+    canonical keys too, which are long, took 15 % longer. Without keys: IS NOT DISTINCT FROM in every term, in
+    parentheses, lets it take one hash join in which NULL tags are equal; a term of another kind among them, or no
+    parentheses, would not.
+    """
+    if has_keys:
+        hashed = " AND ".join(f"{NEWER}.{name} = {OLDER}.{name}" for name in (SERIES, quote(TIME_COLUMN)))
+        return f"{hashed} AND ({NEWER}.{KEY} IS NOT DISTINCT FROM {OLDER}.{KEY})"
+    names = [quote(column.name) for column in keys(table)]
+    return " AND ".join(f"({NEWER}.{name} IS NOT DISTINCT FROM {OLDER}.{name})" for name in names)
 
 
 def _merged(column: Column, has_ops: bool) -> str:
@@ -96,7 +146,7 @@ def _merged_op() -> str:
     )
 
 
-def group_layers(table: Table, frames: Sequence[str], has_ops: bool = False) -> str:
+def group_layers(table: Table, frames: Sequence[Frame], has_ops: bool = False) -> str:
     """Merge any number of layers that carry their offsets; slower than `join_layers`, but it spills.
 
     With ``has_ops`` the layers have `OP_COLUMN`, never NULL, and rows before the newest put or delete do not count.
@@ -110,7 +160,7 @@ def group_layers(table: Table, frames: Sequence[str], has_ops: bool = False) -> 
         for column in shown(table)
         for name in (quote(column.name),)
     ]
-    rows = union_all([f"SELECT * FROM {frame}" for frame in frames])
+    rows = union_all(f"SELECT * FROM {frame.name}" for frame in frames)
     by = _names(keys(table))
     if not has_ops:
         return f"SELECT {', '.join(items)} FROM ({rows}) AS layers GROUP BY {by}"

@@ -28,7 +28,7 @@ from storage.deletes import decode_delete, encode_delete
 from storage.errors import InvalidName, StorageError
 from storage.frames import NO_WRITE_ID, ZERO16, WriteId
 from storage.objects import check_path
-from storage.schema import FILE_KINDS, DataFile, Role, TypeKind
+from storage.schema import FILE_KINDS, DataFile, Op, Role, TypeKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -222,12 +222,13 @@ class _DropDatabase(msgspec.Struct, tag="drop_database", forbid_unknown_fields=T
     name: str
 
 
-class _EnsureTable(msgspec.Struct, tag="ensure_table", forbid_unknown_fields=True):
+class _EnsureTable(msgspec.Struct, tag="ensure_table", forbid_unknown_fields=True, omit_defaults=True):
     database: str
     table: str
     columns: list[_Column]
     exist_ok: bool
     create_database: bool
+    default_op: Op | None = None
 
 
 class _CreateView(msgspec.Struct, tag="create_view", forbid_unknown_fields=True):
@@ -289,8 +290,8 @@ def _change_to(change: Change) -> _Wire:
         case DropDatabase():
             return _DropDatabase(change.name)
         case EnsureTable():
-            columns = _columns_to(change.columns)
-            return _EnsureTable(change.database, change.table, columns, change.exist_ok, change.create_database)
+            flags = change.exist_ok, change.create_database
+            return _EnsureTable(change.database, change.table, _columns_to(change.columns), *flags, change.default_op)
         case CreateView():
             return _CreateView(
                 change.database, change.name, change.table_id, change.text, change.width_ns, change.origin_ns,
@@ -311,9 +312,8 @@ def _change_from(wire: _Wire) -> Change:
         case _DropDatabase():
             return DropDatabase(wire.name)
         case _EnsureTable():
-            return EnsureTable(
-                wire.database, wire.table, _columns_from(wire.columns), wire.exist_ok, wire.create_database
-            )
+            flags = wire.exist_ok, wire.create_database
+            return EnsureTable(wire.database, wire.table, _columns_from(wire.columns), *flags, wire.default_op)
         case _CreateView():
             return CreateView(
                 wire.database, wire.name, wire.table_id, wire.text, wire.width_ns, wire.origin_ns,

@@ -46,6 +46,7 @@ from storage.schema import (
     TIME_COLUMN,
     Column,
     Database,
+    Op,
     Partition,
     Role,
     Table,
@@ -232,6 +233,8 @@ def _ensure_table(base: CatalogSnapshot, change: EnsureTable, limits: CatalogLim
         raise ViewNotWritable(f"{change.table!r} is a materialized view: its rows come from the table that it reads")
     if not change.exist_ok:
         raise AlreadyExists(f"table {change.table!r} exists in database {change.database!r}")
+    if change.default_op not in (None, table.default_op):
+        raise SchemaConflict(f"the rows of table {change.table!r} are a {table.default_op}, not a {change.default_op}")
     added = _missing_columns(table, change.columns, limits)
     if added:
         columns = [column_record(c) for c in added]
@@ -274,7 +277,7 @@ def _new_table(base: CatalogSnapshot, database: Database, change: EnsureTable, l
     identity = str(uuid.uuid4())
     bare = Table(base.next_table, identity, database.id, change.table, 1, (time,), _partitions(base, limits))
     added = _missing_columns(bare, change.columns, limits)
-    return replace(bare, columns=ordered_columns((time, *added)))
+    return replace(bare, columns=ordered_columns((time, *added)), default_op=change.default_op or Op.PATCH)
 
 
 def _partitions(base: CatalogSnapshot, limits: CatalogLimits) -> tuple[Partition, ...]:

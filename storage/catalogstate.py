@@ -60,6 +60,7 @@ TYPE_RECORDS: Final[Mapping[TypeKind, dict[str, Any]]] = {
 }
 """A type is a tagged union with parameters (F20); other units and zones are reserved."""
 ROUTERS: Final = frozenset({"hash"})
+DEFAULT_OPS: Final = frozenset({Op.PATCH, Op.PUT})
 """How rows find their partition; ``client`` is reserved (F21)."""
 
 
@@ -197,6 +198,8 @@ def _view(record: Mapping[str, Any] | None) -> ViewDefinition | None:
 def _table(effect: Mapping[str, Any]) -> Table:
     if effect["router"] not in ROUTERS:
         raise UnsupportedFormat(f"table {effect['name']!r} has the router {effect['router']!r}")
+    if Op(effect["op"]) not in DEFAULT_OPS:
+        raise UnsupportedFormat(f"table {effect['name']!r} has the default op {effect['op']!r}")
     partitions = tuple(
         Partition(p[0], int.from_bytes(p[1], "big"), int.from_bytes(p[2], "big"), p[3]) for p in effect["partitions"]
     )

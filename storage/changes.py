@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from storage.schema import Role, TypeKind
+    from storage.schema import Op, Role, TypeKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ class EnsureTable:
     """Create the database and table if they are not there, and add the columns that are missing.
 
     With ``exist_ok`` false an existing table is an error (AlreadyExists). A column that exists with
-    another role or type is a SchemaConflict and changes nothing.
+    another role or type is a SchemaConflict and changes nothing; so is a table with another ``default_op``
+    (None: whatever it has, and patch for a new one).
     """
 
     database: str
@@ -70,6 +71,7 @@ class EnsureTable:
     columns: Sequence[ColumnSpec] = ()
     exist_ok: bool = True
     create_database: bool = True
+    default_op: Op | None = None
 
 
 @dataclass(frozen=True, slots=True)

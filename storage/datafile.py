@@ -9,19 +9,26 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.errors import StoreUnavailable
 from storage.fold import fold
+from storage.keys import row_keys
 from storage.objects import CreateOutcome
 from storage.schema import (
+    KEY_COLUMN,
+    KEYS,
     OFFSET_COLUMN,
     OP_COLUMN,
     OP_COLUMN_ID,
+    OPS,
     PARQUET,
-    PARQUET_OPS,
+    SERIES_COLUMN,
     TIME_COLUMN,
+    WHOLE,
     DataFile,
+    Op,
     Role,
 )
 from storage.store import data_path
@@ -42,7 +49,16 @@ PAGE_BYTES: Final = 2**20
 """Of strings in a page: fewer rows are encoded at once where they are long, for whoever reads holds whole pages."""
 CREATE_TRIES_MAX: Final = 5
 """New names to try when the outcome of a DataFile's create stays unknown; the name that lost is an orphan (L20)."""
-OWN_FIELD_IDS: Final = {OFFSET_COLUMN: 2**31 - 1, OP_COLUMN: OP_COLUMN_ID}
+OWN_FIELD_IDS: Final = {
+    OFFSET_COLUMN: 2**31 - 1,
+    OP_COLUMN: OP_COLUMN_ID,
+    SERIES_COLUMN: 2**31 - 5,
+    KEY_COLUMN: 2**31 - 6,
+}
+SERIES_ROWS_MIN: Final = 64
+"""A file with fewer rows of a series, on average, has no keys: they would take more room than they save time."""
+REPEATED: Final = frozenset({OP_COLUMN, SERIES_COLUMN, KEY_COLUMN})
+"""Columns of ours that have the same value in many rows one after the other, as tags have."""
 BLOOM_VALUES_MIN: Final = 64
 """A tag with fewer values has no Bloom filter: nearly every row group has each of them."""
 BLOOM_VALUES_MAX: Final = 65_536
@@ -50,6 +66,33 @@ BLOOM_VALUES_MAX: Final = 65_536
 all row groups until the file ends, and each as large as it was made for."""
 BLOOM_FALSE: Final = 0.05
 """How often a Bloom filter lets a row group through that has no such value. About a byte and a half for each value."""
+
+
+def file_rows(table: Table, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, str]:
+    """Folded rows as a DataFile has them, with their keys if these are worth it, and the file's kind."""
+    kept = with_keys(table, rows, rows.num_rows // SERIES_ROWS_MIN)
+    return kept, kind_of(kept.schema.names, is_whole(table, rows))
+
+
+def with_keys(table: Table, rows: pa.RecordBatch, series_max: int) -> pa.RecordBatch:
+    """Folded rows with the hashes of their series and their keys, unless there are more than ``series_max`` series."""
+    found = row_keys(table, rows, series_max)
+    if found is None:
+        return rows
+    names = [*rows.schema.names, SERIES_COLUMN, KEY_COLUMN]
+    return pa.RecordBatch.from_arrays([*rows.columns, *found], names)
+
+
+def is_whole(table: Table, rows: pa.RecordBatch) -> bool:
+    """Whether each of these rows is a put, a delete, or has a value in every field: as good as a put (F11)."""
+    names = frozenset(rows.schema.names)
+    if OP_COLUMN in names:
+        ops = pc.fill_null(rows.column(OP_COLUMN), table.default_op.code)
+        rows = rows.filter(pc.equal(ops, Op.PATCH.code))
+    elif table.default_op is not Op.PATCH:
+        return True
+    fields = [field.storage_name for field in table.fields]
+    return not rows.num_rows or all(name in names and not rows.column(name).null_count for name in fields)
 
 
 def encode_parquet(table: Table, rows: pa.RecordBatch) -> pa.Buffer:
@@ -104,7 +147,7 @@ def parquet_writer(table: Table, first: pa.Table, sink: object) -> pq.ParquetWri
     dictionaries: list[str] = []
     for field in schema:
         column = table.by_storage_name.get(field.name)
-        if field.name == OP_COLUMN or (column is not None and column.role is Role.TAG):
+        if field.name in REPEATED or (column is not None and column.role is Role.TAG):
             dictionaries.append(field.name)
         elif pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type):
             encodings[field.name] = "DELTA_BINARY_PACKED"
@@ -143,9 +186,10 @@ def _bloom_filters(table: Table, first: pa.Table) -> dict[str, dict[str, float]]
     return filters
 
 
-def kind_of(columns: Collection[str]) -> str:
+def kind_of(columns: Collection[str], whole: bool = False) -> str:
     """The kind of a DataFile with these columns: one whose rows have ops must not be read without heeding them."""
-    return PARQUET_OPS if OP_COLUMN in columns else PARQUET
+    traits = ((OPS, OP_COLUMN in columns), (KEYS, KEY_COLUMN in columns), (WHOLE, whole))
+    return "-".join((PARQUET, *(trait for trait, has_it in traits if has_it)))
 
 
 def create_datafile(store: ObjectStore, paths: Iterable[str], data: pa.Buffer | memoryview) -> str:
@@ -165,7 +209,8 @@ def write_datafile(
     rows = fold(table, tail)
     if not rows.num_rows:
         return None
-    data = encode_parquet(table, rows)
+    kept, kind = file_rows(table, rows)
+    data = encode_parquet(table, kept)
     paths = [data_path(log_id, table.database_id, table.id, epoch) for _ in range(CREATE_TRIES_MAX)]
     path = create_datafile(store, paths, data)
     times = rows.column(TIME_COLUMN).cast(pa.int64()).to_numpy(zero_copy_only=False)
@@ -184,5 +229,5 @@ def write_datafile(
         rows=rows.num_rows,
         bytes=data.size,
         schema_version=table.version,
-        kind=kind_of(rows.schema.names),
+        kind=kind,
     )

@@ -45,10 +45,9 @@ def fold(table: Table, tail: Sequence[TailBatch], base: pa.RecordBatch | None = 
     before them. The result is sorted by tags
     (by their UTF-8 bytes, NULL first, in the order of `table.tags`), then by time. Its columns are named by
     storage names: time, tags (dictionary<int32, string>, the dictionary sorted and without unused values),
-    fields, `_runnel_op` (int8) if a row is not a patch, and `_runnel_offset` (int64): the greatest offset of the key.
-    A column without any value is left out (F19). Raises UnsupportedFormat for a table whose default op is not patch.
+    fields, `_runnel_op` (int8) if a row's op is not the table's default, and `_runnel_offset` (int64): the greatest
+    offset of the key. A column without any value is left out (F19). Raises UnsupportedFormat.
     """
-    _check_ops(table)
     rows, arrival = _gather(table, tail, base)
     return fold_rows(table, rows, arrival)
 
@@ -59,7 +58,6 @@ def fold_layers(table: Table, layers: Sequence[pa.Table]) -> pa.RecordBatch:
     Rows with the same key are in layers whose orders do not overlap, so the layers' order is that of their rows. A
     merged row has the highest offset of its key. Raises UnsupportedFormat as `fold` does.
     """
-    _check_ops(table)
     parts = []
     for rows in layers:
         offsets = rows.column(OFFSET_COLUMN)
@@ -79,7 +77,7 @@ def fold_rows(table: Table, rows: pa.Table, arrival: Ints | None = None) -> pa.R
     tags = [column for column in table.tags if column.storage_name in names]
     series, values = _series(tags, rows)
     order = sort_keys(series.codes, series.counts, times, arrival)
-    begins, ops = _resets(rows.column(OP_COLUMN), order) if OP_COLUMN in names else (order.starts, None)
+    begins, ops = _resets(table, rows, order)
     columns: dict[str, pa.Array] = {}
     for column in table.columns:
         name = column.storage_name
@@ -97,7 +95,7 @@ def fold_rows(table: Table, rows: pa.Table, arrival: Ints | None = None) -> pa.R
             array = _take(rows.column(name), order.winners)
         if column.role is Role.TIME or array.null_count < len(array):
             columns[name] = array
-    if ops is not None and bool(np.any(ops)):
+    if ops is not None and bool(np.any(ops != table.default_op.code)):
         columns[OP_COLUMN] = pa.array(ops, OP_TYPE)
     columns[OFFSET_COLUMN] = _take(rows.column(OFFSET_COLUMN), order.winners)
     return pa.RecordBatch.from_pydict(columns)
@@ -186,11 +184,6 @@ def sort_keys(series: Ints, counts: Ints, times: Ints, arrival: Ints | None = No
 def _ends(starts: Ints, rows: int) -> Ints:
     """Where, in sorted order, the last row of each key is."""
     return np.append(starts[1:], rows) - 1
-
-
-def _check_ops(table: Table) -> None:
-    if table.default_op is not Op.PATCH:
-        raise UnsupportedFormat(f"table {table.name!r}: op {table.default_op} cannot be folded by this version")
 
 
 def _gather(table: Table, tail: Sequence[TailBatch], base: pa.RecordBatch | None) -> tuple[pa.Table, Ints | None]:
@@ -317,9 +310,17 @@ def _radix_order(codes: Ints) -> Ints:
     return order
 
 
-def _resets(values: pa.ChunkedArray, order: KeyOrder) -> tuple[Ints | None, Ops]:
-    """For each key where in sorted order the rows begin that count: its newest put or delete. And its op (F11)."""
-    ops = pc.fill_null(_single(values), PATCH).to_numpy()
+def _resets(table: Table, rows: pa.Table, order: KeyOrder) -> tuple[Ints | None, Ops | None]:
+    """For each key where in sorted order the rows begin that count: its newest put or delete. And its op (F11).
+
+    No ops where all rows are the table's default.
+    """
+    if OP_COLUMN in rows.column_names:
+        ops = pc.fill_null(_single(rows.column(OP_COLUMN)), table.default_op.code).to_numpy()
+    elif table.default_op is Op.PATCH or order.starts is None:
+        return order.starts, None
+    else:
+        return _ends(order.starts, len(order.order)), None
     newest = ops[order.winners]
     if order.starts is None:
         return None, newest

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -77,12 +77,42 @@ def _codes(array: pa.Array) -> tuple[npt.NDArray[np.int32], pa.Array]:
     return indices, encoded.dictionary
 
 
-def _key_parts(column_id: int, codes: npt.NDArray[np.int64], dictionary: pa.Array) -> list[bytes]:
+def _key_parts(column_id: int, codes: npt.NDArray[Any], dictionary: pa.Array) -> list[bytes]:
     """What a tag adds to the canonical key of each of these codes; each value is encoded once."""
     used, where = np.unique(codes, return_inverse=True)
     values = dictionary.take(pa.array(used - 1, mask=used == 0)).to_pylist()
     parts = [canonical_key([(column_id, value)]) for value in values]
     return [parts[at] for at in where.tolist()]
+
+
+def row_keys(table: Table, rows: pa.RecordBatch | pa.Table, series_max: int) -> tuple[pa.Array, pa.Array] | None:
+    """For sorted rows, of which each column is one array, the hashes and the canonical keys of each row's series.
+
+    One Python step per distinct series. None where they say no more than a column that is there, because the table has
+    less than two tags; and where there are more than ``series_max`` series.
+    """
+    names = frozenset(rows.schema.names)
+    tags = sorted((tag for tag in table.tags if tag.storage_name in names), key=lambda tag: tag.id)
+    if len(table.tags) < 2 or not rows.num_rows:
+        return None
+    encoded = [_codes(_array(rows.column(tag.storage_name))) for tag in tags]
+    is_first = np.zeros(rows.num_rows, np.bool_)
+    is_first[0] = True
+    for codes, _ in encoded:
+        is_first[1:] |= codes[1:] != codes[:-1]
+    first = np.flatnonzero(is_first)
+    if len(first) > series_max:
+        return None
+    parts = [_key_parts(tag.id, codes[first], values) for tag, (codes, values) in zip(tags, encoded, strict=True)]
+    keys = [b"".join(key) for key in zip(*parts, strict=True)] or [b""]
+    hashes = np.array([key_hash(key) for key in keys], np.uint64).view(np.int64)
+    repeats = np.diff(first, append=rows.num_rows)
+    places = np.repeat(np.arange(len(keys), dtype=np.int32), repeats)
+    return pa.array(np.repeat(hashes, repeats)), pa.DictionaryArray.from_arrays(places, pa.array(keys, pa.binary()))
+
+
+def _array(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
 
 
 def series_hashes(tags: Sequence[Column], rows: pa.RecordBatch) -> npt.NDArray[np.uint64]:

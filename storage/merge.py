@@ -25,8 +25,10 @@ from storage.compaction import RUN_FILES_MAX, TARGET_BYTES, is_oldest
 from storage.datafile import (
     CREATE_TRIES_MAX,
     ROW_GROUP_ROWS,
+    SERIES_ROWS_MIN,
     create_datafile,
     file_schema,
+    is_whole,
     kind_of,
     parquet_writer,
 )
@@ -34,9 +36,21 @@ from storage.deletes import PendingDelete, of_file
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.filechange import FileChange
 from storage.fold import fold_layers
+from storage.keys import row_keys
 from storage.pendingdeletes import known_deletes
 from storage.rangereader import RangeReader
-from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, DataFile, Op, Table, TypeKind
+from storage.schema import (
+    KEY_COLUMN,
+    OFFSET_COLUMN,
+    OP_COLUMN,
+    OP_TYPE,
+    SERIES_COLUMN,
+    TIME_COLUMN,
+    DataFile,
+    Op,
+    Table,
+    TypeKind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -389,6 +403,8 @@ class _Output:
         self._waiting_rows = 0
         self._times = (2**63 - 1, -(2**63))
         self._seen: set[str] = set()
+        self._is_whole = True
+        self._has_keys = False
         self._spool: IO[bytes] | None = None
         self._writer: pq.ParquetWriter | None = None
 
@@ -397,6 +413,7 @@ class _Output:
         times = rows.column(TIME_COLUMN).view(pa.int64()).to_numpy()
         self._times = min(self._times[0], int(times.min())), max(self._times[1], int(times.max()))
         self._seen.update(name for name in rows.schema.names if rows.column(name).null_count < rows.num_rows)
+        self._is_whole = self._is_whole and is_whole(self._table, rows)
         self._waiting.append(self._complete(rows))
         self._waiting_rows += rows.num_rows
         self.rows += rows.num_rows
@@ -422,11 +439,23 @@ class _Output:
         self._waiting_rows, self.held = rest.num_rows, rest.nbytes if rest.num_rows else 0
 
     def _write(self, group: pa.Table) -> None:
-        group = group.combine_chunks()
+        group = self._keyed(group.combine_chunks())
         if self._writer is None:
             self._spool = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  no name: ends with this process
             self._writer = parquet_writer(self._table, group, self._spool)
         self._writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+
+    def _keyed(self, group: pa.Table) -> pa.Table:
+        """The row group with its keys; whether a file has them its first row group decides."""
+        if self._writer is not None and not self._has_keys:
+            return group
+        found = row_keys(self._table, group, group.num_rows // (SERIES_ROWS_MIN if self._writer is None else 1))
+        self._has_keys = found is not None
+        if found is None:
+            return group
+        own = pa.schema([(SERIES_COLUMN, found[0].type), (KEY_COLUMN, found[1].type)])
+        schema = pa.schema([*group.schema, *file_schema(self._table, own)])
+        return pa.Table.from_arrays([*group.columns, *found], schema=schema)
 
     def create(self, store: ObjectStore, job: MergeJob, names: Iterator[str]) -> DataFile:
         """Create the object; its order is that of the whole run, for which it stands within its times (L25)."""
@@ -446,8 +475,11 @@ class _Output:
             order_low=low, order_high=high,
             offset_low=min(f.offset_low for f in job.files), offset_high=max(f.offset_high for f in job.files),
             time_low=self._times[0], time_high=self._times[1], rows=self.rows, bytes=size,
-            schema_version=self._table.version, kind=kind_of(self._seen),
+            schema_version=self._table.version, kind=self._kind(),
         )  # fmt: skip
+
+    def _kind(self) -> str:
+        return kind_of(self._seen | ({KEY_COLUMN} if self._has_keys else set()), self._is_whole)
 
     def _close(self) -> None:
         assert self._writer is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,10 @@ OP_COLUMN: Final = "_runnel_op"
 OP_TYPE: Final = pa.int8()
 OP_COLUMN_ID: Final = 2**31 - 3
 """Stands for `OP_COLUMN` where columns are named by their ids."""
+SERIES_COLUMN: Final = "_runnel_series"
+"""int64: the hash of a row's canonical key (FORMAT F22); in files of a kind with `KEYS`, beside `KEY_COLUMN`."""
+KEY_COLUMN: Final = "_runnel_key"
+"""binary: a row's canonical key: rows of one file or layer and another's are of one series where it is equal."""
 
 
 class Role(enum.StrEnum):
@@ -61,9 +66,18 @@ class Op(enum.StrEnum):
 
 OP_CODES: Final[dict[Op, int]] = {Op.PATCH: 0, Op.PUT: 1, Op.DELETE: 2}
 PARQUET: Final = "parquet"
-PARQUET_OPS: Final = "parquet-ops"
-FILE_KINDS: Final = frozenset({PARQUET, PARQUET_OPS})
-"""Kinds of DataFiles: rows of the table's default op, and with `OP_COLUMN`, which a reader must heed."""
+OPS: Final = "ops"
+"""A trait of a DataFile: it has `OP_COLUMN`, which a reader must heed; else its rows are of the table's default op."""
+KEYS: Final = "keys"
+"""It has `SERIES_COLUMN` and `KEY_COLUMN`."""
+WHOLE: Final = "whole"
+"""Each of its rows is a put, a delete, or has a value in every field that the table has at the file's schema version:
+it leaves nothing of older rows with its key."""
+FILE_KINDS: Final = frozenset(
+    "-".join((PARQUET, *some)) for count in range(4) for some in itertools.combinations((OPS, KEYS, WHOLE), count)
+)
+"""Kinds of DataFiles: `PARQUET` and its traits, in this order."""
+PARQUET_OPS: Final = f"{PARQUET}-{OPS}"
 
 
 ARROW_TYPES: Final[dict[TypeKind, pa.DataType]] = {
@@ -220,8 +234,18 @@ class DataFile:
 
     @property
     def has_ops(self) -> bool:
-        """Whether rows of it delete or replace older ones (F11)."""
-        return self.kind == PARQUET_OPS
+        """Whether rows of it have an op that is not the table's default (F11)."""
+        return OPS in self.kind.split("-")
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether it has its rows' canonical keys and their hashes."""
+        return KEYS in self.kind.split("-")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no row of it leaves anything of an older one with its key."""
+        return WHOLE in self.kind.split("-")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from storage.catalogplan import plan
 from storage.catalogstate import CatalogLimits, CatalogSnapshot, CatalogState, Effect, apply_effects
 from storage.changes import Change, ColumnSpec, CreateDatabase, EnsureTable, SetRetention, SetRetentionBytes
 from storage.checkpoint import Part, encode_part
-from storage.datafile import encode_parquet
+from storage.datafile import encode_parquet, with_keys
 from storage.deletes import RangeDelete, TagValues
 from storage.entries import delete_entry, record_entry, rows_entry
 from storage.fold import fold
@@ -208,6 +208,7 @@ def golden_files() -> dict[str, bytes]:
         "data-cutoffs.bin": _object(header(ObjectKind.DATA, 2), cutoff_entries()),
         "checkpoint-cutoffs.bin": _object(header(ObjectKind.CHECKPOINT, 3), cutoff_checkpoint_entries()),
         "catalog-kept.bin": _object(header(ObjectKind.DATA, 5, log_id=0), (kept,)),
+        "datafile-keys.parquet": encode_parquet(TABLE, with_keys(TABLE, rows, rows.num_rows)).to_pybytes(),
         "datafile-ops.parquet": encode_parquet(TABLE, fold(TABLE, [TailBatch(0, changed_rows())])).to_pybytes(),
     }
 

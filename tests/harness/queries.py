@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from engine.engine import Engine, EngineLimits
-from storage.datafile import encode_parquet, kind_of
+from storage.datafile import encode_parquet, file_rows
 from storage.deletes import PendingDelete
 from storage.fold import fold
 from storage.merge import without_deletes
@@ -136,12 +136,13 @@ class World:
         path = f"data/{table.id}-{self._names}.parquet"
         target = self.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(encode_parquet(table, rows))
+        kept, kind = file_rows(table, rows)
+        target.write_bytes(encode_parquet(table, kept))
         times = rows.column("time").view(pa.int64()).to_numpy()
         file = DataFile(
             path, table.id, part.id, low, high, low, high,
             int(times.min()), int(times.max()), rows.num_rows, target.stat().st_size, table.version,
-            kind_of(rows.schema.names),
+            kind,
         )  # fmt: skip
         part.files.append(file)
         return file

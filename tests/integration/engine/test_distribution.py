@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import storage.datafile
+import storage.keys
 from engine.engine import Engine, EngineLimits
 from engine.errors import QueryTimeout, StatementFailed
 from engine.ladder import LadderLimits
@@ -88,6 +90,37 @@ def test_merged_rows_and_rows_in_memory_are_the_same_on_every_rung(
     assert sorted_rows(got) == sorted_rows(world.ask(statement))
     assert workers.runs
     assert workers.is_closed
+
+
+@LIMITS
+@pytest.mark.parametrize("hashes", ["apart", "all the same"])
+def test_f22_whole_rows_with_keys_are_merged_on_every_rung(
+    tmp_path: Path, ladder: LadderLimits, hashes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In files and in memory; some of their tags are absent."""
+    monkeypatch.setattr(storage.datafile, "SERIES_ROWS_MIN", 1)
+    if hashes == "all the same":
+        monkeypatch.setattr(storage.keys, "key_hash", lambda _: 7)
+    world = World(tmp_path, TABLE, OTHER)
+    for part in range(2):
+        for step in (1, 2, 5):
+            rows: list[Row] = [
+                {"time": t, "host": f"h{t % 7}", "a": step, "b": t * 0.5, "text": f"{step}"}
+                for t in range(0, 200, step)
+            ]
+            world.add_tail([row | ({"zone": "z"} if row["time"] % 3 else {}) for row in rows], partition=part)
+            if part or step < 5:
+                world.checkpoint(partition=part)
+    world.add_file([{"time": t, "host": f"h{t}", "weight": t} for t in range(4)], OTHER)
+    assert {file.kind for part in world.of(TABLE).partitions for file in part.files} == {"parquet-keys-whole"}
+    assert "RightAnti" in world.ask(f"EXPLAIN {GROUPED}")[1]["plan"]
+    workers = LocalWorkers()
+    found = Held(world, workers, ladder).ask(*STATEMENTS)
+    assert len(workers.runs) == len(STATEMENTS)
+    for statement, got in zip(STATEMENTS, found, strict=True):
+        assert sorted_rows(got) == sorted_rows(world.ask(statement))
+    (count,) = world.ask("SELECT count(*) AS n, sum(a) AS a FROM m")
+    assert count == {"n": 400, "a": sum(row["a"] for row in world.expected())}
 
 
 @LIMITS

@@ -41,7 +41,7 @@ from storage.changes import (
 )
 from storage.cutoffs import Cutoff, Cutoffs
 from storage.frames import NO_WRITE_ID, WriteId
-from storage.schema import DataFile, Role, TypeKind
+from storage.schema import DataFile, Op, Role, TypeKind
 
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 I64 = st.integers(-(2**63), 2**63 - 1)
@@ -54,7 +54,15 @@ CHANGES = st.one_of(
     st.builds(SetRetention, NAMES, st.none() | I64, NAMES),
     st.builds(SetRetentionBytes, NAMES, st.none() | I64, NAMES),
     st.builds(DropDatabase, NAMES),
-    st.builds(EnsureTable, NAMES, NAMES, st.lists(COLUMNS, max_size=4).map(tuple), st.booleans(), st.booleans()),
+    st.builds(
+        EnsureTable,
+        NAMES,
+        NAMES,
+        st.lists(COLUMNS, max_size=4).map(tuple),
+        st.booleans(),
+        st.booleans(),
+        st.none() | st.sampled_from(Op),
+    ),
     st.builds(CreateView, NAMES, NAMES, U32, NAMES, I64, I64, st.lists(COLUMNS, max_size=4).map(tuple), st.booleans()),
     st.builds(DropTable, NAMES, NAMES),
 )

@@ -49,7 +49,7 @@ from storage.errors import (
     ViewNotWritable,
 )
 from storage.frames import Entry, EntryKind, Header, LogObject, ObjectKind, decode_object, encode_object
-from storage.schema import RESERVED_PREFIX, Role, TypeKind, ViewDefinition
+from storage.schema import RESERVED_PREFIX, Op, Role, TypeKind, ViewDefinition
 
 STAMP = "20260102T030405"
 NO_LIMITS = CatalogLimits()
@@ -259,6 +259,14 @@ def test_the_same_change_twice_in_one_list_is_made_once() -> None:
     check_whole(base)
 
 
+def test_f11_a_table_keeps_the_default_op_that_it_was_made_with() -> None:
+    base = after(BASE, EnsureTable("d", "t", [field("f")], default_op=Op.PUT), EnsureTable("d", "u"))
+    base = after(base, EnsureTable("d", "t", [field("g")]), EnsureTable("d", "u", default_op=Op.PATCH))
+    assert {table.name: table.default_op for table in base.tables("d")} == {"t": Op.PUT, "u": Op.PATCH}
+    with pytest.raises(SchemaConflict, match="a put, not a patch"):
+        plan(base, [EnsureTable("d", "t", default_op=Op.PATCH)], NO_LIMITS, STAMP)
+
+
 # -- all or nothing ----------------------------------------------------------------------------------------
 
 
@@ -279,6 +287,7 @@ def test_the_same_change_twice_in_one_list_is_made_once() -> None:
         (EnsureTable("d", ""), InvalidName),
         (EnsureTable("d", "_runnel_x"), InvalidName),
         (EnsureTable("d", "t", exist_ok=False), AlreadyExists),
+        (EnsureTable("d", "t", [field("new")], default_op=Op.PUT), SchemaConflict),
         (EnsureTable("e", "t", create_database=False), NoSuchDatabase),
         (CreateDatabase("d"), AlreadyExists),
         (CreateDatabase(""), InvalidName),
@@ -501,6 +510,7 @@ def column(**changes: Any) -> Effect:
         ({"do": "format", "version": 2}, UnsupportedFormat),
         (altered(router="client"), UnsupportedFormat),
         (altered(op="upsert"), CorruptObject),
+        (altered(op="delete"), UnsupportedFormat),
         (column(type={"kind": "decimal", "precision": 9}), CorruptObject),
         (column(type={"kind": "timestamp", "unit": "us", "zone": ""}), UnsupportedFormat),
         (column(type={"kind": "int64", "unit": "ns"}), UnsupportedFormat),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -17,13 +18,26 @@ from storage.datafile import (
     OWN_FIELD_IDS,
     PAGE_BYTES,
     ROW_GROUP_ROWS,
+    SERIES_ROWS_MIN,
     STRING_BATCH_ROWS,
     batch_rows,
     encode_parquet,
+    is_whole,
 )
 from storage.errors import StoreFull, StoreUnavailable
 from storage.fold import fold
-from storage.schema import OFFSET_COLUMN, DataFile, TailBatch
+from storage.keys import canonical_key, key_hash
+from storage.schema import (
+    KEY_COLUMN,
+    OFFSET_COLUMN,
+    OP_CODES,
+    OP_COLUMN,
+    OP_TYPE,
+    SERIES_COLUMN,
+    DataFile,
+    Op,
+    TailBatch,
+)
 from storage.store import epoch_of
 from tests.harness.stores import Fault, FaultStore, MemoryStore
 from tests.harness.tables import make_rows, make_table, write_file
@@ -98,6 +112,53 @@ def test_encodings_and_row_groups() -> None:
     assert {group.column(i).compression for i in range(group.num_columns)} == {"ZSTD"}
     assert group.column(0).has_offset_index
     assert metadata.metadata is None or b"ARROW:schema" not in metadata.metadata
+
+
+@pytest.mark.parametrize(
+    ("hosts", "rows_of_a_series", "kind"),
+    [(["a"], SERIES_ROWS_MIN, "parquet-keys-whole"), (["a", "b"], SERIES_ROWS_MIN - 1, "parquet-whole")],
+)
+def test_f22_a_file_has_keys_where_series_have_enough_rows(
+    hosts: list[str | None], rows_of_a_series: int, kind: str
+) -> None:
+    times = range(rows_of_a_series)
+    rows = [make_rows(times, [host] * rows_of_a_series, 1) for host in hosts]
+    whole = [batch.set_column(3, "i", pa.array(times, pa.int64())) for batch in rows]
+    file, found, _ = written([TailBatch(n * rows_of_a_series, batch) for n, batch in enumerate(whole)])
+    assert file.kind == kind
+    assert file.has_keys == (KEY_COLUMN in found.column_names)
+    if file.has_keys:
+        assert set(found.column(KEY_COLUMN).to_pylist()) == {canonical_key([(2, "a")])}
+        assert set(found.column(SERIES_COLUMN).to_pylist()) == {key_hash(canonical_key([(2, "a")]))}
+        ids = {field.name: int(field.metadata[b"PARQUET:field_id"]) for field in found.schema}
+        assert {name: ids[name] for name in OWN_FIELD_IDS if name in ids} == {
+            OFFSET_COLUMN: 2**31 - 1, SERIES_COLUMN: 2**31 - 5, KEY_COLUMN: 2**31 - 6,
+        }  # fmt: skip
+
+
+OPS_AND_FIELDS = st.lists(
+    st.tuples(st.sampled_from([None, *OP_CODES.values()]), st.none() | st.integers(0, 1), st.none() | st.text()),
+    max_size=4,
+)
+
+
+@given(OPS_AND_FIELDS, st.sampled_from([Op.PATCH, Op.PUT]), st.booleans())
+def test_f11_rows_are_whole_if_each_is_a_put_a_delete_or_has_every_field(
+    rows: list[tuple[int | None, int | None, str | None]], default_op: Op, has_ops: bool
+) -> None:
+    columns = [column for column in TABLE.columns if column.name in ("time", "i", "s")]
+    table = dataclasses.replace(TABLE, columns=tuple(columns), default_op=default_op)
+    arrays: dict[str, pa.Array] = {"time": pa.array(range(len(rows)), pa.timestamp("ns"))}
+    arrays["i"] = pa.array([i for _, i, _ in rows], pa.int64())
+    arrays["s"] = pa.array([s for _, _, s in rows], pa.string())
+    if has_ops:
+        arrays[OP_COLUMN] = pa.array([op for op, _, _ in rows], OP_TYPE)
+    ops = [default_op.code if op is None or not has_ops else op for op, _, _ in rows]
+    expected = all(op != Op.PATCH.code or None not in row[1:] for op, row in zip(ops, rows, strict=True))
+    assert is_whole(table, pa.RecordBatch.from_pydict(arrays)) == expected
+    if rows and not has_ops and default_op is Op.PATCH:
+        del arrays["s"]
+        assert not is_whole(table, pa.RecordBatch.from_pydict(arrays)), "a field that the rows do not have at all"
 
 
 def test_the_same_rows_are_the_same_bytes() -> None:

@@ -39,6 +39,7 @@ def make_table(tags: int, kinds: tuple[TypeKind, ...]) -> Table:
 
 
 TABLE = make_table(2, (TypeKind.INT64, TypeKind.STRING, TypeKind.BOOL, TypeKind.FLOAT64))
+PUTS = dataclasses.replace(TABLE, default_op=Op.PUT)
 Row = dict[str, Any]
 
 
@@ -78,22 +79,26 @@ def oracle(table: Table, tail: list[TailBatch]) -> list[Row]:
         for i, row in enumerate(plain_rows(batch.rows)):
             key = tuple(row.get(name) for name in keys)
             merged = state.setdefault(key, {})
-            op = row.pop(OP_COLUMN, None) or PATCH
+            op = row.pop(OP_COLUMN, None)
+            op = table.default_op.code if op is None else op
             if op != PATCH:
                 merged.clear()
-            elif merged.get(OP_COLUMN) == DELETE:
+            elif merged.get(OP_COLUMN, PATCH) != PATCH:
                 op = PUT
-            if op != PATCH:
-                merged[OP_COLUMN] = op
+            merged[OP_COLUMN] = op
             merged.update({name: value for name, value in row.items() if value is not None})
             merged[OFFSET_COLUMN] = batch.first_offset + i
     ranked = sorted(state, key=lambda key: [(v is not None, v.encode() if isinstance(v, str) else v or 0) for v in key])
-    return [state[key] for key in ranked]
+    return [without_default(table, state[key]) for key in ranked]
 
 
-def present(batch: pa.RecordBatch) -> list[Row]:
+def without_default(table: Table, row: Row) -> Row:
+    return {k: v for k, v in row.items() if (k, v) != (OP_COLUMN, table.default_op.code)}
+
+
+def present(batch: pa.RecordBatch, table: Table | None = None) -> list[Row]:
     rows = [{k: v for k, v in row.items() if v is not None} for row in plain_rows(batch)]
-    return [{k: v for k, v in row.items() if (k, v) != (OP_COLUMN, PATCH)} for row in rows]
+    return [without_default(table or TABLE, row) for row in rows]
 
 
 ROW = st.fixed_dictionaries(
@@ -115,21 +120,21 @@ BATCH = st.tuples(st.integers(0, 3), st.lists(ROW, max_size=8), COLUMNS)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(BATCH, max_size=6))
-def test_fold_is_the_oracle(batches: list[tuple[int, list[Row], list[str]]]) -> None:
-    tail = to_tail(TABLE, batches)
-    folded = fold(TABLE, tail)
-    assert present(folded) == oracle(TABLE, tail)
+@given(st.lists(BATCH, max_size=6), st.sampled_from([TABLE, PUTS]))
+def test_fold_is_the_oracle(batches: list[tuple[int, list[Row], list[str]]], table: Table) -> None:
+    tail = to_tail(table, batches)
+    folded = fold(table, tail)
+    assert present(folded, table) == oracle(table, tail)
     for name in folded.schema.names[1:-1]:
         assert folded.column(name).null_count < folded.num_rows
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(BATCH, min_size=1, max_size=6), st.integers(0, 6))
-def test_fold_of_a_fold_is_the_fold(batches: list[tuple[int, list[Row], list[str]]], cut: int) -> None:
-    tail = to_tail(TABLE, batches)
-    base = fold(TABLE, tail[:cut])
-    assert fold(TABLE, tail[cut:], base).equals(fold(TABLE, tail))
+@given(st.lists(BATCH, min_size=1, max_size=6), st.integers(0, 6), st.sampled_from([TABLE, PUTS]))
+def test_fold_of_a_fold_is_the_fold(batches: list[tuple[int, list[Row], list[str]]], cut: int, table: Table) -> None:
+    tail = to_tail(table, batches)
+    base = fold(table, tail[:cut])
+    assert fold(table, tail[cut:], base).equals(fold(table, tail))
 
 
 @settings(max_examples=100, deadline=None)
@@ -187,12 +192,10 @@ def test_columns_that_the_table_does_not_know_are_left_out() -> None:
     assert fold(TABLE, [TailBatch(0, rows)]).schema.names == ["time", OFFSET_COLUMN]
 
 
-def test_other_reserved_columns_and_default_ops_are_refused() -> None:
+def test_other_reserved_columns_are_refused() -> None:
     rows = pa.RecordBatch.from_pydict({"time": pa.array([1], pa.timestamp("ns")), "_runnel_order": pa.array([1])})
     with pytest.raises(UnsupportedFormat, match="_runnel_order"):
         fold(TABLE, [TailBatch(0, rows)])
-    with pytest.raises(UnsupportedFormat, match="op put"):
-        fold(dataclasses.replace(TABLE, default_op=Op.PUT), [])
 
 
 @given(st.lists(st.tuples(st.integers(0, 200_000), st.integers(-(2**62), 2**62)), max_size=50))

@@ -17,7 +17,8 @@ from storage.deletes import PendingDelete, from_record
 from storage.entries import decode_record, decode_rows
 from storage.fold import fold
 from storage.frames import EntryKind, FrameType, LogObject, ObjectKind, decode_object, encode_object
-from storage.schema import TailBatch
+from storage.keys import key_hash
+from storage.schema import KEY_COLUMN, SERIES_COLUMN, TailBatch
 from storage.shardstate import ShardState
 from storage.store import decode_identity
 from tests.golden import make
@@ -202,3 +203,12 @@ def test_a_datafile_with_ops() -> None:
     rows = pq.read_table(make.FOLDER / "datafile-ops.parquet")
     assert rows.column("_runnel_op").to_pylist() == [0, 1, 2]
     assert rows.column("i").to_pylist() == [-2, None, None]
+
+
+def test_a_datafile_with_keys() -> None:
+    rows = pq.read_table(make.FOLDER / "datafile-keys.parquet")
+    assert rows.drop_columns([SERIES_COLUMN, KEY_COLUMN]).equals(pq.read_table(make.FOLDER / "datafile.parquet"))
+    assert rows.column(KEY_COLUMN).to_pylist()[:2] == [b"", b"\x02\0\0\0\x01\x01\0\0\0a"]
+    assert rows.column(SERIES_COLUMN).to_pylist()[0] == key_hash(b"")
+    ids = {field.name: field.metadata[b"PARQUET:field_id"] for field in rows.schema}
+    assert (ids[SERIES_COLUMN], ids[KEY_COLUMN]) == (b"2147483643", b"2147483642")

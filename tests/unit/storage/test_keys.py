@@ -25,6 +25,7 @@ from storage.keys import (
     key_hash,
     place_of,
     route,
+    row_keys,
     series_hashes,
 )
 from storage.schema import Column, Partition, Role, Table, TypeKind
@@ -123,6 +124,37 @@ def test_l27_a_hash_depends_on_the_series_alone(hosts: list[str | None], second:
     for batch in (rows, plain, null, again):
         assert series_hashes(table.tags, batch).tolist() == expected
         assert series_hashes(table.tags, batch.slice(1)).tolist() == expected[1:]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([None, "", "a", "ü"]), st.sampled_from([None, "x", "y"])), min_size=1, max_size=8
+    )
+)
+@settings(deadline=None)
+def test_f22_rows_have_the_keys_of_their_series_and_their_hashes(tags: list[tuple[str | None, str | None]]) -> None:
+    """In any order: rows that do not stand in it only make more pieces."""
+    table = make_table()
+    rows = make_rows(range(len(tags)), [host for host, _ in tags])
+    regions = pa.array([region for _, region in tags], pa.string()).dictionary_encode()
+    rows = rows.append_column("r_gion_3", regions)
+    found = row_keys(table, rows, len(tags))
+    assert found is not None
+    hashes, keys = found
+    assert keys.to_pylist() == [canonical_key([(2, host), (3, region)]) for host, region in tags]
+    assert hashes.to_pylist() == series_hashes(table.tags, rows).view(np.int64).tolist()
+
+
+def test_keys_are_not_made_where_they_would_not_help() -> None:
+    table, rows = make_table(), make_rows(range(4), ["a", "a", "b", "c"])
+    assert row_keys(table, rows, 3) is not None
+    assert row_keys(table, rows, 2) is None, "too many series"
+    assert row_keys(table, rows.slice(0, 0), 3) is None
+    one_tag = dataclasses.replace(table, columns=tuple(c for c in table.columns if c.name != "région"))
+    assert row_keys(one_tag, rows, 3) is None, "its tag says as much"
+    untagged = row_keys(table, rows.drop_columns(["host"]), 1)
+    assert untagged is not None
+    assert untagged[1].to_pylist() == [b""] * 4
 
 
 def test_rows_without_tags_are_one_series() -> None:

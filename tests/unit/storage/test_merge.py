@@ -16,12 +16,15 @@ from hypothesis import strategies as st
 
 from storage.errors import CorruptObject, ObjectMissing, StoreFull
 from storage.fold import fold
+from storage.keys import canonical_key, key_hash
 from storage.merge import MergeJob, change_of, merge_files, names_wanted, roundest, without_deletes
 from storage.schema import (
+    KEY_COLUMN,
     OFFSET_COLUMN,
     OP_CODES,
     OP_COLUMN,
     OP_TYPE,
+    SERIES_COLUMN,
     Column,
     DataFile,
     Op,
@@ -92,6 +95,8 @@ def test_l25_a_merge_is_the_fold_of_its_layers(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("storage.merge.BATCH_ROWS_MAX", batch_rows)
         patch.setattr("storage.merge.BATCH_ROWS_MIN", batch_rows)
+        patch.setattr("storage.merge.SERIES_ROWS_MIN", 2)
+        patch.setattr("storage.merge.ROW_GROUP_ROWS", 5)
         made = merged(store, files, tmp_path_factory.getbasetemp(), target_bytes=target_bytes)
     expected = plain(fold(TABLE, tail))
     parts = [content(store, file) for file in made]
@@ -106,6 +111,11 @@ def test_l25_a_merge_is_the_fold_of_its_layers(
         assert (file.order_low, file.order_high) == (0, files[-1].order_high) == (file.offset_low, file.offset_high)
         assert (file.rows, file.bytes) == (len(rows), len(store.get(file.path)))
         assert all(part.column(name).null_count < len(rows) for name in part.column_names), "F19"
+        assert file.is_whole == all(row.get("i") is not None for row in rows)
+        if file.has_keys:
+            assert [row[KEY_COLUMN] for row in rows] == [canonical_key([(2, row.get("host"))]) for row in rows]
+            hashes = [key_hash(row[KEY_COLUMN]) for row in rows]
+            assert [row[SERIES_COLUMN] % 2**64 for row in rows] == hashes
     ordered = sorted(made, key=lambda f: f.time_low)
     assert all(a.time_high < b.time_low for a, b in itertools.pairwise(ordered))
 
