@@ -374,7 +374,25 @@ class _Builder:
             found, has_keys = self._with_keys(found)
             frames = [self._merge_frame(level, ranges, _Own(op=has_ops, keys=has_keys)) for level in found]
             text = viewsql.join_layers(self._table, frames, has_ops, has_keys)
-        self._parts.append(self._context.sql(text))
+        self._parts.append(self._hidden(self._context.sql(text)))
+
+    def _hidden(self, merged: DataFrame) -> DataFrame:
+        """Merged rows with their keys hidden from the optimizer, if conditions on them are in the layers already.
+
+        DataFusion 55 takes `host = 'a' AND 'a' = host` for a contradiction where strings or times are compared, and
+        pushes a statement's own conditions down to ours. The greatest of one value is that value, at no cost.
+        """
+        from datafusion import col, functions
+
+        if self._pushed is None or not self._pushed.conditions:
+            return merged
+        hidden = {column.name for column in viewsql.keys(self._table)}
+        items = [
+            functions.greatest(column).alias(name) if name in hidden else column
+            for name in merged.schema().names
+            for column in (col(viewsql.quote(name)),)
+        ]
+        return merged.select(*items)
 
     def _with_keys(self, found: list[list[_Layer]]) -> tuple[list[list[_Layer]], bool]:
         """The levels with the keys of tails, if then all layers have them; else as they are."""

@@ -120,6 +120,26 @@ def test_conditions_go_into_each_layer_of_a_merge(tmp_path: Path, is_whole: bool
     assert len(merged) == (3 if is_whole else 2), "of what is replaced, the keys of the newer layer, and its rows"
 
 
+@pytest.mark.parametrize(("is_whole", "joins_max"), [(True, 6), (False, 6), (True, 1)])
+def test_a_constant_before_the_sign_is_no_contradiction(
+    tmp_path: Path, is_whole: bool, joins_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DataFusion 55 finds one between `'a' = host`, as it is written, and `host = 'a'`, as the layers have it."""
+    monkeypatch.setattr(engine.views, "JOINS_MAX", joins_max)
+    fields = {"usage": TypeKind.INT64} | ({} if is_whole else {"idle": TypeKind.INT64})
+    world = World(tmp_path, make_table(fields=fields))
+    world.add_file(points(range(9), 1))
+    world.add_file(points(range(5, 15), 2))
+    for condition in (
+        "'a' = host",
+        "'1970-01-01T00:00:00.000000007Z' = time",
+        "'a' = host AND 'a' = host AND usage = 2",
+    ):
+        times = "time > to_timestamp_nanos(6) AND time < to_timestamp_nanos(8)"
+        (found,) = world.ask(f"SELECT count(*) AS n FROM cpu WHERE {condition} AND {times}")
+        assert found == {"n": 1}, condition
+
+
 def test_files_outside_of_the_asked_time_are_not_planned(tmp_path: Path) -> None:
     world = World(tmp_path)
     for n in range(FILES_MANY + 2):
@@ -289,6 +309,8 @@ CONDITIONS: list[tuple[str, Any]] = [
     ("CASE host WHEN 'a' THEN n ELSE 1 END = 1", lambda r: r.get("n") == 1 if r.get("host") == "a" else True),
     ("host || s = 'av' AND s LIKE 'v%'", lambda r: r.get("host") == "a" and r.get("s") == "v"),
     ("n IN (1, 2, 3, 4, 5) AND host NOT IN ('b')", lambda r: r.get("n", 0) > 0 and r.get("host", "b") != "b"),
+    ("'a' = host AND rack IS NULL", lambda r: r.get("host") == "a" and "rack" not in r),
+    ("'1970-01-01T00:00:00.000000007Z' = time AND 'b' >= host", lambda r: r["time"] == 7 and r.get("host", "c") <= "b"),
     ("coalesce(host, rack) = 'b'", lambda r: r.get("host", r.get("rack")) == "b"),
     ("time = (SELECT max(time) FROM cpu) AND host = 'a'", None),
 ]  # fmt: skip
