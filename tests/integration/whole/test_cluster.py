@@ -182,58 +182,6 @@ def test_retention_through_the_other_gateway(cluster: Cluster) -> None:
     assert cluster.query("g1", "SELECT n FROM t", "short") == [{"n": 2}]
 
 
-def post(cluster: Cluster, gateway: str, statement: str) -> None:
-    """A statement that changes something."""
-    body = json.dumps({"db": "db", "q": statement, "format": "json"}).encode()
-    reply = cluster.nodes[gateway].ask("POST", "/api/v3/query_sql", body, JSON)
-    assert reply.status == 200, reply.text
-
-
-def test_l36_a_tables_own_retention_holds_everywhere_and_survives_its_owners(cluster: Cluster, table: str) -> None:
-    """By age, and by bytes, where each partition has its own cut-off: what is hidden once is never shown again."""
-    now = time.time_ns()
-    aged = "".join(f"{table}_a,s=s{n} n={n}i {now - n * 3600 * 10**9}\n" for n in range(10))
-    assert cluster.write("g1", aged).status == 204
-    post(cluster, "g2", f"ALTER TABLE {table}_a SET (retention = '150 min')")
-    (row,) = cluster.query("g1", f"SELECT count(*) AS c FROM {table}_a")
-    assert row == {"c": 3}
-
-    def write(batch: int) -> None:
-        rows = ((n, secrets.token_hex(40)) for n in range(800))
-        body = "".join(f'{table},s=s{n} b={batch}i,w="{w}" {1000 * batch + n % 1000}\n' for n, w in rows)
-        assert cluster.write("g1", body).status == 204
-        for name in cluster.names("ingest", up=True):
-            assert cluster.nodes[name].ask("POST", "/api/runnel/checkpoint", seconds=60).status == 204
-
-    def seen(gateway: str) -> set[int]:
-        return {row["b"] for row in cluster.query(gateway, f"SELECT DISTINCT b FROM {table}")}
-
-    def kept() -> dict[str, Any]:
-        (row,) = cluster.query("g1", f"SELECT * FROM system.retention WHERE table_name = '{table}'")
-        return row
-
-    write(0)
-    size = kept()["file_bytes"]
-    post(cluster, "g1", f"ALTER TABLE {table} SET (retention_bytes = {int(2.6 * size)})")
-    for batch in range(1, 6):
-        write(batch)
-        assert max(seen("g2")) == batch
-    assert seen("g1") == seen("g2") == {4, 5}
-    before = kept()["hidden_before"]
-    victim = cluster.owner()
-    cluster.nodes[victim].kill()
-    touch_all_shards(cluster, "g1", KILLED_SECONDS_MAX)
-    assert (seen("g1"), kept()["hidden_before"]) == ({4, 5}, before), "after a takeover"
-    assert cluster.write("g2", f'{table},s=late b=0i,w="late" 1\n').status == 204
-    assert seen("g2") == {4, 5}, "a late row is hidden at once, by whoever owns its partition"
-    cluster.nodes[victim].start()
-    cluster.wait_settled()
-    write(6)
-    assert seen("g2") == {5, 6}
-    (row,) = cluster.query("g2", f"SELECT count(*) AS c FROM {table}_a")
-    assert row == {"c": 3}
-
-
 def test_every_node_shows_itself_and_only_gateways_take_writes(cluster: Cluster) -> None:
     for name, node in cluster.nodes.items():
         for path in ("/health", "/health/live", "/health/ready", "/health/startup", "/metrics"):
@@ -283,6 +231,61 @@ def test_results_in_every_format_are_written_by_query_nodes(cluster: Cluster, ta
 def mapped(cluster: Cluster, name: str) -> str:
     """The files that a node has mapped."""
     return Path(f"/proc/{cluster.nodes[name].pid}/maps").read_text()
+
+
+def post(cluster: Cluster, gateway: str, statement: str) -> None:
+    """A statement that changes something."""
+    body = json.dumps({"db": "db", "q": statement, "format": "json"}).encode()
+    reply = cluster.nodes[gateway].ask("POST", "/api/v3/query_sql", body, JSON)
+    assert reply.status == 200, reply.text
+
+
+def test_l36_a_tables_own_retention_holds_everywhere_and_survives_its_owners(cluster: Cluster, table: str) -> None:
+    """By age, and by bytes, where each partition has its own cut-off: what is hidden once is never shown again.
+
+    Comes after the test of what gateways load: to write down what ALTER answers they load the engine, as for INSERT.
+    """
+    now = time.time_ns()
+    aged = "".join(f"{table}_a,s=s{n} n={n}i {now - n * 3600 * 10**9}\n" for n in range(10))
+    assert cluster.write("g1", aged).status == 204
+    post(cluster, "g2", f"ALTER TABLE {table}_a SET (retention = '150 min')")
+    (row,) = cluster.query("g1", f"SELECT count(*) AS c FROM {table}_a")
+    assert row == {"c": 3}
+
+    def write(batch: int) -> None:
+        rows = ((n, secrets.token_hex(40)) for n in range(800))
+        body = "".join(f'{table},s=s{n} b={batch}i,w="{w}" {1000 * batch + n % 1000}\n' for n, w in rows)
+        assert cluster.write("g1", body).status == 204
+        for name in cluster.names("ingest", up=True):
+            assert cluster.nodes[name].ask("POST", "/api/runnel/checkpoint", seconds=60).status == 204
+
+    def seen(gateway: str) -> set[int]:
+        return {row["b"] for row in cluster.query(gateway, f"SELECT DISTINCT b FROM {table}")}
+
+    def kept() -> dict[str, Any]:
+        (row,) = cluster.query("g1", f"SELECT * FROM system.retention WHERE table_name = '{table}'")
+        return row
+
+    write(0)
+    size = kept()["file_bytes"]
+    post(cluster, "g1", f"ALTER TABLE {table} SET (retention_bytes = {int(2.6 * size)})")
+    for batch in range(1, 6):
+        write(batch)
+        assert max(seen("g2")) == batch
+    assert seen("g1") == seen("g2") == {4, 5}
+    before = kept()["hidden_before"]
+    victim = cluster.owner()
+    cluster.nodes[victim].kill()
+    touch_all_shards(cluster, "g1", KILLED_SECONDS_MAX)
+    assert (seen("g1"), kept()["hidden_before"]) == ({4, 5}, before), "after a takeover"
+    assert cluster.write("g2", f'{table},s=late b=0i,w="late" 1\n').status == 204
+    assert seen("g2") == {4, 5}, "a late row is hidden at once, by whoever owns its partition"
+    cluster.nodes[victim].start()
+    cluster.wait_settled()
+    write(6)
+    assert seen("g2") == {5, 6}
+    (row,) = cluster.query("g2", f"SELECT count(*) AS c FROM {table}_a")
+    assert row == {"c": 3}
 
 
 def test_kill_9_of_an_owner(cluster: Cluster, table: str) -> None:
