@@ -19,7 +19,16 @@ from engine.layers import Span, levels, split
 from engine.session import CATALOG, LAYERS_SCHEMA
 from storage.deletes import of_file
 from storage.errors import UnsupportedFormat
-from storage.schema import OFFSET_COLUMN, OP_COLUMN, OP_TYPE, TIME_COLUMN, Op, TypeKind
+from storage.schema import (
+    OFFSET_COLUMN,
+    OP_COLUMN,
+    OP_TYPE,
+    PARTITION_COLUMN,
+    TABLE_COLUMN,
+    TIME_COLUMN,
+    Op,
+    TypeKind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -106,6 +115,11 @@ def file_schema(table: Table, has_ops: bool = False) -> pa.Schema:
     fields = [(c.storage_name, pa.string_view() if c.kind is TypeKind.STRING else c.plain_type) for c in table.columns]
     ops = [(OP_COLUMN, OP_TYPE)] if has_ops else []
     return pa.schema([*fields, *ops, (OFFSET_COLUMN, pa.int64())])
+
+
+def bundle_schema(schema: pa.Schema) -> pa.Schema:
+    """The same for slices of bundles: with the columns that say whose rows they are."""
+    return pa.schema([(TABLE_COLUMN, pa.int64()), (PARTITION_COLUMN, pa.int32()), *schema])
 
 
 def probe_name(table: Table) -> str:
@@ -375,12 +389,28 @@ class _Builder:
         return frame, schema.names
 
     def _scans(self, schema: pa.Schema, files: Sequence[DataFile]) -> list[DataFrame]:
-        """One scan of those that are cached, one of those in the store: a scan reads from one place only."""
+        """One scan of those that are cached, one of those in the store: a scan reads from one place only.
+
+        And for slices one for each partition: an object may also have rows of others that are not to be read from it.
+        """
         self._used |= {file.path: file for file in files}
-        cached = [self._cached[file.path] for file in files if file.path in self._cached]
-        stored = [file.path for file in files if file.path not in self._cached]
-        places = ((paths, is_cached) for paths, is_cached in ((cached, True), (stored, False)) if paths)
-        return [self._files.table(schema, paths, is_cached=is_cached) for paths, is_cached in places]
+        places: dict[tuple[bool, int | None], list[str]] = {}
+        for file in files:
+            cached = self._cached.get(file.path)
+            place = (cached is not None, file.partition if file.is_slice else None)
+            places.setdefault(place, []).append(cached or file.path)
+        return [self._scan(schema, paths, *place) for place, paths in places.items()]
+
+    def _scan(self, schema: pa.Schema, paths: Sequence[str], is_cached: bool, partition: int | None) -> DataFrame:
+        """Whole files, or, with a ``partition``, its slices of bundles: row groups of others are skipped (F18)."""
+        if partition is None:
+            return self._files.table(schema, paths, is_cached=is_cached)
+        from datafusion import col, literal
+
+        frame = self._files.table(bundle_schema(schema), paths, is_cached=is_cached)
+        of_table = col(viewsql.quote(TABLE_COLUMN)) == literal(pa.scalar(self._table.id, pa.int64()))
+        of_partition = col(viewsql.quote(PARTITION_COLUMN)) == literal(pa.scalar(partition, pa.int32()))
+        return frame.filter(of_table, of_partition).drop(TABLE_COLUMN, PARTITION_COLUMN)
 
     def _without_deletes(self, frame: DataFrame) -> DataFrame:
         """A layer that stands alone, without rows that only delete what is below them."""

@@ -60,10 +60,19 @@ class Op(enum.StrEnum):
 
 
 OP_CODES: Final[dict[Op, int]] = {Op.PATCH: 0, Op.PUT: 1, Op.DELETE: 2}
+TABLE_COLUMN: Final = "_runnel_table"
+"""int64: in bundles, the id of a row's table (FORMAT F18)."""
+PARTITION_COLUMN: Final = "_runnel_partition"
+"""int32: in bundles, the id of a row's partition."""
 PARQUET: Final = "parquet"
 PARQUET_OPS: Final = "parquet-ops"
-FILE_KINDS: Final = frozenset({PARQUET, PARQUET_OPS})
-"""Kinds of DataFiles: rows of the table's default op, and with `OP_COLUMN`, which a reader must heed."""
+BUNDLE: Final = "bundle"
+BUNDLE_OPS: Final = "bundle-ops"
+FILE_KINDS: Final = frozenset({PARQUET, PARQUET_OPS, BUNDLE, BUNDLE_OPS})
+"""Kinds of DataFiles: rows of the table's default op, and with `OP_COLUMN`, which a reader must heed; each as an object
+of its own, and as a slice of a bundle, which has rows of other partitions too."""
+OPS_KINDS: Final = frozenset({PARQUET_OPS, BUNDLE_OPS})
+SLICE_KINDS: Final = frozenset({BUNDLE, BUNDLE_OPS})
 
 
 ARROW_TYPES: Final[dict[TypeKind, pa.DataType]] = {
@@ -167,9 +176,10 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One immutable, sorted Parquet object, as a Checkpoint names it (FORMAT F18).
+    """One immutable, sorted Parquet object, or a partition's slice of one, as a Checkpoint names it (FORMAT F18).
 
-    ``path`` is relative to the store's root. Ranges are inclusive: order and offset of rows, and event
+    ``path`` is relative to the store's root; of the slices of a bundle it is the same, and each has its share of the
+    object's bytes. Ranges are inclusive: order and offset of rows, and event
     time in ns. Within one file each primary key stands once.
     """
 
@@ -192,7 +202,17 @@ class DataFile:
     @property
     def has_ops(self) -> bool:
         """Whether rows of it delete or replace older ones (F11)."""
-        return self.kind == PARQUET_OPS
+        return self.kind in OPS_KINDS
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether only those rows of the object are its own that have its table's and its partition's ids."""
+        return self.kind in SLICE_KINDS
+
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        """What no other entry of a list has: in one object each partition has at most one slice."""
+        return self.path, self.table_id, self.partition
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from storage import admission
 from storage.appends import Append, EncodedAppend, append_entry, decode_append
+from storage.bundle import sorted_out, write_tails
 from storage.checkpoint import FILES_INLINE_MAX, Part, encode_part
 from storage.datafile import write_datafile
 from storage.entries import record_entry
@@ -46,7 +47,16 @@ from storage.logstate import decode_own
 from storage.objects import CreateOutcome
 from storage.shardlimits import ShardCounters, ShardLimits
 from storage.shardstate import ShardState, encode_frozen, held_bytes
-from storage.store import data_folder, data_path, epoch_of, log_folder, object_name, part_path, parts_folder
+from storage.store import (
+    bundle_path,
+    data_folder,
+    data_path,
+    epoch_of,
+    log_folder,
+    object_name,
+    part_path,
+    parts_folder,
+)
 from storage.tailanswer import tail_answer
 from storage.writeids import RETRY_SECONDS_MAX
 
@@ -469,10 +479,11 @@ class Shard:
         self.counters.datafiles += len(files)
 
     async def _write_files(self, frozen: Frozen) -> list[DataFile]:
-        files = []
+        """Tails with few rows go into bundles (F18), each of the others into a file of its own."""
         epoch = self.driver.core.epoch
-        for (table_id, partition), tail in frozen.tails.items():
-            table = self._table(table_id)
+        small, large = await self._in_thread(sorted_out, self._table, frozen.tails)
+        files: list[DataFile] = await self._in_thread(write_tails, self._store, self.log_id, epoch, small)
+        for table, partition, tail in large:
             file = await self._in_thread(write_datafile, self._store, table, self.log_id, epoch, partition, tail)
             files += [] if file is None else [file]
         return files
@@ -502,6 +513,12 @@ class Shard:
         self._being_written.update(names)
         return names
 
+    def reserve_bundle_names(self, count: int) -> tuple[str, ...]:
+        """The same for new bundles."""
+        names = tuple(bundle_path(self.log_id, self.driver.core.epoch) for _ in range(count))
+        self._being_written.update(names)
+        return names
+
     def release_names(self, names: Iterable[str]) -> None:
         """Nothing is written under these any more: what no Checkpoint names is an orphan."""
         self._being_written.difference_update(names)
@@ -519,7 +536,7 @@ class Shard:
     async def _replace_files(self, changes: Sequence[FileChange], stands: list[bool]) -> None:
         async with self._checkpointing:
             self.driver.check_owner()
-            stands += standing(changes, (file.path for file in self.state.all_files()), self.state.pending())
+            stands += standing(changes, self.state.all_files(), self.state.pending())
             if any(stands):
                 await self._replace_now([change for change, stand in zip(changes, stands, strict=True) if stand])
 

@@ -11,12 +11,12 @@ from structlog.testing import capture_logs
 
 from nodes.compaction import Compactor, Room
 from nodes.mergeprocess import MergeFailed
-from nodes.mergeworker import Answer
+from nodes.mergeworker import Answer, carried_out
 from nodes.settings_model import DataSettings, Settings
 from storage.budget import MemoryBudget
 from storage.errors import Fenced
 from storage.filechange import FileChange
-from storage.merge import merge_files
+from storage.merge import READ_BYTES_MAX
 from tests.harness.merging import merged
 from tests.harness.storagenode import Ledger, StorageNode, check_node, read_all
 from tests.harness.stores import MemoryStore
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from storage.bundlemerge import BundleJob
     from storage.merge import MergeJob
     from storage.objects import ObjectStore
     from storage.schema import DataFile
@@ -45,13 +46,15 @@ class ThreadMerger:
         self.closed = False
         self._store, self._scratch = store, scratch
 
-    async def merge(self, job: MergeJob, share: float) -> Answer:
+    async def merge(self, job: MergeJob | BundleJob, share: float) -> Answer:
         self.begun += 1
         self.shares.append(share)
         await self.gate.wait()
         if self.refuses or self.closed:
             raise MergeFailed("refused")
-        return Answer(0.5, await asyncio.to_thread(merge_files, self._store, job, self._scratch))
+        made = asyncio.to_thread(carried_out, self._store, job, self._scratch, lambda: None, READ_BYTES_MAX)
+        files, runs = await made
+        return Answer(0.5, files, runs=runs)
 
     async def rest(self) -> None:
         assert self.gate.is_set()
@@ -154,7 +157,7 @@ async def test_an_operator_waits_for_what_was_there_and_not_for_what_comes_meanw
     await world.open(share=0.25, files=3)
     merge, merges = world.merger.merge, 0
 
-    async def merge_beside_writes(job: MergeJob, share: float) -> Answer:
+    async def merge_beside_writes(job: MergeJob | BundleJob, share: float) -> Answer:
         nonlocal merges
         merges += 1
         assert merges < 5, "no end"
