@@ -226,7 +226,7 @@ class Compactor:
             if reason or not chosen:
                 break
             async with _Batch(shard, self.counters) as batch:
-                job = bundle_job(chosen, shard.tables, shard.state.partitions, batch.bundle_names, batch.names)
+                job = bundle_job(chosen, shard.tables, shard.state.partitions, batch.names)
                 answer = await self._answer(shard, job, job.files, "bundles")
                 if answer is None:
                     break
@@ -326,8 +326,9 @@ class Compactor:
 
 def _files_with_deletes(shard: Shard) -> int:
     """Files with rows that delete others, and those in which a range delete is still to be carried out."""
-    waiting = frozenset().union(*map(waiting_files, shard.state.pending().values()))
-    return len(waiting) + sum(file.has_ops and file.path not in waiting for file in shard.state.all_files())
+    pending = {key: waiting_files(found) for key, found in shard.state.pending().items()}
+    waiting = {(path, *key) for key, paths in pending.items() for path in paths}
+    return len(waiting) + sum(file.has_ops and file.identity not in waiting for file in shard.state.all_files())
 
 
 def _below(files: tuple[DataFile, ...], order: int) -> tuple[DataFile, ...]:
@@ -359,15 +360,9 @@ class _Batch(contextlib.AbstractAsyncContextManager["_Batch"]):
         finally:
             self._shard.release_names(self._names)
 
-    def names(self, table: Table, count: int) -> tuple[str, ...]:
-        """Paths for new files, spared by the sweep until the batch ends (L20)."""
+    def names(self, table: Table | None, count: int) -> tuple[str, ...]:
+        """Paths for new files, or bundles, spared by the sweep until the batch ends (L20)."""
         names = self._shard.reserve_names(table, count)
-        self._names += names
-        return names
-
-    def bundle_names(self, count: int) -> tuple[str, ...]:
-        """The same for bundles."""
-        names = self._shard.reserve_bundle_names(count)
         self._names += names
         return names
 

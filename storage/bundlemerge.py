@@ -60,18 +60,20 @@ def bundle_job(
     bundles: Sequence[BundleSlices],
     tables: Callable[[int], Table | None],
     partitions: Mapping[tuple[int, int], PartitionState],
-    bundle_names: Callable[[int], tuple[str, ...]],
-    file_names: Callable[[Table, int], tuple[str, ...]],
+    names_for: Callable[[Table | None, int], tuple[str, ...]],
 ) -> BundleJob:
-    """Merge ``bundles``, with everything that is known now of deletes (L21, L25)."""
+    """Merge ``bundles``, with everything that is known now of deletes (L21, L25).
+
+    ``names_for`` reserves names for new files of a table, or, without one, for bundles (L20).
+    """
     files = {key: partitions[key].files for one in bundles for key in _partitions(one)}
     runs = []
     for run in runs_of(bundles, files):
         table = tables(run[0].table_id)
         assert table is not None, "bundles with rows of tables that are not known are not chosen"
-        names = file_names(table, CREATE_TRIES_MAX) if is_grown(run) else ()
+        names = names_for(table, CREATE_TRIES_MAX) if is_grown(run) else ()
         runs.append(merge_job(table, partitions[table.id, run[0].partition], run, names))
-    return BundleJob(tuple(runs), bundle_names(2 * len(bundles) + CREATE_TRIES_MAX))
+    return BundleJob(tuple(runs), names_for(None, 2 * len(bundles) + CREATE_TRIES_MAX))
 
 
 def _partitions(bundle: BundleSlices) -> Iterator[tuple[int, int]]:

@@ -25,7 +25,6 @@ from storage.errors import (
     FsyncFailed,
     LogBacklogFull,
     MemoryExhausted,
-    OutcomeUnknown,
     RequestTooLarge,
     ShardClosed,
     StorageError,
@@ -230,7 +229,7 @@ class Shard:
         sent = self._send(driver, fresh, prepare) if fresh else []
         anonymous = iter([at for part, at in zip(fresh, sent, strict=True) if part.write_id == NO_WRITE_ID])
         outcomes = [next(anonymous) if p.write_id == NO_WRITE_ID else self._known(p) for p in parts]
-        offsets = await _offsets(outcomes)
+        offsets = await admission.first_offsets(outcomes)
         self._mark_due()
         return offsets
 
@@ -506,16 +505,11 @@ class Shard:
 
     # -- compaction (L21) --------------------------------------------------------------------------------
 
-    def reserve_names(self, table: Table, count: int) -> tuple[str, ...]:
-        """Paths for new DataFiles of ``table``: until they are released the sweep spares them (L20)."""
-        epoch = self.driver.core.epoch
-        names = tuple(data_path(self.log_id, table.database_id, table.id, epoch) for _ in range(count))
-        self._being_written.update(names)
-        return names
-
-    def reserve_bundle_names(self, count: int) -> tuple[str, ...]:
-        """The same for new bundles."""
-        names = tuple(bundle_path(self.log_id, self.driver.core.epoch) for _ in range(count))
+    def reserve_names(self, table: Table | None, count: int) -> tuple[str, ...]:
+        """Paths for new DataFiles of ``table``, or bundles: until they are released the sweep spares them (L20)."""
+        log_id, epoch = self.log_id, self.driver.core.epoch
+        new = functools.partial(data_path, log_id, table.database_id, table.id) if table else None
+        names = tuple(bundle_path(log_id, epoch) if new is None else new(epoch) for _ in range(count))
         self._being_written.update(names)
         return names
 
@@ -594,18 +588,3 @@ class Shard:
         except FsyncFailed as error:  # L34: what the disk holds is unknown; the process ends
             self._on_fatal(error)
             raise
-
-
-async def _offsets(outcomes: Sequence[int | asyncio.Future[Position] | None]) -> list[int]:
-    """All first offsets, or the error that says most: what may stand must not be called failed (L6)."""
-    offsets: list[int] = []
-    errors: list[StorageError] = []
-    for at in outcomes:
-        assert at is not None, "what is sent is known at once"
-        try:
-            offsets.append(at if isinstance(at, int) else (await asyncio.shield(at)).entry.base_offset)
-        except StorageError as error:
-            errors.append(error)
-    if errors:
-        raise next((e for e in errors if isinstance(e, OutcomeUnknown)), errors[0])
-    return offsets

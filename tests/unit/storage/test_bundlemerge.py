@@ -105,8 +105,9 @@ class World:
             return 0
         job = bundle_job(
             chosen, self.tables.get, self.parts,
-            lambda count: tuple(bundle_path(3, 7) for _ in range(count)),
-            lambda table, count: tuple(data_path(3, 1, table.id, 7) for _ in range(count)),
+            lambda table, count: tuple(
+                bundle_path(3, 7) if table is None else data_path(3, 1, table.id, 7) for _ in range(count)
+            ),
         )  # fmt: skip
         made = merge_bundles(self.store, job)
         self.merges += 1
