@@ -225,7 +225,7 @@ class Compactor:
                 self._put_off(shard, reason)
             if reason or not chosen:
                 break
-            async with _Batch(shard, self.counters) as batch:
+            async with _Batch(shard, self.counters, is_one=True) as batch:
                 job = bundle_job(chosen, shard.tables, shard.state.partitions, batch.names)
                 answer = await self._answer(shard, job, job.files, "bundles")
                 if answer is None:
@@ -345,8 +345,10 @@ def _beside(all_files: tuple[DataFile, ...], files: tuple[DataFile, ...]) -> lis
 class _Batch(contextlib.AbstractAsyncContextManager["_Batch"]):
     """Changes of one shard that share a Checkpoint. What was added is committed at the end, unless an error ends it."""
 
-    def __init__(self, shard: Shard, counters: CompactionStatus) -> None:
+    def __init__(self, shard: Shard, counters: CompactionStatus, is_one: bool = False) -> None:
+        """``is_one``: the changes are what one merge made of bundles."""
         self.stood = 0
+        self._is_one = is_one
         self._shard = shard
         self._counters = counters
         self._names: list[str] = []
@@ -382,20 +384,20 @@ class _Batch(contextlib.AbstractAsyncContextManager["_Batch"]):
         if not changes:
             return
         stands = await self._shard.replace_files(changes)
-        counters = self._counters
+        counters, merges = self._counters, min(1, sum(stands)) if self._is_one else sum(stands)
+        self.stood += merges
+        counters.merges += merges
         for change, stand in zip(changes, stands, strict=True):
             if not stand:
                 counters.void += 1
                 continue
-            self.stood += 1
-            counters.merges += 1
             counters.files_in += len(change.removed)
             counters.files_out += len(change.added)
             counters.bytes_in += sum(file.bytes for file in change.removed)
             counters.bytes_out += sum(file.bytes for file in change.added)
             counters.rows += sum(file.rows for file in change.added)
         log.info(
-            "files merged", shard=self._shard.log_id, merges=sum(stands), void=len(stands) - sum(stands),
+            "files merged", shard=self._shard.log_id, merges=merges, void=len(stands) - sum(stands),
             files=sum(len(c.removed) for c in changes), into=sum(len(c.added) for c in changes),
         )  # fmt: skip
 

@@ -29,7 +29,7 @@ from storage.schema import (
     DataFile,
     Op,
 )
-from storage.slices import COLUMNS_MAX, SLICE_COLUMN, Bin, binned, fold_slices, numbers_of, tags_of, with_number
+from storage.slices import COLUMNS_MAX, SLICE_COLUMN, Bin, Slice, binned, fold_slices, numbers_of, tags_of, with_number
 from storage.store import bundle_path
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ def write_tails(store: ObjectStore, log_id: int, epoch: int, tails: Sequence[Sma
         low = min(batch.first_offset for batch in tail.batches)  # it stands for all its offsets, also folded ones (L25)
         slices.append(SliceOf(tail.table, tail.partition, (low, None), (low, None)))
     made: list[DataFile] = []
-    for one in binned(((tail.table.id, tail.partition), tail.columns) for tail in tails):
+    for one in binned(
+        Slice((t.table.id, t.partition), t.columns, sum(b.rows.num_rows for b in t.batches)) for t in tails
+    ):
         if len(one.numbers) < SLICES_MIN:
             (tail,) = (tails[number] for number in one.numbers)
             file = write_datafile(store, tail.table, log_id, epoch, tail.partition, tail.batches)

@@ -23,7 +23,7 @@ from storage.errors import CorruptObject
 from storage.fold import fold_layers
 from storage.merge import MergeJob, change_of, merge_job
 from storage.schema import OFFSET_COLUMN, OP_COLUMN, TIME_COLUMN, DataFile, Op
-from storage.slices import SLICE_COLUMN, binned, fold_slices, numbers_of, tags_of, with_number
+from storage.slices import SLICE_COLUMN, Slice, binned, fold_slices, numbers_of, tags_of, with_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from storage.bundlereader import Read
     from storage.filechange import FileChange
     from storage.objects import ObjectStore
-    from storage.schema import Column, Table
+    from storage.schema import Table
     from storage.shardstate import PartitionState
     from storage.slices import Bin, Tags
 
@@ -92,21 +92,21 @@ def merge_bundles(store: ObjectStore, job: BundleJob, pause: Callable[[], None] 
     ``pause`` is called between steps. Raises as `storage.merge.merge_files`.
     """
     reads: list[_Bundle] = []
-    for slices in _by_path(job.runs).values():
-        reads.append(_Bundle(slices, read_slices(store, [file for _, file in slices])))
+    for found in _by_path(job.runs).values():
+        reads.append(_Bundle(found, read_slices(store, [file for _, file in found])))
         pause()
-    columns = [_columns(run.table, {name for one in reads for name in one.read.rows.column_names}) for run in job.runs]
-    partitions = [(run.table.id, run.files[0].partition) for run in job.runs]
+    present = {name for one in reads for name in one.read.rows.column_names}
+    slices = [_slice(run, present) for run in job.runs]
     slices_of = [_slice_of(run) for run in job.runs]
     names, made = iter(job.names), list[tuple[int, DataFile]]()
     try:
-        for one in binned(zip(partitions, columns, strict=True)):
+        for one in binned(slices):
             folded = _folded(job.runs, one, reads)
             pause()
             own, rest = _grown(store, job.runs, one, folded)
             made += own
             entries = create_bundles(store, names, slices_of, rest)
-            number_of = {partitions[number]: number for number in one.numbers}
+            number_of = {slices[number].partition: number for number in one.numbers}
             made += [(number_of[file.table_id, file.partition], file) for file in entries]
             pause()
     except pa.ArrowException as error:
@@ -130,8 +130,9 @@ def _by_path(runs: Sequence[MergeJob]) -> dict[str, list[tuple[int, DataFile]]]:
     return found
 
 
-def _columns(table: Table, present: set[str]) -> tuple[Column, ...]:
-    return tuple(column for column in table.columns if column.storage_name in present)
+def _slice(run: MergeJob, present: set[str]) -> Slice:
+    columns = tuple(column for column in run.table.columns if column.storage_name in present)
+    return Slice((run.table.id, run.files[0].partition), columns, sum(file.rows for file in run.files))
 
 
 def _slice_of(run: MergeJob) -> SliceOf:

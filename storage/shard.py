@@ -496,7 +496,7 @@ class Shard:
 
     async def _write_part(self, members: tuple[DataFile, ...]) -> Part:
         """Move loose files into a part that later Checkpoints only name (L23)."""
-        data = encode_part(self.identity.store_id, self.log_id, members)
+        data = await self._in_thread(encode_part, self.identity.store_id, self.log_id, members)
         for _ in range(PART_TRIES_MAX):
             path = part_path(self.log_id, self.driver.core.epoch)
             if await self._in_thread(self._store.create, path, [data]) is CreateOutcome.CREATED:

@@ -8,7 +8,7 @@ table whose first tag says whose rows they are: the number of a slice. `storage.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +28,19 @@ SLICE_COLUMN: Final = "_runnel_slice"
 """int64, in memory only: the number of the slice that a row belongs to."""
 COLUMNS_MAX: Final = 512
 """Columns of a bundle: each costs each of its row groups some hundred bytes, whether it has values there or not."""
+FOLD_CELLS_MAX: Final = 8 * 2**20
+"""Rows times columns that are folded at once: a column of one table takes its room in the rows of all others too."""
 BINS_OPEN_MAX: Final = 16
 """Bins that are looked at for a slice; with columns that fit nowhere each look would be at all of them."""
 OWN: Final = frozenset({SLICE_COLUMN, OFFSET_COLUMN, OP_COLUMN})
+
+
+class Slice(NamedTuple):
+    """What decides with which others it may share an object: whose it is, its columns, and how many rows at most."""
+
+    partition: tuple[int, int]
+    columns: tuple[Column, ...]
+    rows: int
 
 
 @dataclass(slots=True)
@@ -40,43 +50,50 @@ class Bin:
     numbers: list[int] = field(default_factory=list)
     kinds: dict[str, TypeKind] = field(default_factory=dict)
     """Of the columns, by storage name."""
+    _rows: int = 0
     _spelt: dict[str, str] = field(default_factory=dict)
     _fitting: set[tuple[Column, ...]] = field(default_factory=set)
     _partitions: set[tuple[int, int]] = field(default_factory=set)
 
-    def takes(self, number: int, partition: tuple[int, int], columns: tuple[Column, ...]) -> bool:
-        """Add a slice with these columns, if it fits."""
-        if partition in self._partitions or not (columns in self._fitting or self._widened(columns)):
+    def takes(self, number: int, one: Slice) -> bool:
+        """Add a slice, if it fits; any fits into an empty bin."""
+        added = [] if one.columns in self._fitting else self._added(one.columns)
+        if added is None or one.partition in self._partitions:
             return False
-        self._partitions.add(partition)
+        columns = len(self.kinds) + len(added)
+        if self.numbers and (columns > COLUMNS_MAX or columns * (self._rows + one.rows) > FOLD_CELLS_MAX):
+            return False
+        for column in added:
+            self._spelt[column.storage_name.lower()] = column.storage_name
+            self.kinds[column.storage_name] = column.kind
+        self._fitting.add(one.columns)
+        self._partitions.add(one.partition)
+        self._rows += one.rows
         self.numbers.append(number)
         return True
 
-    def _widened(self, columns: tuple[Column, ...]) -> bool:
-        """Names that differ in case only are no two columns for most who read Parquet."""
-        added: list[Column] = []
+    def _added(self, columns: tuple[Column, ...]) -> list[Column] | None:
+        """Those that are not here yet; None if one does not agree with what is here.
+
+        Names that differ in case only are no two columns for most who read Parquet.
+        """
+        added = []
         for column in columns:
             spelt = self._spelt.get(column.storage_name.lower())
             if spelt is None:
                 added.append(column)
             elif spelt != column.storage_name or self.kinds[spelt] is not column.kind:
-                return False
-        if self.kinds and len(self.kinds) + len(added) > COLUMNS_MAX:
-            return False
-        for column in added:
-            self._spelt[column.storage_name.lower()] = column.storage_name
-            self.kinds[column.storage_name] = column.kind
-        self._fitting.add(columns)
-        return True
+                return None
+        return added
 
 
-def binned(slices: Iterable[tuple[tuple[int, int], tuple[Column, ...]]]) -> list[Bin]:
-    """Put slices, numbered from 0, each of a partition and with some columns, into as few bins as is found at once."""
+def binned(slices: Iterable[Slice]) -> list[Bin]:
+    """Put slices, numbered from 0, into as few bins as is found at once."""
     bins: list[Bin] = []
-    for number, (partition, columns) in enumerate(slices):
-        if not any(one.takes(number, partition, columns) for one in bins[-BINS_OPEN_MAX:]):
+    for number, one in enumerate(slices):
+        if not any(found.takes(number, one) for found in bins[-BINS_OPEN_MAX:]):
             bins.append(Bin())
-            bins[-1].takes(number, partition, columns)
+            bins[-1].takes(number, one)
     return bins
 
 

@@ -29,7 +29,7 @@ from storage.schema import (
     TailBatch,
     TypeKind,
 )
-from storage.slices import COLUMNS_MAX, Bin, binned
+from storage.slices import COLUMNS_MAX, FOLD_CELLS_MAX, Bin, Slice, binned
 from storage.store import bundles_folder, epoch_of
 from tests.harness.stores import Fault, FaultStore, MemoryStore
 from tests.harness.tables import make_rows, make_table, write_file
@@ -175,13 +175,17 @@ def test_bins_are_bounded() -> None:
     columns = [
         tuple(Column(i, f"c{i}", f"c{i}", Role.FIELD, TypeKind.BOOL) for i in range(n, n + 10)) for n in range(900)
     ]
-    bins = binned(((n, 1), columns[n]) for n in range(900))
+    bins = binned(Slice((n, 1), columns[n], 1) for n in range(900))
     assert sum(len(one.numbers) for one in bins) == 900
     assert len(bins) == 2
     assert all(len(one.kinds) <= COLUMNS_MAX for one in bins)
     same = Bin()
-    assert same.takes(0, (1, 1), columns[0])
-    assert not same.takes(1, (1, 1), columns[0]), "in one object a partition has one slice, or they would be one"
+    assert same.takes(0, Slice((1, 1), columns[0], 1))
+    assert not same.takes(1, Slice((1, 1), columns[0], 1)), (
+        "in one object a partition has one slice, or they would be one"
+    )
+    assert not same.takes(1, Slice((2, 1), columns[7], FOLD_CELLS_MAX // 17)), "columns of all, in the rows of all"
+    assert same.takes(1, Slice((2, 1), columns[7], FOLD_CELLS_MAX // 17 - 1))
 
 
 def test_rows_of_a_bundle_are_bounded_and_no_slice_is_cut() -> None:

@@ -195,7 +195,7 @@ def random_rows(table: Table, dice: random.Random, wanted: dict[tuple[int, str],
 
 
 @given(st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=60, phases=NO_SHRINK)
+@settings(deadline=None, max_examples=25, phases=NO_SHRINK)
 def test_l25_what_is_read_is_what_a_dictionary_has(dice: random.Random) -> None:
     """Writes of all ops, range deletes, files of their own between slices, drops, expiry and merges, in any order."""
     world, offsets = World(), dict[Key, int]()
