@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
 
@@ -93,6 +93,14 @@ class View:
     cached: frozenset[str]
 
 
+class _Place(NamedTuple):
+    """From where files are read; of slices those of one ``partition``, and whether their table has since grown."""
+
+    is_cached: bool
+    partition: int | None = None
+    is_older: bool = False
+
+
 @dataclass(frozen=True)
 class _Layer:
     """One layer: a file or a folded tail batch."""
@@ -120,6 +128,16 @@ def file_schema(table: Table, has_ops: bool = False) -> pa.Schema:
 def bundle_schema(schema: pa.Schema) -> pa.Schema:
     """The same for slices of bundles: with the columns that say whose rows they are."""
     return pa.schema([(TABLE_COLUMN, pa.int64()), (PARTITION_COLUMN, pa.int32()), *schema])
+
+
+def as_text(schema: pa.Schema) -> pa.Schema:
+    """The same for slices that are older than their table's newest columns, whose values are read as text.
+
+    Another table of the bundle may have a column of such a name and of another type, and a scan turns the values of all
+    rows into what is asked for before it is seen whose they are: to text everything can be turned.
+    """
+    is_plain = (TIME_COLUMN, OP_COLUMN, OFFSET_COLUMN)
+    return pa.schema([f if f.name in is_plain else pa.field(f.name, pa.string_view()) for f in schema])
 
 
 def probe_name(table: Table) -> str:
@@ -394,23 +412,27 @@ class _Builder:
         And for slices one for each partition: an object may also have rows of others that are not to be read from it.
         """
         self._used |= {file.path: file for file in files}
-        places: dict[tuple[bool, int | None], list[str]] = {}
+        places: dict[_Place, list[str]] = {}
         for file in files:
             cached = self._cached.get(file.path)
-            place = (cached is not None, file.partition if file.is_slice else None)
+            place = _Place(cached is not None)
+            if file.is_slice:
+                place = _Place(cached is not None, file.partition, file.schema_version < self._table.version)
             places.setdefault(place, []).append(cached or file.path)
-        return [self._scan(schema, paths, *place) for place, paths in places.items()]
+        return [self._scan(schema, paths, place) for place, paths in places.items()]
 
-    def _scan(self, schema: pa.Schema, paths: Sequence[str], is_cached: bool, partition: int | None) -> DataFrame:
-        """Whole files, or, with a ``partition``, its slices of bundles: row groups of others are skipped (F18)."""
-        if partition is None:
-            return self._files.table(schema, paths, is_cached=is_cached)
+    def _scan(self, schema: pa.Schema, paths: Sequence[str], place: _Place) -> DataFrame:
+        """Whole files, or a partition's slices of bundles: row groups without its rows are skipped (F18)."""
+        if place.partition is None:
+            return self._files.table(schema, paths, is_cached=place.is_cached)
         from datafusion import col, literal
 
-        frame = self._files.table(bundle_schema(schema), paths, is_cached=is_cached)
+        stored = as_text(schema) if place.is_older else schema
+        frame = self._files.table(bundle_schema(stored), paths, is_cached=place.is_cached)
         of_table = col(viewsql.quote(TABLE_COLUMN)) == literal(pa.scalar(self._table.id, pa.int64()))
-        of_partition = col(viewsql.quote(PARTITION_COLUMN)) == literal(pa.scalar(partition, pa.int32()))
-        return frame.filter(of_table, of_partition).drop(TABLE_COLUMN, PARTITION_COLUMN)
+        of_partition = col(viewsql.quote(PARTITION_COLUMN)) == literal(pa.scalar(place.partition, pa.int32()))
+        frame = frame.filter(of_table, of_partition)
+        return frame.select(*(_read_as(field, stored.field(field.name).type) for field in schema))
 
     def _without_deletes(self, frame: DataFrame) -> DataFrame:
         """A layer that stands alone, without rows that only delete what is below them."""
@@ -462,6 +484,14 @@ def _value(column: Column, present: Collection[str]) -> Expr:
         return functions.arrow_cast(lit(None), viewsql.SQL_TYPES[column.kind])
     value = col(viewsql.quote(column.storage_name))
     return functions.arrow_cast(value, "Utf8View") if column.kind is TypeKind.STRING else value
+
+
+def _read_as(field: pa.Field, stored: pa.DataType) -> Expr:
+    """A column of a slice with the type that it has in its table."""
+    from datafusion import col
+
+    value = col(viewsql.quote(field.name))
+    return value if stored == field.type else value.try_cast(field.type).alias(field.name)
 
 
 def _op(present: Collection[str]) -> Expr:

@@ -114,10 +114,11 @@ def small_tail(table: Table, partition: int, batches: Sequence[TailBatch]) -> Sm
         return None
     if sum(batch.rows.nbytes for batch in batches) > SLICE_BYTES_MAX or table.default_op is not Op.PATCH:
         return None
+    if len(table.columns) > COLUMNS_MAX:
+        return None
     names = {name for batch in batches for name in batch.rows.schema.names} - {OP_COLUMN}
     columns = tuple(table.by_storage_name[name] for name in sorted(names) if name in table.by_storage_name)
-    is_plain = len(columns) == len(names) <= COLUMNS_MAX
-    return SmallTail(table, partition, tuple(batches), columns) if is_plain else None
+    return SmallTail(table, partition, tuple(batches), columns) if len(columns) == len(names) else None
 
 
 def write_tails(store: ObjectStore, log_id: int, epoch: int, tails: Sequence[SmallTail]) -> list[DataFile]:
@@ -131,9 +132,7 @@ def write_tails(store: ObjectStore, log_id: int, epoch: int, tails: Sequence[Sma
         low = min(batch.first_offset for batch in tail.batches)  # it stands for all its offsets, also folded ones (L25)
         slices.append(SliceOf(tail.table, tail.partition, (low, None), (low, None)))
     made: list[DataFile] = []
-    for one in binned(
-        Slice((t.table.id, t.partition), t.columns, sum(b.rows.num_rows for b in t.batches)) for t in tails
-    ):
+    for one in binned(map(_slice, tails)):
         if len(one.numbers) < SLICES_MIN:
             (tail,) = (tails[number] for number in one.numbers)
             file = write_datafile(store, tail.table, log_id, epoch, tail.partition, tail.batches)
@@ -142,6 +141,11 @@ def write_tails(store: ObjectStore, log_id: int, epoch: int, tails: Sequence[Sma
         folded = [fold_slices(tags, one.kinds, parts) for tags, parts in _parts(one, tails).items()]
         made += create_bundles(store, _names(log_id, epoch), slices, folded)
     return made
+
+
+def _slice(tail: SmallTail) -> Slice:
+    rows = sum(batch.rows.num_rows for batch in tail.batches)
+    return Slice((tail.table.id, tail.partition), tail.columns, tail.table.columns, rows)
 
 
 def _names(log_id: int, epoch: int) -> Iterator[str]:

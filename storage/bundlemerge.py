@@ -132,7 +132,8 @@ def _by_path(runs: Sequence[MergeJob]) -> dict[str, list[tuple[int, DataFile]]]:
 
 def _slice(run: MergeJob, present: set[str]) -> Slice:
     columns = tuple(column for column in run.table.columns if column.storage_name in present)
-    return Slice((run.table.id, run.files[0].partition), columns, sum(file.rows for file in run.files))
+    rows = sum(file.rows for file in run.files)
+    return Slice((run.table.id, run.files[0].partition), columns, run.table.columns, rows)
 
 
 def _slice_of(run: MergeJob) -> SliceOf:

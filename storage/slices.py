@@ -36,55 +36,52 @@ OWN: Final = frozenset({SLICE_COLUMN, OFFSET_COLUMN, OP_COLUMN})
 
 
 class Slice(NamedTuple):
-    """What decides with which others it may share an object: whose it is, its columns, and how many rows at most."""
+    """What decides with which others it may share an object.
+
+    Whose it is, the columns that it has, all that its table has, and how many rows there are at most.
+    """
 
     partition: tuple[int, int]
-    columns: tuple[Column, ...]
+    columns: Sequence[Column]
+    known: Sequence[Column]
     rows: int
 
 
 @dataclass(slots=True)
 class Bin:
-    """Slices that may share an object: their columns agree, and no two are of one partition (F18)."""
+    """Slices that may share an object: their tables' columns agree, and no two are of one partition (F18).
+
+    Of the tables, not only of the slices: a reader asks for a column of its table by name, and finds another table's.
+    """
 
     numbers: list[int] = field(default_factory=list)
     kinds: dict[str, TypeKind] = field(default_factory=dict)
-    """Of the columns, by storage name."""
+    """Of the slices' columns, by storage name."""
     _rows: int = 0
-    _spelt: dict[str, str] = field(default_factory=dict)
-    _fitting: set[tuple[Column, ...]] = field(default_factory=set)
+    _known: dict[str, tuple[str, TypeKind]] = field(default_factory=dict)
     _partitions: set[tuple[int, int]] = field(default_factory=set)
 
     def takes(self, number: int, one: Slice) -> bool:
         """Add a slice, if it fits; any fits into an empty bin."""
-        added = [] if one.columns in self._fitting else self._added(one.columns)
-        if added is None or one.partition in self._partitions:
+        if one.partition in self._partitions or not self._agrees(one.known):
             return False
+        added = {column.storage_name: column.kind for column in one.columns if column.storage_name not in self.kinds}
         columns = len(self.kinds) + len(added)
         if self.numbers and (columns > COLUMNS_MAX or columns * (self._rows + one.rows) > FOLD_CELLS_MAX):
             return False
-        for column in added:
-            self._spelt[column.storage_name.lower()] = column.storage_name
-            self.kinds[column.storage_name] = column.kind
-        self._fitting.add(one.columns)
+        self.kinds |= added
+        self._known |= {c.storage_name.lower(): (c.storage_name, c.kind) for c in one.known}
         self._partitions.add(one.partition)
         self._rows += one.rows
         self.numbers.append(number)
         return True
 
-    def _added(self, columns: tuple[Column, ...]) -> list[Column] | None:
-        """Those that are not here yet; None if one does not agree with what is here.
-
-        Names that differ in case only are no two columns for most who read Parquet.
-        """
-        added = []
-        for column in columns:
-            spelt = self._spelt.get(column.storage_name.lower())
-            if spelt is None:
-                added.append(column)
-            elif spelt != column.storage_name or self.kinds[spelt] is not column.kind:
-                return None
-        return added
+    def _agrees(self, columns: Sequence[Column]) -> bool:
+        """Names that differ in case only are no two columns for most who read Parquet."""
+        known = self._known
+        return all(
+            known.get(c.storage_name.lower(), (c.storage_name, c.kind)) == (c.storage_name, c.kind) for c in columns
+        )
 
 
 def binned(slices: Iterable[Slice]) -> list[Bin]:

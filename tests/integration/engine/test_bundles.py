@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,26 @@ def test_rows_of_a_slice_that_is_not_named_any_more_are_not_read(tmp_path: Path)
     world.part(None, 1).files.clear()
     assert sorted(row["a"] for row in world.ask("SELECT a FROM m")) == [0, 2]
     assert world.ask("SELECT count(*) AS n FROM m WHERE time = to_timestamp_nanos(1)") == [{"n": 0}]
+
+
+def test_a_column_that_came_later_may_have_a_namesake_in_the_bundle(tmp_path: Path) -> None:
+    """Of another type, in a table that shared the object: its values are no numbers, and nobody's who asks."""
+    texts, numbers = {"v": TypeKind.STRING}, {"v": TypeKind.INT64}
+    kinds = {"f": TypeKind.FLOAT64, "i": TypeKind.INT64, "u": TypeKind.UINT64, "b": TypeKind.BOOL, "s": TypeKind.STRING}
+    old, other = make_table("m", ("host",), kinds), make_table("n", ("host",), kinds | texts, 2)
+    world = World(tmp_path, old, other)
+    values = {"f": 0.1 + 0.2, "i": -(2**63), "u": 2**64 - 1, "b": True, "s": "17"}
+    world.add_tail([{"time": 1, "host": "x"} | values, {"time": 2, "host": "x", "f": float("inf")}], old)
+    world.add_tail([{"time": 1, "host": "y", "v": "no number"}, {"time": 2, "host": "y", "s": "t"}], other)
+    world.bundle()
+    assert len({file.path for table in world.tables for file in world.part(table).files}) == 1
+    new = dataclasses.replace(make_table("m", ("host",), kinds | numbers), version=2)
+    world.tables = (new, other)
+    assert sorted_rows(world.ask("SELECT * FROM m")) == sorted_rows(world.expected(new))
+    assert world.ask("SELECT count(*) AS n FROM m WHERE v > 5") == [{"n": 0}]
+    world.add_tail([{"time": 1, "host": "x", "v": 6}], new)
+    assert world.ask("SELECT v, i, u FROM m WHERE v > 5") == [{"v": 6, "i": -(2**63), "u": 2**64 - 1}]
+    assert sorted_rows(world.ask("SELECT * FROM m")) == sorted_rows(world.expected(new))
 
 
 def test_users_do_not_see_whose_rows_they_are(tmp_path: Path) -> None:

@@ -148,6 +148,17 @@ def test_columns_that_do_not_agree_go_into_other_bundles(other: tuple[str, TypeK
     assert [content(store, f)[0][other[0]] for f in files if not f.table_id % 2] == [2, 4]
 
 
+def test_columns_that_a_table_has_and_a_slice_has_not_must_agree_too() -> None:
+    """Else who reads the table finds another one's values under that name, of another type."""
+    store = MemoryStore()
+    first = table_of(1, [], {"x": TypeKind.FLOAT64, "y": TypeKind.INT64})
+    others = [table_of(n, [], {"y": TypeKind.STRING}) for n in (2, 3)]
+    tails = [tail(first, TailBatch(0, rows_of(first, [{"time": 1, "x": 1.5}])))]
+    tails += [tail(t, TailBatch(0, rows_of(t, [{"time": 1, "y": "text"}]))) for t in others]
+    one, *rest = sorted(write_tails(store, 3, 7, tails), key=lambda f: f.table_id)
+    assert one.path not in {f.path for f in rest}
+
+
 def test_one_that_nothing_goes_with_is_a_file_of_its_own() -> None:
     store = MemoryStore()
     tables = [table_of(n, [], {"x": kind}) for n, kind in enumerate([TypeKind.FLOAT64, TypeKind.INT64], 1)]
@@ -175,17 +186,19 @@ def test_bins_are_bounded() -> None:
     columns = [
         tuple(Column(i, f"c{i}", f"c{i}", Role.FIELD, TypeKind.BOOL) for i in range(n, n + 10)) for n in range(900)
     ]
-    bins = binned(Slice((n, 1), columns[n], 1) for n in range(900))
+    bins = binned(Slice((n, 1), columns[n], columns[n], 1) for n in range(900))
     assert sum(len(one.numbers) for one in bins) == 900
     assert len(bins) == 2
     assert all(len(one.kinds) <= COLUMNS_MAX for one in bins)
     same = Bin()
-    assert same.takes(0, Slice((1, 1), columns[0], 1))
-    assert not same.takes(1, Slice((1, 1), columns[0], 1)), (
+    assert same.takes(0, Slice((1, 1), columns[0], columns[0], 1))
+    assert not same.takes(1, Slice((1, 1), columns[0], columns[0], 1)), (
         "in one object a partition has one slice, or they would be one"
     )
-    assert not same.takes(1, Slice((2, 1), columns[7], FOLD_CELLS_MAX // 17)), "columns of all, in the rows of all"
-    assert same.takes(1, Slice((2, 1), columns[7], FOLD_CELLS_MAX // 17 - 1))
+    assert not same.takes(1, Slice((2, 1), columns[7], columns[7], FOLD_CELLS_MAX // 17)), (
+        "columns of all, in the rows of all"
+    )
+    assert same.takes(1, Slice((2, 1), columns[7], columns[7], FOLD_CELLS_MAX // 17 - 1))
 
 
 def test_rows_of_a_bundle_are_bounded_and_no_slice_is_cut() -> None:
