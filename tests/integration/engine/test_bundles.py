@@ -132,9 +132,11 @@ def test_users_do_not_see_whose_rows_they_are(tmp_path: Path) -> None:
 
 
 @LIMITS
-@pytest.mark.parametrize("statement", STATEMENTS[1:])
-def test_slices_are_the_same_on_every_rung(tmp_path: Path, ladder: LadderLimits, statement: str) -> None:
+@pytest.mark.parametrize(("statement", "version"), [*((text, 1) for text in STATEMENTS[1:]), (STATEMENTS[1], 2)])
+def test_slices_are_the_same_on_every_rung(tmp_path: Path, ladder: LadderLimits, statement: str, version: int) -> None:
+    """Also those that are read as text."""
     world, workers = filled(tmp_path, 3, with_deletes=True), LocalWorkers()
+    world.tables = tuple(dataclasses.replace(table, version=version) for table in TABLES)
     (got,) = Held(world, workers, ladder).ask(statement)
     assert sorted_rows(got) == sorted_rows(world.ask(statement))
     assert workers.runs
