@@ -3,13 +3,15 @@
 rewritten: aggregates over 5 M rows of which a tenth was written again, whole or one field of it, against the same
 without that (goal: at most 4 times for all whole rows). deleted: 1 M rows of 10 M deleted by a field's value and by a
 tag, and counted at once, through a node. scan: a file of 100 MB linked a thousand times, as a thousand partitions, read
-whole in a process with 1.5 GB (as root, in a memory cgroup: it would be killed). Times are in seconds, of CPU where
-they say so.
+whole in a process with 1.5 GB (as root, in a memory cgroup: it would be killed). tiny: 10,000 tables of one row each in
+one shard, checkpointed (goal: 2 s of CPU), replayed, asked and merged. Times are in seconds, of CPU where they say so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -17,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,11 +28,19 @@ import psutil
 
 from benchmarks.engine import HOSTS, TAGS, Snapshots, make_rows
 from engine.engine import Engine, EngineLimits
+from storage.budget import MemoryBudget
+from storage.bundlemerge import bundle_job, changes_of, merge_bundles
+from storage.bundleplan import bundles_of
+from storage.log import Identity
+from storage.objects import open_store
 from storage.schema import DataFile, PartitionSnapshot, TableSnapshot
+from storage.shard import Append, Shard, ShardLimits
 from tests.harness.node import RunningNode
+from tests.harness.tables import make_rows as one_row
+from tests.harness.tables import make_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from storage.schema import Table
 
@@ -50,6 +62,8 @@ LINK_BYTES: Final = 100_000_000
 SCAN_BYTES: Final = 1_500_000_000
 SCAN_POOL_BYTES: Final = 600_000_000
 SCAN_SECONDS_MAX: Final = 3_600.0
+TINY_TABLES: Final = 10_000
+TINY_CHECKPOINTS: Final = 3
 CGROUPS: Final = (("memory", "memory.limit_in_bytes"), ("", "memory.max"))
 
 
@@ -206,7 +220,67 @@ async def scan_child(folder: str, described: str) -> None:
     await engine.close()
 
 
-PARTS: Final[dict[str, Callable[[], Any]]] = {"rewritten": rewritten, "deleted": deleted, "scan": scan}
+async def tiny() -> None:
+    """Over a shard and an engine in this process, on a local disk."""
+    tables = {n: dataclasses.replace(make_table(n), name=f"t{n}") for n in range(1, TINY_TABLES + 1)}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(4) as threads:
+        store = open_store(folder)
+        identity = Identity(uuid.uuid4().bytes, 1, uuid.uuid4().bytes)
+
+        async def opened() -> Shard:
+            budget, limits = MemoryBudget(2**31), ShardLimits(checkpoint_bytes=2**30)
+            shard = Shard(store, identity, tables.get, budget, threads, limits, lambda error: print("fatal", error))
+            await shard.open()
+            return shard
+
+        shard = await opened()
+        for time_ns in range(TINY_CHECKPOINTS):
+            for first in range(1, TINY_TABLES + 1, 500):
+                some = [tables[n] for n in range(first, first + 500)]
+                await shard.append([Append(table, 1, one_row([time_ns], ["h"], table.id)) for table in some])
+            with _spent("checkpoint"):
+                await shard.checkpoint()
+        files = list(shard.state.all_files())
+        print(f"{len(files)} entries, {len({file.path for file in files})} objects", flush=True)
+        await shard.close()
+        with _spent("open and replay"):
+            shard = await opened()
+        engine, source = Engine(folder, EngineLimits(2**29)), ShardTables(shard)
+        for table in (tables[1], tables[2], tables[TINY_TABLES]):
+            with _spent(f"count {table.name}"):
+                stream = await engine.query(
+                    f"SELECT count(*) AS n FROM {table.name}", database="db", revision=1, tables=[table], source=source
+                )
+                assert [row async for batch in stream for row in batch.to_pylist()] == [{"n": TINY_CHECKPOINTS}]
+        await engine.close()
+        with _spent("merge all"):
+            bundles = bundles_of(files, tables)
+            job = bundle_job(bundles, tables.get, shard.state.partitions, shard.reserve_names)
+            stands = await shard.replace_files(changes_of(job, merge_bundles(store, job)))
+        assert all(stands)
+        print(f"{len({file.path for file in shard.state.all_files()})} objects", flush=True)
+        await shard.close()
+        store.close()
+
+
+class ShardTables:
+    """A shard as an engine's `SnapshotSource`."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    async def snapshot(self, tables: Sequence[Table]) -> Sequence[TableSnapshot]:
+        return [TableSnapshot(table, tuple(self._shard.snapshot(table))) for table in tables]
+
+
+@contextlib.contextmanager
+def _spent(what: str) -> Iterator[None]:
+    cpu, begun = time.process_time(), time.perf_counter()
+    yield
+    print(f"{what:24} {time.process_time() - cpu:8.3f} CPU s {time.perf_counter() - begun:8.3f} s", flush=True)
+
+
+PARTS: Final[dict[str, Callable[[], Any]]] = {"rewritten": rewritten, "deleted": deleted, "scan": scan, "tiny": tiny}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from engine import viewsql, viewstate
 from engine.changes import ViewProgress
 from engine.session import CATALOG, LAYERS_SCHEMA, SCHEMA, running_error
-from engine.views import Pushed, View, file_schema, probe_name
+from engine.views import Place, Pushed, View, file_schema, place_of, probe_name, scan
 from engine.viewsql import NEWER, OLDER, OP, quote
 from engine.viewstatements import BUCKETS_MAX
 from storage.catalogplan import STATE_FIELD
@@ -94,16 +94,19 @@ class Materialized:
     ) -> tuple[list[Range], list[DataFrame], list[DataFile]]:
         """What has changed since ``before``: known ranges, the frames of times that say others, and their files."""
         table, definition = view.source.table, view.definition
-        ranges, frames, files = list(before.left), [], []
+        ranges, frames = list(before.left), []
+        files: list[DataFile] = []
         for part in view.source.partitions:
             since = before.positions.get(part.partition, 0)
             changes = viewstate.changes_since(part, since, table, definition)
             ranges += changes.ranges
-            for has_ops in {file.has_ops for file in changes.files}:
-                found = [file for file in changes.files if file.has_ops is has_ops]
-                frame = self._views.files.table(file_schema(table, has_ops), [file.path for file in found])
+            places: dict[tuple[bool, Place], list[str]] = {}
+            for file in changes.files:
+                places.setdefault((file.has_ops, place_of(table, file)), []).append(file.path)
+            for (has_ops, place), paths in places.items():
+                frame = scan(self._views.files, table, file_schema(table, has_ops), paths, place)
                 frames.append(_buckets_of(frame, table, definition, since))
-                files += found
+            files += changes.files
         return ranges, frames, files
 
     # -- rows --------------------------------------------------------------------------------------------

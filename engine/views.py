@@ -11,7 +11,7 @@ import functools
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
 
@@ -28,7 +28,9 @@ from storage.schema import (
     OFFSET_COLUMN,
     OP_COLUMN,
     OP_TYPE,
+    PARTITION_COLUMN,
     SERIES_COLUMN,
+    TABLE_COLUMN,
     TIME_COLUMN,
     Op,
     TypeKind,
@@ -114,6 +116,14 @@ class _Own:
     keys: bool = False
 
 
+class Place(NamedTuple):
+    """From where files are read; of slices those of one ``partition``, and whether their table has since grown."""
+
+    is_cached: bool
+    partition: int | None = None
+    is_older: bool = False
+
+
 @dataclass(frozen=True)
 class _Layer:
     """One layer: a file or a folded tail batch."""
@@ -154,6 +164,42 @@ def file_schema(table: Table, has_ops: bool = False, has_keys: bool = False) -> 
     fields += [(OP_COLUMN, OP_TYPE)] if has_ops else []
     fields += [(SERIES_COLUMN, pa.int64()), (KEY_COLUMN, pa.binary_view())] if has_keys else []
     return pa.schema([*fields, (OFFSET_COLUMN, pa.int64())])
+
+
+def bundle_schema(schema: pa.Schema) -> pa.Schema:
+    """The same for slices of bundles: with the columns that say whose rows they are."""
+    return pa.schema([(TABLE_COLUMN, pa.int64()), (PARTITION_COLUMN, pa.int32()), *schema])
+
+
+def as_text(schema: pa.Schema) -> pa.Schema:
+    """The same for slices that are older than their table's newest columns, whose values are read as text.
+
+    Another table of the bundle may have a column of such a name and of another type, and a scan turns the values of all
+    rows into what is asked for before it is seen whose they are: to text everything can be turned.
+    """
+    is_plain = (TIME_COLUMN, OP_COLUMN, OFFSET_COLUMN)
+    return pa.schema([f if f.name in is_plain else pa.field(f.name, pa.string_view()) for f in schema])
+
+
+def place_of(table: Table, file: DataFile, is_cached: bool = False) -> Place:
+    """From where a file is read."""
+    if not file.is_slice:
+        return Place(is_cached)
+    return Place(is_cached, file.partition, file.schema_version < table.version)
+
+
+def scan(files: FileTables, table: Table, schema: pa.Schema, paths: Sequence[str], place: Place) -> DataFrame:
+    """Whole files, or a partition's slices of bundles: row groups without its rows are skipped (F18)."""
+    if place.partition is None:
+        return files.table(schema, paths, is_cached=place.is_cached)
+    from datafusion import col, literal
+
+    stored = as_text(schema) if place.is_older else schema
+    frame = files.table(bundle_schema(stored), paths, is_cached=place.is_cached)
+    of_table = col(viewsql.quote(TABLE_COLUMN)) == literal(pa.scalar(table.id, pa.int64()))
+    of_partition = col(viewsql.quote(PARTITION_COLUMN)) == literal(pa.scalar(place.partition, pa.int32()))
+    frame = frame.filter(of_table, of_partition)
+    return frame.select(*(_read_as(field, stored.field(field.name).type) for field in schema))
 
 
 def probe_name(table: Table) -> str:
@@ -462,12 +508,16 @@ class _Builder:
         return frame, schema.names
 
     def _scans(self, schema: pa.Schema, files: Sequence[DataFile]) -> list[DataFrame]:
-        """One scan of those that are cached, one of those in the store: a scan reads from one place only."""
+        """One scan of those that are cached, one of those in the store: a scan reads from one place only.
+
+        And for slices one for each partition: an object may also have rows of others that are not to be read from it.
+        """
         self._used |= {file.path: file for file in files}
-        cached = [self._cached[file.path] for file in files if file.path in self._cached]
-        stored = [file.path for file in files if file.path not in self._cached]
-        places = ((paths, is_cached) for paths, is_cached in ((cached, True), (stored, False)) if paths)
-        return [self._files.table(schema, paths, is_cached=is_cached) for paths, is_cached in places]
+        places: dict[Place, list[str]] = {}
+        for file in files:
+            cached = self._cached.get(file.path)
+            places.setdefault(place_of(self._table, file, cached is not None), []).append(cached or file.path)
+        return [scan(self._files, self._table, schema, paths, place) for place, paths in places.items()]
 
     def _without_deletes(self, frame: DataFrame) -> DataFrame:
         """A layer that stands alone, without rows that only delete what is below them."""
@@ -521,6 +571,14 @@ def _value(column: Column, present: Collection[str]) -> Expr:
         return functions.arrow_cast(lit(None), viewsql.SQL_TYPES[column.kind])
     value = col(viewsql.quote(column.storage_name))
     return functions.arrow_cast(value, "Utf8View") if column.kind is TypeKind.STRING else value
+
+
+def _read_as(field: pa.Field, stored: pa.DataType) -> Expr:
+    """A column of a slice with the type that it has in its table."""
+    from datafusion import col
+
+    value = col(viewsql.quote(field.name))
+    return value if stored == field.type else value.try_cast(field.type).alias(field.name)
 
 
 def _op(table: Table, present: Collection[str]) -> Expr:

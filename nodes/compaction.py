@@ -19,9 +19,11 @@ import msgspec
 import structlog
 
 from nodes import machine
+from nodes.bundlechoice import BundleChoice, bundle_sizes, no_sizes
 from nodes.mergeprocess import MergeFailed, MergeProcess
 from nodes.status import CompactionStatus
 from nodes.storeoptions import s3_options
+from storage.bundlemerge import BundleJob, bundle_job, changes_of
 from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, bytes_of_runs, plan
 from storage.deletes import waiting_files
 from storage.errors import ShardClosed, StorageError
@@ -30,6 +32,7 @@ from storage.merge import READ_BYTES_MAX, MergeJob, change_of, merge_job, names_
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from nodes.bundlechoice import BundleSizes
     from nodes.mergeworker import Answer
     from nodes.settings_model import Budgets, Settings
     from storage.budget import MemoryBudget
@@ -55,6 +58,8 @@ REST_SECONDS: Final = 60.0
 """Without work for so long the merging process ends: it holds some 100 MB."""
 FORGIVE_SECONDS: Final = 600.0
 """After a merge that failed its files are left alone for about so long."""
+BUNDLE_MERGES_MAX: Final = 16
+"""Merges of one shard's bundles in one go: then it is the next shard's turn."""
 COMMIT_CHANGES_MAX: Final = 256
 """Changes of one Checkpoint: each repeats all of a shard's write ids and its partitions."""
 COMMIT_SECONDS: Final = 60.0
@@ -73,7 +78,7 @@ FULL_SPEED: Final = 1.0
 class Merger(Protocol):
     """Merges somewhere; `nodes.mergeprocess.MergeProcess`, or later a Ray task."""
 
-    async def merge(self, job: MergeJob, share: float) -> Answer:
+    async def merge(self, job: MergeJob | BundleJob, share: float) -> Answer:
         """Raises MergeFailed; cancelling it stops the work."""
         ...
 
@@ -111,8 +116,12 @@ class Compactor:
         share: float | None,
         room: Callable[[Sequence[DataFile]], str],
         read_bytes: int = READ_BYTES_MAX,
+        sizes: BundleSizes = no_sizes,
     ) -> None:
-        """``share`` of a core is what `run` may use (None: it does nothing); ``room`` says why a merge must wait."""
+        """``share`` of a core is what `run` may use (None: it does nothing); ``room`` says why a merge must wait.
+
+        ``sizes`` lists the bundles of a Log.
+        """
         self.counters = CompactionStatus()
         self._shards = shards
         self._merger = merger
@@ -124,6 +133,7 @@ class Compactor:
         self._waiting_operators = 0
         self._said = ""
         self._looks: dict[Place, _Look] = {}
+        self._bundles = BundleChoice(sizes, QUIET_SECONDS)
         self._failed: set[str] = set()
         self._forgive_at = time.monotonic() + FORGIVE_SECONDS
 
@@ -204,6 +214,26 @@ class Compactor:
             done = batch.stood
         finally:
             self.counters.waiting = 0
+        return done + await self._compact_bundles(shard, upto)
+
+    async def _compact_bundles(self, shard: Shard, upto: Mapping[Place, int] | None) -> int:
+        """Merge bundles until nothing of what is here is worth it (F18); how many changes stand."""
+        done = 0
+        for _ in range(BUNDLE_MERGES_MAX):
+            chosen = await self._bundles.chosen(shard, upto, self._failed)
+            if reason := self._room([file for one in chosen for file in one.slices]) if chosen else "":
+                self._put_off(shard, reason)
+            if reason or not chosen:
+                break
+            async with _Batch(shard, self.counters, is_one=True) as batch:
+                job = bundle_job(chosen, shard.tables, shard.state.partitions, batch.names)
+                answer = await self._answer(shard, job, job.files, "bundles")
+                if answer is None:
+                    break
+                self._bundles.made(shard, answer.files)
+                for change in changes_of(job, zip(answer.runs, answer.files, strict=True)):
+                    batch.add(change)
+            done += batch.stood
         return done
 
     async def _plan(self, shard: Shard, upto: Mapping[Place, int] | None) -> list[Run]:
@@ -215,6 +245,8 @@ class Compactor:
         for (table_id, partition), state in shard.state.partitions.items():
             look = self._looks.get(place := (shard.log_id, table_id, partition))
             if not state.files or table_id in shard.state.drops:
+                continue
+            if all(file.is_slice for file in state.files):  # `nodes.bundlechoice` looks after these
                 continue
             if look is None or look.files is not state.files or look.pending is not state.pending:
                 since = time.monotonic() if look is None or look.files is not state.files else look.since
@@ -252,6 +284,7 @@ class Compactor:
     def _forgive(self) -> None:
         """Look at everything anew, also at what has failed; forget what is not here any more."""
         self._failed.clear()
+        self._bundles.forget({shard.log_id for shard in self._shards()})
         here = {(s.log_id, *key) for s in self._shards() for key, part in s.state.partitions.items() if part.files}
         self._looks = {place: look for place, look in self._looks.items() if place in here}
         for look in self._looks.values():
@@ -260,9 +293,17 @@ class Compactor:
     async def _merge(self, shard: Shard, table: Table, files: tuple[DataFile, ...], batch: _Batch) -> None:
         """One merge. Raises ShardClosed as soon as the shard is ours no more."""
         names = batch.names(table, names_wanted(files))
-        share = FULL_SPEED if self._waiting_operators or self._share is None else self._share
         state = shard.state.partitions[table.id, files[0].partition]
         job = merge_job(table, state, files, names)
+        answer = await self._answer(shard, job, files, table.name)
+        if answer is not None:
+            batch.add(change_of(job, answer.files))
+
+    async def _answer(
+        self, shard: Shard, job: MergeJob | BundleJob, files: Sequence[DataFile], what: str
+    ) -> Answer | None:
+        """What comes of a merge; None if it fails. Raises ShardClosed as soon as the shard is ours no more."""
+        share = FULL_SPEED if self._waiting_operators or self._share is None else self._share
         merging = asyncio.ensure_future(self._merger.merge(job, share))
         ended: set[asyncio.Future[Any]] = {merging, shard.closed}
         try:
@@ -276,19 +317,20 @@ class Compactor:
             self.counters.failed += 1
             self._failed.update(file.path for file in files)
             say = log.info if error.passing else log.warning
-            say("files could not be merged", shard=shard.log_id, table=table.name, reason=str(error))
-            return
+            say("files could not be merged", shard=shard.log_id, table=what, reason=str(error))
+            return None
         finally:
             merging.cancel()
             await asyncio.gather(merging, return_exceptions=True)
         self.counters.cpu_seconds += answer.cpu_seconds
-        batch.add(change_of(job, answer.files))
+        return answer
 
 
 def _files_with_deletes(shard: Shard) -> int:
     """Files with rows that delete others, and those in which a range delete is still to be carried out."""
-    waiting = frozenset().union(*map(waiting_files, shard.state.pending().values()))
-    return len(waiting) + sum(file.has_ops and file.path not in waiting for file in shard.state.all_files())
+    pending = {key: waiting_files(found) for key, found in shard.state.pending().items()}
+    waiting = {(path, *key) for key, paths in pending.items() for path in paths}
+    return len(waiting) + sum(file.has_ops and file.identity not in waiting for file in shard.state.all_files())
 
 
 def _below(files: tuple[DataFile, ...], order: int) -> tuple[DataFile, ...]:
@@ -305,8 +347,10 @@ def _beside(all_files: tuple[DataFile, ...], files: tuple[DataFile, ...]) -> lis
 class _Batch(contextlib.AbstractAsyncContextManager["_Batch"]):
     """Changes of one shard that share a Checkpoint. What was added is committed at the end, unless an error ends it."""
 
-    def __init__(self, shard: Shard, counters: CompactionStatus) -> None:
+    def __init__(self, shard: Shard, counters: CompactionStatus, is_one: bool = False) -> None:
+        """``is_one``: the changes are what one merge made of bundles."""
         self.stood = 0
+        self._is_one = is_one
         self._shard = shard
         self._counters = counters
         self._names: list[str] = []
@@ -320,8 +364,8 @@ class _Batch(contextlib.AbstractAsyncContextManager["_Batch"]):
         finally:
             self._shard.release_names(self._names)
 
-    def names(self, table: Table, count: int) -> tuple[str, ...]:
-        """Paths for new files, spared by the sweep until the batch ends (L20)."""
+    def names(self, table: Table | None, count: int) -> tuple[str, ...]:
+        """Paths for new files, or bundles, spared by the sweep until the batch ends (L20)."""
         names = self._shard.reserve_names(table, count)
         self._names += names
         return names
@@ -342,20 +386,20 @@ class _Batch(contextlib.AbstractAsyncContextManager["_Batch"]):
         if not changes:
             return
         stands = await self._shard.replace_files(changes)
-        counters = self._counters
+        counters, merges = self._counters, min(1, sum(stands)) if self._is_one else sum(stands)
+        self.stood += merges
+        counters.merges += merges
         for change, stand in zip(changes, stands, strict=True):
             if not stand:
                 counters.void += 1
                 continue
-            self.stood += 1
-            counters.merges += 1
             counters.files_in += len(change.removed)
             counters.files_out += len(change.added)
             counters.bytes_in += sum(file.bytes for file in change.removed)
             counters.bytes_out += sum(file.bytes for file in change.added)
             counters.rows += sum(file.rows for file in change.added)
         log.info(
-            "files merged", shard=self._shard.log_id, merges=sum(stands), void=len(stands) - sum(stands),
+            "files merged", shard=self._shard.log_id, merges=merges, void=len(stands) - sum(stands),
             files=sum(len(c.removed) for c in changes), into=sum(len(c.added) for c in changes),
         )  # fmt: skip
 
@@ -393,4 +437,4 @@ def new_compactor(
     read_bytes = min(READ_BYTES_MAX, int(budgets.total_bytes * READ_BYTES_SHARE))
     merger = MergeProcess(settings.store_url, s3_options(settings), settings.data_dir / "compaction", read_bytes)
     room = Room(store, settings, budget, WORKER_BYTES + WORKER_READ_FACTOR * read_bytes)
-    return Compactor(shards, merger, settings.compaction.cpu_share, room, read_bytes)
+    return Compactor(shards, merger, settings.compaction.cpu_share, room, read_bytes, bundle_sizes(store))

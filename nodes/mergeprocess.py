@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from nodes.mergeworker import Answer, Order, Setup
+from storage.bundlemerge import BundleJob
 
 if TYPE_CHECKING:
     from storage.merge import MergeJob
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parents[1]
 BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from nodes.mergeworker import main; main()"
 """Not `-m`: that looks into the folder that the node was started in first, and takes a `storage` there for ours."""
-ANSWER_BYTES_MAX: Final = 2**20
+ANSWER_BYTES_MAX: Final = 32 * 2**20
+"""Some 300 bytes for each slice of the bundles that were merged."""
 
 
 class MergeFailed(Exception):
@@ -47,11 +49,13 @@ class MergeProcess:
         self._lock = asyncio.Lock()
         self._closed = False
 
-    async def merge(self, job: MergeJob, share: float) -> Answer:
+    async def merge(self, job: MergeJob | BundleJob, share: float) -> Answer:
         """Merge within ``share`` of a core. Raises MergeFailed. When cancelled the process ends with its merge."""
+        files, bundles = (None, job) if isinstance(job, BundleJob) else (job, None)
+        order = Order(files, share, self._read_bytes, bundles)
         async with self._lock:
             try:
-                answer = await self._ask(Order(job, share, self._read_bytes))
+                answer = await self._ask(order)
             except BaseException:
                 await self._end()
                 raise

@@ -22,12 +22,15 @@ import pyarrow as pa
 from nodes.lean import keep_pandas_out
 from nodes.pace import Pace
 from nodes.pages import keep_pages
+from storage.bundlemerge import BundleJob, merge_bundles
 from storage.errors import ObjectMissing, StorageError
 from storage.merge import MergeJob, merge_files
 from storage.objects import S3Options, open_store
 from storage.schema import DataFile  # noqa: TC001  msgspec reads the annotations
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from storage.objects import ObjectStore
 
 NICENESS: Final = 19
@@ -45,20 +48,28 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A further line: merge this, with at most ``share`` of a core and ``read_bytes`` of rows in memory."""
+    """A further line: merge this, with at most ``share`` of a core and ``read_bytes`` of rows in memory.
 
-    job: MergeJob
+    Either files of a partition, or ``bundles``, in memory as a whole.
+    """
+
+    job: MergeJob | None
     share: float
     read_bytes: int
+    bundles: BundleJob | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came of it: ``files``, or an ``error``, which may be ``passing``. ``cpu_seconds`` is what it took."""
+    """What came of it: ``files``, or an ``error``, which may be ``passing``. ``cpu_seconds`` is what it took.
+
+    Of bundles, ``runs`` says for each file which run it is of.
+    """
 
     cpu_seconds: float
     files: list[DataFile] = []
     error: str = ""
     passing: bool = False
+    runs: list[int] = []
 
 
 def main() -> None:
@@ -101,13 +112,26 @@ def _read(source: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:
 def _answer(store: ObjectStore, scratch: Path, order: Order, pace: Pace) -> Answer:
     begun = time.process_time()
     files: list[DataFile] = []
+    runs: list[int] = []
     error, passing = "", False
     try:
-        files = merge_files(store, order.job, scratch, pace, read_bytes=order.read_bytes)
+        job = order.job or order.bundles
+        assert job is not None, "an order is for one of them"
+        files, runs = carried_out(store, job, scratch, pace, order.read_bytes)
     except Exception as failure:  # noqa: BLE001  whatever it is, the node logs it and goes on without this merge
         error = f"{type(failure).__name__}: {failure}"[:MESSAGE_CHARS_MAX]
         passing = isinstance(failure, StorageError) and (failure.retriable or isinstance(failure, ObjectMissing))
-    return Answer(time.process_time() - begun, files, error, passing)
+    return Answer(time.process_time() - begun, files, error, passing, runs)
+
+
+def carried_out(
+    store: ObjectStore, job: MergeJob | BundleJob, scratch: Path, pause: Callable[[], None], read_bytes: int
+) -> tuple[list[DataFile], list[int]]:
+    """The new files of a merge, and of bundles which run each is of. Raises as the merges themselves do."""
+    if isinstance(job, MergeJob):
+        return merge_files(store, job, scratch, pause, read_bytes=read_bytes), []
+    made = merge_bundles(store, job, pause)
+    return [file for _, file in made], [run for run, _ in made]
 
 
 if __name__ == "__main__":

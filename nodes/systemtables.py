@@ -20,7 +20,7 @@ PARQUET_FILES_SCHEMA: Final = pa.schema(
     [
         ("table_name", pa.string()), ("path", pa.string()), ("size_bytes", pa.uint64()), ("row_count", pa.uint64()),
         ("min_time", pa.int64()), ("max_time", pa.int64()), ("partition", pa.uint32()),
-        ("offset_low", pa.int64()), ("offset_high", pa.int64()),
+        ("offset_low", pa.int64()), ("offset_high", pa.int64()), ("kind", pa.string()), ("table_id", pa.uint64()),
     ]
 )  # fmt: skip
 QUERIES_SCHEMA: Final = pa.schema(
@@ -49,9 +49,21 @@ RETENTION_SCHEMA: Final = pa.schema(
 
 
 def parquet_files(parts: Sequence[tuple[Table, PartitionSnapshot]]) -> pa.Table:
-    """Every live DataFile: times in ns; offsets are the range of the layer (LOG L25)."""
+    """Every live DataFile, and every slice of a bundle: times in ns; offsets are the range of the layer (LOG L25)."""
     rows = [
-        (table.name, f.path, f.bytes, f.rows, f.time_low, f.time_high, f.partition, f.offset_low, f.offset_high)
+        (
+            table.name,
+            f.path,
+            f.bytes,
+            f.rows,
+            f.time_low,
+            f.time_high,
+            f.partition,
+            f.offset_low,
+            f.offset_high,
+            f.kind,
+            f.table_id,
+        )
         for table, part in parts
         for f in part.files
     ]

@@ -1,12 +1,25 @@
-"""What a shard refuses before it sends anything (LOG L4, L7, L23, L26, L30, L31). Pure; driven by `storage.shard`."""
+"""What a shard refuses before it sends anything (LOG L4, L7, L23, L26, L30, L31), and what it answers of what it sent.
+
+Driven by `storage.shard`.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
 from storage.deletes import DELETE_BYTES_MAX, DELETES_MAX, NAME_BYTES, WAITING_BYTES_MAX
-from storage.errors import CatalogBehind, LogBacklogFull, NoSuchTable, RequestTooLarge, RowsChanged, WriteRefused
+from storage.errors import (
+    CatalogBehind,
+    LogBacklogFull,
+    NoSuchTable,
+    OutcomeUnknown,
+    RequestTooLarge,
+    RowsChanged,
+    StorageError,
+    WriteRefused,
+)
 from storage.frames import NO_WRITE_ID
 from storage.shardstate import PartitionState
 from storage.unchanged import changed_since
@@ -18,6 +31,7 @@ if TYPE_CHECKING:
 
     from storage.appends import Append, EncodedAppend
     from storage.frames import Entry
+    from storage.logdriver import Position
     from storage.schema import Table
     from storage.shardlimits import ShardLimits
     from storage.shardstate import ShardState
@@ -117,3 +131,18 @@ def age_seconds(state: ShardState) -> float:
     """Of the oldest object above k; 0 when there is none, or when a clock went back."""
     oldest = state.oldest_above_k_ms
     return 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
+
+
+async def first_offsets(outcomes: Sequence[int | asyncio.Future[Position] | None]) -> list[int]:
+    """All first offsets, or the error that says most: what may stand must not be called failed (L6)."""
+    offsets: list[int] = []
+    errors: list[StorageError] = []
+    for at in outcomes:
+        assert at is not None, "what is sent is known at once"
+        try:
+            offsets.append(at if isinstance(at, int) else (await asyncio.shield(at)).entry.base_offset)
+        except StorageError as error:
+            errors.append(error)
+    if errors:
+        raise next((e for e in errors if isinstance(e, OutcomeUnknown)), errors[0])
+    return offsets

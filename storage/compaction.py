@@ -7,6 +7,7 @@ with the same key be folded layer by layer, and what every run that is planned h
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -120,17 +121,18 @@ class Policy:
     def pays(self, files: Sequence[DataFile]) -> bool:
         """Whether a merge pays: several layers, of which none has most of the bytes, or it is rewritten for little.
 
-        Files of one earlier merge, which share an order, are one layer.
+        Files of one earlier merge, which share an order, are one layer. Slices of bundles are merged more cheaply with
+        each other, until they have grown: they come along, but for them alone nothing is merged here.
         """
         layers: defaultdict[tuple[int, int], int] = defaultdict(int)
         for file in files:
             layers[file.order_low, file.order_high] += max(file.bytes, TINY_BYTES)
-        total = sum(layers.values())
-        if len(layers) < 2 or len(files) > self.files_max or total > RUN_BYTES_MAX:
+        total, own = sum(layers.values()), {(f.order_low, f.order_high) for f in files if not f.is_slice}
+        if len(layers) < 2 or not own or len(files) > self.files_max or total > RUN_BYTES_MAX:
             return False
         if sum(file.bytes for file in files) > self.bytes_max:
             return False
-        return total <= self.eager_bytes or (len(layers) >= RUN_LAYERS_MIN and 2 * max(layers.values()) <= total)
+        return total <= self.eager_bytes or (len(own) >= RUN_LAYERS_MIN and 2 * max(layers.values()) <= total)
 
 
 def bytes_of_runs(room: int | None) -> int:
@@ -160,6 +162,7 @@ def plan(
         or _apart(layers, _delete_runs(layers, policy, waiting))
     )
     runs = [tuple(layers.files[i] for i in run) for run in found]
+    runs = [run for run in runs if not all(file.is_slice for file in run)]  # `storage.bundleplan` says what of these
     return [run for run in runs if not any(_cross(_hull(run), _hull([other])) for other in others)]
 
 
@@ -170,6 +173,17 @@ def is_oldest(run: Sequence[DataFile], files: Iterable[DataFile]) -> bool:
     """
     order, _, low, high = _hull(run)
     return not any(f.order_high < order and f.time_low <= high and f.time_high >= low for f in files)
+
+
+def is_run_beside(run: Sequence[DataFile], files: Iterable[DataFile]) -> bool:
+    """Whether ``run`` may be merged: no other of the ``files`` shares both a moment and an order with it (L25)."""
+    hull, inside = _hull(run), {file.path for file in run}
+    return not any(file.path not in inside and _cross(hull, _hull([file])) for file in files)
+
+
+def are_apart(runs: Iterable[Sequence[DataFile]]) -> bool:
+    """Whether of runs of one partition no two share a moment and an order when they are merged (L25)."""
+    return not any(_cross(a, b) for a, b in itertools.combinations(map(_hull, runs), 2))
 
 
 def _apart(layers: Layers, runs: Iterable[list[int]]) -> list[list[int]]:

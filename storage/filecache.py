@@ -27,7 +27,7 @@ from crc32c import crc32c
 from storage.errors import CorruptObject, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from storage.objects import ObjectStore
@@ -149,6 +149,22 @@ class Lease:
             self._cache.unpin(self._held)
 
 
+def _is_of_size(entry: _Entry, file: DataFile) -> bool:
+    """Of the object that a slice is in its entry does not say the size."""
+    return file.is_slice or entry.bytes == file.bytes
+
+
+def _write(target: str, pieces: Iterable[bytes]) -> int:
+    """A new file of these pieces; their CRC32C."""
+    crc = 0
+    with open(target, "xb", buffering=0) as output:
+        for piece in pieces:
+            if output.write(piece) != len(piece):
+                raise OSError("a short write: the disk is full")
+            crc = crc32c(piece, crc)
+    return crc
+
+
 class FileCache:
     """At most ``bytes_max`` of whole files in ``folder``, which is this object's alone; the least recently used go.
 
@@ -196,7 +212,7 @@ class FileCache:
                 entry = held.get(file.path)
                 if entry is None:
                     entry = self._entries.get(file.path)
-                    if entry is None or not entry.is_checked or entry.bytes != file.bytes:
+                    if entry is None or not entry.is_checked or not _is_of_size(entry, file):
                         continue
                     entry.pins += 1
                     held[file.path] = entry
@@ -261,7 +277,7 @@ class FileCache:
             if entry is None:
                 return False
             entry.pins += 1
-        is_whole = entry.bytes == file.bytes and self._crc(entry) == entry.crc
+        is_whole = _is_of_size(entry, file) and self._crc(entry) == entry.crc
         with self._lock:
             entry.pins -= 1
             entry.is_checked = is_whole
@@ -282,39 +298,43 @@ class FileCache:
 
     def _fetch(self, file: DataFile) -> None:
         """Raises OSError, StorageError."""
-        if not self._take_room(file.bytes):
+        whole = self._whole(file) if file.is_slice else None
+        size = file.bytes if whole is None else len(whole)
+        if not self._take_room(size):
             raise OSError("no room")
         temporary = f"{self._folder}/{TEMPORARY}{uuid.uuid4().hex}"
         try:
-            crc = self._copy(file, temporary)
+            crc = _write(temporary, self._pieces(file) if whole is None else [whole])
             name = f"{file.path.replace('/', ',')}.{crc:08x}.parquet"
             modified_ns = os.stat(temporary).st_mtime_ns
             os.rename(temporary, f"{self._folder}/{name}")
         except BaseException:
             _unlink(temporary)
             with self._lock:
-                self._used_bytes -= file.bytes
+                self._used_bytes -= size
             raise
         with self._lock:
-            self._entries[file.path] = _Entry(name, file.bytes, crc, modified_ns, time.time(), is_checked=True)
+            self._entries[file.path] = _Entry(name, size, crc, modified_ns, time.time(), is_checked=True)
             self._counters.fetched += 1
-            self._counters.fetched_bytes += file.bytes
+            self._counters.fetched_bytes += size
 
-    def _copy(self, file: DataFile, target: str) -> int:
-        """Write the object's bytes; return their CRC32C. What is no DataFile of its size is refused."""
+    def _whole(self, file: DataFile) -> bytes:
+        """A bundle, which is never large: what the entry of a slice says is its share of the object's bytes."""
+        data = self._store().get(file.path)
+        if not data.endswith(_END):
+            raise CorruptObject(f"{file.path} is no DataFile")
+        return data
+
+    def _pieces(self, file: DataFile) -> Iterator[bytes]:
+        """The object's bytes. What is no DataFile of its size is refused."""
         store = self._store()
-        crc = at = 0
-        with open(target, "xb", buffering=0) as output:
-            while at < file.bytes:
-                wanted = min(PIECE_BYTES, file.bytes - at)
-                is_last = at + wanted == file.bytes
-                piece = store.get_range(file.path, at, wanted + is_last)  # one more: there must be none
-                if len(piece) != wanted or (is_last and not piece.endswith(_END)):
-                    raise CorruptObject(f"{file.path} is no DataFile of {file.bytes} bytes")
-                if output.write(piece) != len(piece):
-                    raise OSError("a short write: the disk is full")
-                crc, at = crc32c(piece, crc), at + wanted
-        return crc
+        for at in range(0, file.bytes, PIECE_BYTES):
+            wanted = min(PIECE_BYTES, file.bytes - at)
+            is_last = at + wanted == file.bytes
+            piece = store.get_range(file.path, at, wanted + is_last)  # one more: there must be none
+            if len(piece) != wanted or (is_last and not piece.endswith(_END)):
+                raise CorruptObject(f"{file.path} is no DataFile of {file.bytes} bytes")
+            yield piece
 
     # -- under the lock ----------------------------------------------------------------------------------
 

@@ -55,20 +55,21 @@ class FileLists:
 
 
 def standing(
-    changes: Sequence[FileChange], paths: Iterable[str], pending: Mapping[Key, Sequence[PendingDelete]]
+    changes: Sequence[FileChange], files: Iterable[DataFile], pending: Mapping[Key, Sequence[PendingDelete]]
 ) -> list[bool]:
-    """Which changes fit the list of ``paths`` (L21).
+    """Which changes fit the list of ``files`` (L21).
 
     One is void if a file that it removes is gone, or if a delete that names one was applied since, so that what it
     adds still has its rows.
     """
-    there = set(paths)
+    there = {file.identity for file in files}
     stands = []
     for change in changes:
-        removed = {file.path for file in change.removed}
+        removed = {file.identity for file in change.removed}
+        paths = {file.path for file in change.removed}
         missed = [
             one for one in pending.get(change.partition, ())
-            if one.order not in change.deletes and not removed.isdisjoint(one.files)
+            if one.order not in change.deletes and not paths.isdisjoint(one.files)
         ]  # fmt: skip
         stands.append(removed <= there and not (missed and change.added))
         if stands[-1]:
@@ -78,12 +79,12 @@ def standing(
 
 def changed_lists(lists: FileLists, changes: Sequence[FileChange]) -> FileLists:
     """The lists after ``changes``. A part that loses a file is given up: what is left of it is loose."""
-    removed = {file.path for change in changes for file in change.removed}
-    kept = tuple(part for part in lists.parts if not any(file.path in removed for file in part.files))
+    removed = {file.identity for change in changes for file in change.removed}
+    kept = tuple(part for part in lists.parts if not any(file.identity in removed for file in part.files))
     named = {part.path for part in kept}
     given_up = [part for part in lists.parts if part.path not in named]
-    loose = [file for part in given_up for file in part.files if file.path not in removed]
-    loose += [file for file in lists.loose if file.path not in removed]
+    loose = [file for part in given_up for file in part.files if file.identity not in removed]
+    loose += [file for file in lists.loose if file.identity not in removed]
     return FileLists((*loose, *(file for change in changes for file in change.added)), kept)
 
 

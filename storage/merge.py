@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage.bundlereader import slice_as_file
 from storage.compaction import RUN_FILES_MAX, TARGET_BYTES, is_oldest
 from storage.datafile import (
     CREATE_TRIES_MAX,
@@ -309,7 +310,9 @@ class _Input:
 
 
 def open_file(store: ObjectStore, file: DataFile) -> pa.NativeFile:
-    """A DataFile for reading: mapped from a local disk, else by ranges. Raises ObjectMissing."""
+    """A DataFile for reading: mapped from a local disk, else by ranges; a slice as a file. Raises ObjectMissing."""
+    if file.is_slice:
+        return pa.BufferReader(slice_as_file(store, file))
     local = store.local_path(file.path)
     if local is not None:
         try:

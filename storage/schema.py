@@ -65,6 +65,10 @@ class Op(enum.StrEnum):
 
 
 OP_CODES: Final[dict[Op, int]] = {Op.PATCH: 0, Op.PUT: 1, Op.DELETE: 2}
+TABLE_COLUMN: Final = "_runnel_table"
+"""int64: in bundles, the id of a row's table (FORMAT F18)."""
+PARTITION_COLUMN: Final = "_runnel_partition"
+"""int32: in bundles, the id of a row's partition."""
 PARQUET: Final = "parquet"
 OPS: Final = "ops"
 """A trait of a DataFile: it has `OP_COLUMN`, which a reader must heed; else its rows are of the table's default op."""
@@ -73,11 +77,15 @@ KEYS: Final = "keys"
 WHOLE: Final = "whole"
 """Each of its rows is a put, a delete, or has a value in every field that the table has at the file's schema version:
 it leaves nothing of older rows with its key."""
-FILE_KINDS: Final = frozenset(
+PARQUET_OPS: Final = f"{PARQUET}-{OPS}"
+BUNDLE: Final = "bundle"
+BUNDLE_OPS: Final = f"{BUNDLE}-{OPS}"
+SLICE_KINDS: Final = frozenset({BUNDLE, BUNDLE_OPS})
+FILE_KINDS: Final = SLICE_KINDS | frozenset(
     "-".join((PARQUET, *some)) for count in range(4) for some in itertools.combinations((OPS, KEYS, WHOLE), count)
 )
-"""Kinds of DataFiles: `PARQUET` and its traits, in this order."""
-PARQUET_OPS: Final = f"{PARQUET}-{OPS}"
+"""Kinds of DataFiles: `PARQUET` and its traits, in this order, as an object of its own; and as a slice of a bundle,
+which has rows of other partitions too."""
 
 
 ARROW_TYPES: Final[dict[TypeKind, pa.DataType]] = {
@@ -210,9 +218,10 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One immutable, sorted Parquet object, as a Checkpoint names it (FORMAT F18).
+    """One immutable, sorted Parquet object, or a partition's slice of one, as a Checkpoint names it (FORMAT F18).
 
-    ``path`` is relative to the store's root. Ranges are inclusive: order and offset of rows, and event
+    ``path`` is relative to the store's root; of the slices of a bundle it is the same, and each has its share of the
+    object's bytes. Ranges are inclusive: order and offset of rows, and event
     time in ns. Within one file each primary key stands once.
     """
 
@@ -246,6 +255,16 @@ class DataFile:
     def is_whole(self) -> bool:
         """Whether no row of it leaves anything of an older one with its key."""
         return WHOLE in self.kind.split("-")
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether only those rows of the object are its own that have its table's and its partition's ids."""
+        return self.kind in SLICE_KINDS
+
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        """What no other entry of a list has: in one object each partition has at most one slice."""
+        return self.path, self.table_id, self.partition
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from storage import admission
 from storage.appends import Append, EncodedAppend, append_entry, decode_append
+from storage.bundle import sorted_out, write_tails
 from storage.checkpoint import FILES_INLINE_MAX, Part, encode_part
 from storage.cutoffrecorder import CutoffRecorder
 from storage.datafile import write_datafile
@@ -25,7 +26,6 @@ from storage.errors import (
     FsyncFailed,
     LogBacklogFull,
     MemoryExhausted,
-    OutcomeUnknown,
     RequestTooLarge,
     ShardClosed,
     StorageError,
@@ -46,7 +46,16 @@ from storage.objects import CreateOutcome
 from storage.pendingdeletes import pending_after_changes
 from storage.shardlimits import ShardCounters, ShardLimits
 from storage.shardstate import ShardState, encode_frozen, held_bytes
-from storage.store import data_folder, data_path, epoch_of, log_folder, object_name, part_path, parts_folder
+from storage.store import (
+    bundle_path,
+    data_folder,
+    data_path,
+    epoch_of,
+    log_folder,
+    object_name,
+    part_path,
+    parts_folder,
+)
 from storage.tailanswer import tail_answer
 from storage.writeids import RETRY_SECONDS_MAX
 
@@ -216,7 +225,7 @@ class Shard:
         sent = self._send(driver, fresh, prepare) if fresh else []
         anonymous = iter([at for part, at in zip(fresh, sent, strict=True) if part.write_id == NO_WRITE_ID])
         outcomes = [next(anonymous) if p.write_id == NO_WRITE_ID else self._known(p) for p in parts]
-        offsets = await _offsets(outcomes)
+        offsets = await admission.first_offsets(outcomes)
         self._mark_due()
         return offsets
 
@@ -438,10 +447,11 @@ class Shard:
         self.counters.datafiles += len(files)
 
     async def _write_files(self, frozen: Frozen) -> list[DataFile]:
-        files = []
+        """Tails with few rows go into bundles (F18), each of the others into a file of its own."""
         epoch = self.driver.core.epoch
-        for (table_id, partition), tail in frozen.tails.items():
-            table = self._table(table_id)
+        small, large = await self._in_thread(sorted_out, self._table, frozen.tails)
+        files: list[DataFile] = await self._in_thread(write_tails, self._store, self.log_id, epoch, small)
+        for table, partition, tail in large:
             file = await self._in_thread(write_datafile, self._store, table, self.log_id, epoch, partition, tail)
             files += [] if file is None else [file]
         return files
@@ -455,7 +465,7 @@ class Shard:
 
     async def _write_part(self, members: tuple[DataFile, ...]) -> Part:
         """Move loose files into a part that later Checkpoints only name (L23)."""
-        data = encode_part(self.identity.store_id, self.log_id, members)
+        data = await self._in_thread(encode_part, self.identity.store_id, self.log_id, members)
         for _ in range(PART_TRIES_MAX):
             path = part_path(self.log_id, self.driver.core.epoch)
             if await self._in_thread(self._store.create, path, [data]) is CreateOutcome.CREATED:
@@ -464,10 +474,11 @@ class Shard:
 
     # -- compaction (L21) --------------------------------------------------------------------------------
 
-    def reserve_names(self, table: Table, count: int) -> tuple[str, ...]:
-        """Paths for new DataFiles of ``table``: until they are released the sweep spares them (L20)."""
-        epoch = self.driver.core.epoch
-        names = tuple(data_path(self.log_id, table.database_id, table.id, epoch) for _ in range(count))
+    def reserve_names(self, table: Table | None, count: int) -> tuple[str, ...]:
+        """Paths for new DataFiles of ``table``, or bundles: until they are released the sweep spares them (L20)."""
+        log_id, epoch = self.log_id, self.driver.core.epoch
+        new = functools.partial(data_path, log_id, table.database_id, table.id) if table else None
+        names = tuple(bundle_path(log_id, epoch) if new is None else new(epoch) for _ in range(count))
         self._being_written.update(names)
         return names
 
@@ -488,7 +499,7 @@ class Shard:
     async def _replace_files(self, changes: Sequence[FileChange], stands: list[bool]) -> None:
         async with self._checkpointing:
             self.driver.check_owner()
-            stands += standing(changes, (file.path for file in self.state.all_files()), self.state.pending())
+            stands += standing(changes, self.state.all_files(), self.state.pending())
             if any(stands):
                 await self._replace_now([change for change, stand in zip(changes, stands, strict=True) if stand])
 
@@ -546,18 +557,3 @@ class Shard:
         except FsyncFailed as error:  # L34: what the disk holds is unknown; the process ends
             self._on_fatal(error)
             raise
-
-
-async def _offsets(outcomes: Sequence[int | asyncio.Future[Position] | None]) -> list[int]:
-    """All first offsets, or the error that says most: what may stand must not be called failed (L6)."""
-    offsets: list[int] = []
-    errors: list[StorageError] = []
-    for at in outcomes:
-        assert at is not None, "what is sent is known at once"
-        try:
-            offsets.append(at if isinstance(at, int) else (await asyncio.shield(at)).entry.base_offset)
-        except StorageError as error:
-            errors.append(error)
-    if errors:
-        raise next((e for e in errors if isinstance(e, OutcomeUnknown)), errors[0])
-    return offsets

@@ -19,8 +19,8 @@ from storage.checkpoint import (
     Section,
     decode_part,
     decode_tables,
-    file_from_row,
-    file_row,
+    file_table,
+    files_from_table,
     section_entry,
     section_from_table,
 )
@@ -211,6 +211,7 @@ class ShardState:
         remembered = tables.pop(Section.WRITE_IDS)
         if self._only is None:
             self.write_ids = read_write_ids(remembered)
+        files = files_from_table(tables.pop(Section.FILES), where)
         sections = {section: table.to_pylist() for section, table in tables.items()}
         (meta,) = sections[Section.META]
         self.k = self.position = meta["covered"]
@@ -236,7 +237,7 @@ class ShardState:
             if key not in self.partitions:
                 raise CorruptObject(f"{where}: a delete in partition {key}, which it does not list")
             self.partitions[key].pending = pending
-        self.loose = self._wanted_files(file_from_row(row, where) for row in sections[Section.FILES])
+        self.loose = self._wanted_files(files)
         self._add_files(self.loose)
         if any(row["section"] != Section.FILES or row["owner_id"] for row in sections[Section.PARTS]):
             raise UnsupportedFormat(f"{where}: a part of something else than the file list")
@@ -461,8 +462,10 @@ class ShardState:
 
     def _remove_files(self, files: Sequence[DataFile], sequence: int) -> None:
         """Their partitions have changed: what was answered of them before is not what is there now (L14)."""
-        paths = {file.path for file in files}
-        for key in {(file.table_id, file.partition) for file in files}:
+        removed: dict[PartitionKey, set[str]] = {}
+        for file in files:  # by partition: other slices of a bundle stay
+            removed.setdefault((file.table_id, file.partition), set()).add(file.path)
+        for key, paths in removed.items():
             state = self.partitions[key]
             state.changed_at = sequence
             state.files = tuple(file for file in state.files if file.path not in paths)
@@ -510,7 +513,7 @@ class ShardState:
 
 def _file_sections(loose: Sequence[DataFile], parts: Sequence[Part]) -> tuple[Entry, ...]:
     return (
-        section_entry(Section.FILES, [file_row(f) for f in loose]),
+        section_from_table(Section.FILES, file_table(loose)),
         section_entry(Section.PARTS, [_part_row(part) for part in parts]),
     )
 

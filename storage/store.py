@@ -117,6 +117,16 @@ def data_path(log_id: int, database_id: int, table_id: int, epoch: int) -> str:
     return f"{data_folder(log_id)}/{database_id}/{table_id}/{epoch}-{uuid.uuid4().hex}.parquet"
 
 
+def bundles_folder(log_id: int) -> str:
+    """Where the bundles of a Log lie; the name is no database's id."""
+    return f"{data_folder(log_id)}/bundles"
+
+
+def bundle_path(log_id: int, epoch: int) -> str:
+    """A new bundle's path (F2, L20)."""
+    return f"{bundles_folder(log_id)}/{epoch}-{uuid.uuid4().hex}.parquet"
+
+
 def parts_folder(log_id: int) -> str:
     """Where the parts of a Log's Checkpoints lie."""
     return f"parts/{log_id}"

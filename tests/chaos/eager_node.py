@@ -12,17 +12,18 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import nodes.compaction
+import storage.bundleplan
 import storage.compaction
 from nodes.mergeprocess import MergeFailed
-from nodes.mergeworker import Answer
+from nodes.mergeworker import Answer, carried_out
 from storage.errors import StorageError
-from storage.merge import merge_files
 from storage.objects import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from storage.bundlemerge import BundleJob
     from storage.merge import MergeJob
     from storage.objects import S3Options
 
@@ -39,13 +40,15 @@ class MergeHere:
         self._store = open_store(url, options)
         self._scratch, self._read_bytes = scratch, read_bytes
 
-    async def merge(self, job: MergeJob, share: float) -> Answer:
+    async def merge(self, job: MergeJob | BundleJob, share: float) -> Answer:
         self._scratch.mkdir(parents=True, exist_ok=True)
         try:
-            files = await asyncio.to_thread(merge_files, self._store, job, self._scratch, read_bytes=self._read_bytes)
+            files, runs = await asyncio.to_thread(
+                carried_out, self._store, job, self._scratch, lambda: None, self._read_bytes
+            )
         except StorageError as error:
             raise MergeFailed(str(error), passing=True) from error
-        return Answer(0.0, files)
+        return Answer(0.0, files, runs=runs)
 
     async def rest(self) -> None:
         """Nothing runs."""
@@ -60,6 +63,7 @@ def compact_eagerly() -> None:
     vars(nodes.compaction)["LOOK_SECONDS"] = LOOK_SECONDS
     vars(nodes.compaction)["RUN_LAYERS_MIN"] = LAYERS_MIN
     vars(storage.compaction)["RUN_LAYERS_MIN"] = LAYERS_MIN
+    vars(storage.bundleplan)["RUN_LAYERS_MIN"] = LAYERS_MIN
 
 
 def merges(lines: Iterable[Mapping[str, Any]]) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.bundle import small_tail, write_tails
 from storage.catalogplan import plan
 from storage.catalogstate import CatalogLimits, CatalogSnapshot, CatalogState, Effect, apply_effects
 from storage.changes import Change, ColumnSpec, CreateDatabase, EnsureTable, SetRetention, SetRetentionBytes
@@ -37,6 +38,7 @@ from storage.frames import (
 )
 from storage.schema import OP_COLUMN, OP_TYPE, PARQUET_OPS, DataFile, Role, Table, TailBatch, TypeKind
 from storage.shardstate import PartitionState, ShardState, encode_frozen
+from tests.harness.stores import MemoryStore
 from tests.harness.tables import make_rows, make_table
 
 FOLDER = Path(__file__).parent
@@ -79,6 +81,7 @@ def data_file(number: int) -> DataFile:
 
 
 PART_PATH = f"parts/{LOG_ID}/1-{uuid.UUID(int=77).hex}"
+BUNDLE_PATH = f"data/{LOG_ID}/bundles/4-{uuid.UUID(int=78).hex}.parquet"
 PART_FILES = (data_file(100), data_file(101))
 
 
@@ -154,6 +157,25 @@ def kept_effects() -> list[Effect]:
     return plan(base, changes, CatalogLimits(), "20260101T000000")
 
 
+def bundle_files() -> tuple[dict[str, bytes], tuple[DataFile, ...]]:
+    """A bundle of three tables, of which one has ops, and its entries under a fixed path."""
+    tables = [make_table(7), replace(make_table(8), version=2), make_table(9)]
+    batches = (make_rows([3, 1, 2, 1], ["b", "a", None, "a"]), make_rows([9], ["ü"]), changed_rows())
+    store = MemoryStore()
+    tails = [small_tail(table, 2, [TailBatch(40, rows)]) for table, rows in zip(tables, batches, strict=True)]
+    made = write_tails(store, LOG_ID, 4, [tail for tail in tails if tail is not None])
+    (data,) = store.objects.values()
+    return {"bundle.parquet": data}, tuple(replace(file, path=BUNDLE_PATH) for file in made)
+
+
+def bundle_checkpoint_entries() -> tuple[Entry, ...]:
+    """Three slices of one object."""
+    state = ShardState(STORE_ID.bytes, LOG_ID, lookup)
+    _, files = bundle_files()
+    frozen = state.freeze()
+    return (*encode_frozen(frozen, files), *state.prepare(frozen, files, None))
+
+
 def catalog_effects() -> list[Effect]:
     """The effects of one change, with a fixed UUID."""
     base = apply_effects(CatalogSnapshot(), [{"do": "format", "version": 1}, {"do": "logs", "ids": [1, 2]}], 1)
@@ -210,6 +232,8 @@ def golden_files() -> dict[str, bytes]:
         "catalog-kept.bin": _object(header(ObjectKind.DATA, 5, log_id=0), (kept,)),
         "datafile-keys.parquet": encode_parquet(TABLE, with_keys(TABLE, rows, rows.num_rows)).to_pybytes(),
         "datafile-ops.parquet": encode_parquet(TABLE, fold(TABLE, [TailBatch(0, changed_rows())])).to_pybytes(),
+        **bundle_files()[0],
+        "checkpoint-bundles.bin": _object(header(ObjectKind.CHECKPOINT, 3), bundle_checkpoint_entries()),
     }
 
 

@@ -103,8 +103,12 @@ async def keeper(node: StorageNode, ledger: Ledger, draw: random.Random) -> None
 
 
 async def compacting(node: StorageNode, ledger: Ledger, seed: int) -> None:
-    """Some files in each shard; then appends, checkpoints, compactions and sweeps at once (LOG L20, L21)."""
+    """Some files in each shard; then appends, checkpoints, compactions and sweeps at once (LOG L20, L21).
+
+    With an odd seed each Checkpoint has rows of several tables, which share a bundle (FORMAT F18).
+    """
     draw = random.Random(seed)
+    names = ("t0", "t1", "t2") if seed % 2 else ("t0",)
     try:
         await node.open()
     except StorageError:
@@ -112,8 +116,9 @@ async def compacting(node: StorageNode, ledger: Ledger, seed: int) -> None:
     shards = list(node.shards.values())
     for _ in range(3):
         with contextlib.suppress(StorageError):
-            await node.ensure("t0", ledger)
-            await node.write("t0", 20, ledger)
+            for name in names:
+                await node.ensure(name, ledger)
+                await node.write(name, 20, ledger)
             await asyncio.gather(*(shard.checkpoint() for shard in shards))
     await asyncio.gather(client(node, ledger, draw, 1), *(compactor(node, shard, draw) for shard in shards))
 

@@ -7,11 +7,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from storage.bundlemerge import bundle_job, changes_of, merge_bundles
+from storage.bundleplan import bundles_of
 from storage.merge import change_of, merge_files, merge_job, names_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from storage.bundleplan import BundleSlices
     from storage.filechange import FileChange
     from storage.schema import DataFile
     from storage.shard import Shard
@@ -32,13 +35,23 @@ async def merged(node: StorageNode, shard: Shard, files: Sequence[DataFile]) -> 
     return change_of(job, added), names
 
 
+def _bundles(shard: Shard) -> list[BundleSlices]:
+    tables = {table_id: shard.tables(table_id) for table_id, _ in shard.state.partitions}
+    return bundles_of(shard.state.all_files(), {n: table for n, table in tables.items() if table is not None})
+
+
 async def merge_all(node: StorageNode, shard: Shard) -> list[bool]:
-    """Each partition's files into one, in one Checkpoint; which of these changes stand."""
+    """Each partition's files into one, all bundles into one, in one Checkpoint; which of these changes stand."""
     changes: list[FileChange] = []
     reserved: list[str] = []
     try:
+        if len(bundles := _bundles(shard)) > 1:
+            job = bundle_job(bundles, shard.tables, shard.state.partitions, shard.reserve_names)
+            reserved += [*job.names, *(name for run in job.runs for name in run.names)]
+            loop = asyncio.get_running_loop()
+            changes += changes_of(job, await loop.run_in_executor(node.executor, merge_bundles, node.store, job))
         for state in list(shard.state.partitions.values()):
-            if len(state.files) > 1:
+            if len(state.files) > 1 and not (len(bundles) > 1 and any(file.is_slice for file in state.files)):
                 change, names = await merged(node, shard, state.files)
                 changes.append(change)
                 reserved += names

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from engine.engine import Engine, EngineLimits
+from storage.bundle import sorted_out, write_tails
 from storage.datafile import encode_parquet, file_rows
 from storage.deletes import PendingDelete
 from storage.fold import fold
 from storage.merge import without_deletes
+from storage.objects import open_store
 from storage.schema import (
     NO_ROWS,
     OP_COLUMN,
@@ -167,6 +169,24 @@ class World:
         file = self.checkpoint(table, partition)
         assert file is not None
         return file
+
+    def bundle(self) -> list[DataFile]:
+        """Move all tails into bundles, if they are small; their deletes wait for the files before them."""
+        store = open_store(str(self.folder))
+        tables = {table.id: table for table in self.tables}
+        tails = {key: tuple(part.tail) for key, part in self._parts.items() if part.tail}
+        small, large = sorted_out(tables.__getitem__, tails)
+        assert not large, "one alone, or too many rows"
+        made = write_tails(store, 1, 1, small)
+        store.close()
+        for part in self._parts.values():
+            paths = frozenset(file.path for file in part.files)
+            part.pending += [PendingDelete(b.first_offset, b.delete, paths) for b in part.tail if b.delete is not None]
+            part.tail = []
+        for file in made:
+            self._parts[file.table_id, file.partition].files.append(file)
+        self.sequence += 1
+        return made
 
     async def snapshot(self, tables: Sequence[Table]) -> Sequence[TableSnapshot]:
         self.asked.append([table.name for table in tables])

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.budget import MemoryBudget
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from storage.objects import ObjectStore
-    from storage.schema import PartitionSnapshot
+    from storage.schema import DataFile, PartitionSnapshot
 
 LIMITS = ShardLimits(checkpoint_seconds=3600.0, grace_seconds=0.0)
 BUDGET_BYTES = 64 * 1024 * 1024
@@ -219,7 +220,7 @@ def rows_of(store: ObjectStore, snapshots: Sequence[PartitionSnapshot]) -> list[
     for part in snapshots:
         check_layers(part)
         for file in part.files:
-            rows = pq.read_table(pa.BufferReader(store.get(file.path)))
+            rows = file_rows(store, file)
             assert rows.num_rows == file.rows
             offsets = rows.column("_runnel_offset").to_pylist()
             assert len(set(offsets)) == len(offsets)
@@ -229,6 +230,15 @@ def rows_of(store: ObjectStore, snapshots: Sequence[PartitionSnapshot]) -> list[
         for batch in part.tail:
             found.extend(batch.rows.column("n").to_pylist())
     return found
+
+
+def file_rows(store: ObjectStore, file: DataFile) -> pa.Table:
+    """The rows of a file, or of a slice of a bundle."""
+    rows = pq.read_table(pa.BufferReader(store.get(file.path)))
+    if not file.is_slice:
+        return rows
+    mine = (pc.field("_runnel_table") == file.table_id) & (pc.field("_runnel_partition") == file.partition)
+    return rows.filter(mine)
 
 
 def check_layers(part: PartitionSnapshot) -> None:

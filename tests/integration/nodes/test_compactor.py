@@ -11,13 +11,16 @@ from structlog.testing import capture_logs
 
 from nodes.compaction import Compactor, Room
 from nodes.mergeprocess import MergeFailed
-from nodes.mergeworker import Answer
+from nodes.mergeworker import Answer, carried_out
 from nodes.settings_model import DataSettings, Settings
 from storage.budget import MemoryBudget
 from storage.changes import SetRetentionBytes
+from storage.deletes import RangeDelete
 from storage.errors import Fenced
 from storage.filechange import FileChange
-from storage.merge import merge_files
+from storage.merge import READ_BYTES_MAX
+from storage.schema import NO_ROWS
+from storage.shard import Append
 from tests.harness.merging import merged
 from tests.harness.storagenode import Ledger, StorageNode, check_node, read_all
 from tests.harness.stores import MemoryStore
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from storage.bundlemerge import BundleJob
     from storage.merge import MergeJob
     from storage.objects import ObjectStore
     from storage.schema import DataFile
@@ -46,13 +50,15 @@ class ThreadMerger:
         self.closed = False
         self._store, self._scratch = store, scratch
 
-    async def merge(self, job: MergeJob, share: float) -> Answer:
+    async def merge(self, job: MergeJob | BundleJob, share: float) -> Answer:
         self.begun += 1
         self.shares.append(share)
         await self.gate.wait()
         if self.refuses or self.closed:
             raise MergeFailed("refused")
-        return Answer(0.5, await asyncio.to_thread(merge_files, self._store, job, self._scratch))
+        made = asyncio.to_thread(carried_out, self._store, job, self._scratch, lambda: None, READ_BYTES_MAX)
+        files, runs = await made
+        return Answer(0.5, files, runs=runs)
 
     async def rest(self) -> None:
         assert self.gate.is_set()
@@ -105,6 +111,81 @@ async def test_it_merges_until_nothing_is_worth_it(tmp_path: Path) -> None:
     assert counters.bytes_out == world.files[0].bytes
     assert await world.node.shards[1].sweep() == 5, "names are released when the merge is committed"
     await check_node(world.node, world.ledger)
+
+
+async def with_bundles(world: World, checkpoints: int) -> None:
+    """Three tables whose rows share an object in each Checkpoint."""
+    for name in ("t0", "t1", "t2"):
+        await world.node.ensure(name, world.ledger)
+    for _ in range(checkpoints):
+        for name in ("t0", "t1", "t2"):
+            await world.node.write(name, 2, world.ledger)
+        await world.node.shards[1].checkpoint()
+
+
+def objects(world: World) -> set[str]:
+    return {file.path for file in world.files}
+
+
+@looped
+async def test_f18_bundles_are_merged_into_one_and_what_they_were_is_swept(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.open(files=0)
+    await with_bundles(world, 5)
+    assert (len(world.files), len(objects(world))) == (15, 5)
+    assert await world.compactor.compact() == 1
+    assert (len(world.files), len(objects(world))) == (3, 1)
+    assert all(file.is_slice for file in world.files)
+    assert await world.compactor.compact() == 0
+    counters = world.compactor.counters
+    assert (counters.merges, counters.files_in, counters.files_out, counters.rows) == (1, 15, 3, 30)
+    assert await world.node.shards[1].sweep() == 5, "L20: names are released when the merge is committed"
+    await check_node(world.node, world.ledger)
+    heir = await owner(world.store, b"b")
+    await check_node(heir, world.ledger)
+
+
+@looped
+async def test_f18_the_background_waits_for_several_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodes.compaction.LOOK_SECONDS", 0.01)
+    world = World(tmp_path)
+    await world.open(files=0)
+    await with_bundles(world, 3)
+    work = asyncio.create_task(world.compactor.run())
+    await asyncio.sleep(0.1)
+    assert len(objects(world)) == 3
+    await with_bundles(world, 1)
+    await until(lambda: len(objects(world)) == 1)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    await check_node(world.node, world.ledger)
+
+
+@looped
+async def test_l21_a_delete_that_comes_in_mid_merge_makes_one_slice_void_and_no_other(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.open(files=0)
+    await with_bundles(world, 4)
+    shard, table = world.node.shards[1], world.node.table("t1")
+    world.merger.gate.clear()
+    compacting = asyncio.create_task(world.compactor.compact())
+    await until(lambda: world.merger.begun == 1)
+    place = table.partitions[0].id
+    await shard.append([Append(table, place, NO_ROWS, delete=RangeDelete())])
+    await shard.checkpoint()
+    world.merger.gate.set()
+    await compacting
+    assert world.compactor.counters.void == 1
+    assert [len(part.files) for (table_id, _), part in shard.state.partitions.items() if table_id != table.id] == [1, 1]
+    while await world.compactor.compact():
+        pass
+    assert shard.state.partitions[table.id, place].files == (), (
+        "the delete is carried out, and nothing is left of its rows"
+    )
+    assert shard.state.pending() == {}
+    assert [len(part.files) for part in shard.state.partitions.values()].count(1) == 2
+    heir = await owner(world.store, b"b")
+    assert sorted(heir.shards[1].state.all_files(), key=str) == sorted(shard.state.all_files(), key=str)
 
 
 @looped
@@ -171,7 +252,7 @@ async def test_an_operator_waits_for_what_was_there_and_not_for_what_comes_meanw
     await world.open(share=0.25, files=3)
     merge, merges = world.merger.merge, 0
 
-    async def merge_beside_writes(job: MergeJob, share: float) -> Answer:
+    async def merge_beside_writes(job: MergeJob | BundleJob, share: float) -> Answer:
         nonlocal merges
         merges += 1
         assert merges < 5, "no end"

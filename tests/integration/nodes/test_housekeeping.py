@@ -19,6 +19,7 @@ from nodes.metrics import Metrics
 from nodes.settings_model import DataSettings, LogSettings, Settings
 from storage.cutoffrecorder import CutoffRecorder
 from storage.errors import StoreFull
+from storage.schema import DataFile
 from storage.store import data_path
 from tests.harness.gateway import on_loop
 from tests.harness.waiting import until
@@ -113,6 +114,50 @@ def test_dropped_rows_and_what_is_on_the_disk(tmp_path: Path) -> None:
             assert node.backend.status().compaction.files_gone == 1
         async with node_at(tmp_path) as node:
             assert await node.count("kept") == 2, "and after a restart"
+
+    run()
+
+
+def test_l19_an_object_stays_as_long_as_one_slice_of_it_is_named(tmp_path: Path) -> None:
+    """A bundle of four tables: two are dropped, the rows of one expire, and the last one keeps the object."""
+
+    @on_loop
+    async def run() -> None:
+        async with node_at(tmp_path) as node:
+            now = time.time_ns()
+            ages = {"gone": 0.1, "gone_too": 0.1, "expired": 30, "kept": 0.1}
+            await node.lines("".join(f"{table},k=a v=1i {now - int(age * HOUR)}\n" for table, age in ages.items()))
+            assert node.on_disk() == 1
+            shard = node.backend._shard(1)
+            assert len(list(shard.state.all_files())) == 4
+            await node.backend.alter([DropTable("db", "gone"), DropTable("db", "gone_too")], ANYONE)
+            assert await node.let_go() == 2
+            await node.backend.alter([SetRetention("db", HOUR)], ANYONE)
+            assert await node.let_go() == 1
+            for _ in range(3):
+                await shard.sweep()
+            assert node.on_disk() == 1
+            assert (await node.count("kept"), await node.count("expired")) == (1, 0)
+            await node.backend.alter([DropTable("db", "kept")], ANYONE)
+            assert await node.let_go() == 1
+            for _ in range(2):
+                await shard.sweep()
+            assert node.on_disk() == 0
+
+    run()
+
+
+def test_l19_were_paths_what_tells_files_apart_a_slice_would_take_the_others_along(tmp_path: Path) -> None:
+    @on_loop
+    async def run() -> None:
+        async with node_at(tmp_path) as node:
+            await node.lines(f"gone,k=a v=1i {time.time_ns()}\nkept,k=a v=1i {time.time_ns()}\n")
+            await node.backend.alter([DropTable("db", "gone")], ANYONE)
+            with mock.patch.object(DataFile, "identity", property(lambda file: file.path)):
+                await node.let_go()
+            await node.backend._shard(1).checkpoint()
+            shard = node.backend._shard(1)
+            assert list(shard.state.all_files()) == [], "the rule is broken here"
 
     run()
 

@@ -49,6 +49,8 @@ def test_a_crash_at_every_step() -> None:
 def test_l21_a_crash_at_every_step_of_a_compaction(seed: int, rates: dict[Fault, float] | None) -> None:
     whole = run(seed, rates=rates, work=compacting)
     assert any(step.startswith("after delete data/") for step in whole.trail), "files were replaced and swept"
+    is_bundled = any("delete data/" in step and "/bundles/" in step for step in whole.trail)
+    assert is_bundled or seed % 2 == 0, "F18: so were bundles"
     for step in range(1, whole.steps + 1, 2 if rates is None else 4):
         run(seed, step, rates, compacting)
 

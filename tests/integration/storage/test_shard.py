@@ -306,13 +306,20 @@ async def test_duckdb_reads_the_same_rows_from_the_files_as_they_lie(tmp_path: P
             await node.shards[1].checkpoint()
         await node.write("t0", 10, ledger)
         snapshots = node.shards[1].snapshot(node.table("t0"))
-        paths = [str(node.store.local_path(file.path)) for part in snapshots for file in part.files]
+        files = [file for part in snapshots for file in part.files]
+        assert all(file.is_slice for file in files)
+        paths = sorted({str(node.store.local_path(file.path)) for file in files})
+        assert (len(files), len(paths)) == (9, 3)
         tail = {n for part in snapshots for b in part.tail for n in b.rows.column("n").to_pylist()}
         query = "SELECT n, host, epoch_ns(time) FROM read_parquet($paths) ORDER BY n"
         found = duckdb.connect().execute(query, {"paths": paths}).fetchall()
         assert {n for n, _, _ in found} | tail == ledger.acknowledged
         assert all(host == f"h{n % 5}" and time == n for n, host, time in found)
         assert len(found) + len(tail) == len(ledger.acknowledged) == 1210
+        table, part = node.table("t0").id, files[0].partition
+        query = "SELECT count(*) FROM read_parquet($paths) WHERE _runnel_table = $table AND _runnel_partition = $part"
+        counted = duckdb.connect().execute(query, {"paths": paths, "table": table, "part": part}).fetchall()
+        assert counted == [(sum(file.rows for file in files if file.partition == part),)]
 
 
 @looped

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from storage import bundle
 from storage.catalogstate import EFFECT_KEYS, TYPE_RECORDS
 from storage.checkpoint import FILES_INLINE_MAX, SCHEMAS, Section
 from storage.datafile import OWN_FIELD_IDS, ROW_GROUP_ROWS
 from storage.entries import IPC_FROM_ROWS, RECORD_KEYS, RECORD_VERSION
 from storage.frames import ALIGNMENT, ENTRIES_MAX, FORMAT_VERSION, OBJECT_BYTES_MAX, SKIPPABLE_FROM, EntryKind
-from storage.schema import OFFSET_COLUMN
+from storage.schema import FILE_KINDS, OFFSET_COLUMN
+from storage.slices import COLUMNS_MAX
 
 TEXT = (Path(__file__).parents[3] / "docs" / "format.md").read_text()
 TYPES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q", "i64": "q"}
@@ -98,8 +100,20 @@ def test_the_numbers_in_the_prose() -> None:
         f"more than {FILES_INLINE_MAX} files",
         f"field id {OWN_FIELD_IDS[OFFSET_COLUMN]}",
         f"Row groups have {ROW_GROUP_ROWS:,} rows",
+        f"at most {bundle.SLICE_ROWS_MAX:,} rows and {bundle.SLICE_BYTES_MAX // 1024} KiB in memory share",
+        f"at most {COLUMNS_MAX} columns, {bundle.ROWS_MAX:,} rows and {bundle.CELLS_MAX:,} values",
+        f"have {bundle.GROUP_ROWS_MIN:,} rows or, in large bundles, a\n  {bundle.GROUPS_MAX}th of all",
     ):
         assert statement in TEXT, statement
+
+
+def test_the_kinds_of_files() -> None:
+    assert {kind for row in tables("kinds")[""] for kind in re.findall(r"`([^`]+)`", row[0])} == FILE_KINDS
+
+
+def test_the_columns_of_a_bundle() -> None:
+    documented = {row[0].strip("`"): int(row[2]) for row in tables("columns")["bundle"]}
+    assert documented == bundle.FIELD_IDS
 
 
 def test_the_types_of_columns() -> None:

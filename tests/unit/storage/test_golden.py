@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from storage.bundle import FIELD_IDS
 from storage.catalogstate import CatalogState, apply_effects
 from storage.checkpoint import Section, decode_part, decode_sections
 from storage.cutoffs import Cutoff
@@ -212,3 +213,28 @@ def test_a_datafile_with_keys() -> None:
     assert rows.column(SERIES_COLUMN).to_pylist()[0] == key_hash(b"")
     ids = {field.name: field.metadata[b"PARQUET:field_id"] for field in rows.schema}
     assert (ids[SERIES_COLUMN], ids[KEY_COLUMN]) == (b"2147483643", b"2147483642")
+
+
+def test_a_bundle() -> None:
+    """Any reader's filter by table finds a table's rows; other columns' ids would be those of several tables."""
+    rows = pq.read_table(make.FOLDER / "bundle.parquet")
+    assert rows.column_names == [
+        "_runnel_table", "_runnel_partition", "time", "b", "f", "host", "i", "s", "u", "_runnel_op", "_runnel_offset",
+    ]  # fmt: skip
+    assert rows.column("_runnel_table").to_pylist() == [7, 7, 7, 8, 9, 9, 9]
+    assert rows.column("host").to_pylist() == [None, "a", "b", "ü", None, "a", "b"]
+    assert rows.column("_runnel_op").to_pylist()[4:] == [0, 1, 2]
+    ids = {field.name: int((field.metadata or {}).get(b"PARQUET:field_id", -1)) for field in rows.schema}
+    assert {name: number for name, number in ids.items() if number >= 0} == FIELD_IDS
+
+
+def test_a_checkpoint_that_names_slices() -> None:
+    state = ShardState(make.STORE_ID.bytes, make.LOG_ID, make.lookup)
+    state.load(decoded("checkpoint-bundles.bin"))
+    files = [part.files for part in state.partitions.values()]
+    assert [(f.path, f.table_id, f.partition, f.kind, f.rows) for ((f),) in files] == [
+        (make.BUNDLE_PATH, 7, 2, "bundle", 3),
+        (make.BUNDLE_PATH, 8, 2, "bundle", 1),
+        (make.BUNDLE_PATH, 9, 2, "bundle-ops", 3),
+    ]
+    assert sum(f.bytes for ((f),) in files) == len(golden("bundle.parquet"))
