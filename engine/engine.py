@@ -207,8 +207,9 @@ class Engine:
             statement.query.enter(Phase.PLANNING)
             snapshots = await self._snapshots(statement)
             request = PlanRequest(
-                statement.text, statement.params, statement.tables, snapshots, statement.system, frugal
-            )
+                statement.text, statement.params, statement.tables, snapshots, statement.system, frugal,
+                statement.query.runs_on,
+            )  # fmt: skip
             return await self._start(request, statement, place)
         except BaseException:
             place.leave()

@@ -130,7 +130,7 @@ class RayWorkers:
             return self._reason
         return f"{len(session.able())} workers of {len(session.actors)} are there, and too few of them are free"
 
-    async def run(self, stages: Stages) -> Gathered:
+    async def run(self, stages: Stages, began: Callable[[int], None] = lambda workers: None) -> Gathered:
         session = self._session
         if session is None:
             raise WorkersLost(self._reason)
@@ -138,7 +138,7 @@ class RayWorkers:
         run = _Run(session, stages, actors, self._shuffle_bytes_max)
         session.running.add(run)
         try:
-            return await run.result()
+            return await run.result(began)
         except WorkersLost:
             for actor in actors:
                 actor.is_lost = True  # until it says otherwise
@@ -278,9 +278,9 @@ class _Run:
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self._cancelled = threading.Event()
 
-    async def result(self) -> Gathered:
+    async def result(self, began: Callable[[int], None]) -> Gathered:
         """Raises WorkersLost, TaskFailed."""
-        await asyncio.to_thread(self._submit)
+        began(await asyncio.to_thread(self._submit))
         figures = await self._unless_lost(self._finish())
         last = self._stages.last
         inputs = await self._unless_lost(self._inputs(last))
@@ -304,21 +304,22 @@ class _Run:
             with contextlib.suppress(Exception):
                 self._session.ray.cancel(ref)
 
-    def _submit(self) -> None:
-        """Hand all tasks in. Blocking. Raises TaskFailed."""
+    def _submit(self) -> int:
+        """Hand all tasks in; how many actors have some. Blocking. Raises TaskFailed."""
         try:
-            self._submit_all()
+            return len(self._submit_all())
         except Exception as error:
             raise TaskFailed(f"its tasks could not be handed in: {error}") from error
 
-    def _submit_all(self) -> None:
+    def _submit_all(self) -> set[_Actor]:
         ray = self._session.ray
+        given: set[_Actor] = set()
         held = [ray.put(_as_buffer(rows)) for rows in self._stages.held]
         for stage, found in enumerate(self._stages.stages[:-1]):
             places = _places(found.plan) or self._session.turn
             for task in self._stages.tasks(stage):
                 if self._cancelled.is_set():
-                    return
+                    return given
                 reads = [self._refs_of(read) for read in task.reads]
                 arguments = [ref for refs in reads for ref in refs] + [held[at] for at in task.held]
                 actor = self.actors[next(places) % len(self.actors)]
@@ -329,6 +330,8 @@ class _Run:
                     ray.cancel(figures)
                 self._outputs[stage, task.number] = outputs
                 self.pending += 1
+                given.add(actor)
+        return given
 
     def _refs_of(self, read: tuple[int, int]) -> list[Any]:
         stage, output = read

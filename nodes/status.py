@@ -259,6 +259,8 @@ class QueryStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int | None = None
     parquet_files: int | None = None
     parquet_bytes: int | None = None
+    rung: str | None = None
+    workers: int | None = None
 
 
 class QueryControl(Protocol):
