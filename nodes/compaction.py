@@ -52,7 +52,7 @@ QUIET_SECONDS: Final = 3600.0
 COLUMN_BYTES: Final = 24 * 2**10
 """Of `READ_BYTES_MAX`, for each column of each file of a merge: a decoder holds some pages, of 160 KB at the most."""
 REST_SECONDS: Final = 60.0
-"""Without work for so long the merging process ends: it holds some 100 MB."""
+"""Without work for so long the merging process ends: it holds what its largest merge took, 350 MB at most."""
 FORGIVE_SECONDS: Final = 600.0
 """After a merge that failed its files are left alone for about so long."""
 COMMIT_CHANGES_MAX: Final = 256
