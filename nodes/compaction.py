@@ -20,6 +20,7 @@ import structlog
 
 from nodes import machine
 from nodes.mergeprocess import MergeFailed, MergeProcess
+from nodes.mergeworker import Setup
 from nodes.status import CompactionStatus
 from nodes.storeoptions import s3_options
 from storage.compaction import RUN_BYTES_MAX, RUN_FILES_MAX, RUN_LAYERS_MIN, TARGET_BYTES, Policy, plan
@@ -30,6 +31,7 @@ from storage.merge import READ_BYTES_MAX, MergeJob, change_of, merge_job, names_
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from engine.workers import RayWorkers
     from nodes.mergeworker import Answer
     from nodes.settings_model import Budgets, Settings
     from storage.budget import MemoryBudget
@@ -71,7 +73,7 @@ FULL_SPEED: Final = 1.0
 
 
 class Merger(Protocol):
-    """Merges somewhere; `nodes.mergeprocess.MergeProcess`, or later a Ray task."""
+    """Merges somewhere: `nodes.mergeprocess.MergeProcess`, `nodes.raymerge.RayMerger`."""
 
     async def merge(self, job: MergeJob, share: float) -> Answer:
         """Raises MergeFailed; cancelling it stops the work."""
@@ -280,6 +282,7 @@ class Compactor:
             merging.cancel()
             await asyncio.gather(merging, return_exceptions=True)
         self.counters.cpu_seconds += answer.cpu_seconds
+        self.counters.on_ray += answer.on_ray
         batch.add(change_of(job, answer.files))
 
 
@@ -386,9 +389,15 @@ def new_compactor(
     store: ObjectStore,
     budget: MemoryBudget,
     shards: Callable[[], Iterable[Shard]],
+    workers: RayWorkers | None = None,
 ) -> Compactor:
-    """The compactor of a node, which merges in a process of its own."""
+    """The compactor of a node, which merges on a Ray worker, if there are ``workers``, or in a process of its own."""
     read_bytes = min(READ_BYTES_MAX, int(budgets.total_bytes * READ_BYTES_SHARE))
-    merger = MergeProcess(settings.store_url, s3_options(settings), settings.data_dir / "compaction", read_bytes)
+    options = s3_options(settings)
+    merger: Merger = MergeProcess(settings.store_url, options, settings.data_dir / "compaction", read_bytes)
+    if workers is not None:
+        from nodes.raymerge import RayMerger
+
+        merger = RayMerger(workers, Setup(store.url, options, ""), read_bytes, merger)
     room = Room(store, settings, budget, WORKER_BYTES + WORKER_READ_FACTOR * read_bytes)
     return Compactor(shards, merger, settings.compaction.cpu_share, room, read_bytes)
