@@ -174,7 +174,11 @@ class RayWorkers:
             raise WorkersLost(self._reason)
         hired = Hired(session)
         session.hired.add(hired)
-        await asyncio.to_thread(hired.start, kind, arguments)
+        try:
+            await asyncio.to_thread(hired.start, kind, arguments)
+        except BaseException:
+            session.hired.discard(hired)  # Ray ends an actor that nobody holds
+            raise
         return hired
 
     # -- statements --------------------------------------------------------------------------------------
