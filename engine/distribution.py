@@ -72,9 +72,17 @@ class Distribution:
         return Offer(choice, reframed, is_explained, is_analyzed)
 
     def source(
-        self, context: SessionContext, offer: Offer, frame: DataFrame, local: Callable[[], BatchSource]
+        self,
+        context: SessionContext,
+        offer: Offer,
+        frame: DataFrame,
+        local: Callable[[], BatchSource],
+        runs_on: Callable[[Rung, int], None],
     ) -> Source:
-        """The statement's batches; ``local`` starts it in this process. Raises what `local` raises."""
+        """The statement's batches; ``local`` starts it in this process, ``runs_on`` hears of workers that have it.
+
+        Raises what `local` raises.
+        """
         stages, choice = self._stages(context, offer)
         lines = [("rung", f"{choice.rung}: {choice.reason}")]
         if stages is not None:
@@ -82,9 +90,11 @@ class Distribution:
         if stages is None or (offer.is_explained and not offer.is_analyzed):
             return ExplainedSource(local(), frame.schema(), lines) if offer.is_explained else local()
         assert offer.frame is not None
+        runs_on(choice.rung, 0)
         staged = StagedSource(
-            stages, self._workers, self._task_context(context), offer.frame.schema(), local, self._gather_bytes_max
-        )
+            stages, self._workers, self._task_context(context), offer.frame.schema(), local, self._gather_bytes_max,
+            lambda workers: runs_on(choice.rung, workers),
+        )  # fmt: skip
         return AnalyzedSource(staged, frame.schema(), lines) if offer.is_analyzed else staged
 
     def _stages(self, context: SessionContext, offer: Offer) -> tuple[Stages | None, Choice]:

@@ -223,7 +223,7 @@ class Engine:
             snapshots, views = await self._snapshots(statement)
             request = PlanRequest(
                 statement.text, statement.params, statement.tables, snapshots, statement.system, frugal, views,
-                statement.asked,
+                statement.asked, statement.query.runs_on,
             )  # fmt: skip
             return await self._start(request, statement, place)
         except BaseException:

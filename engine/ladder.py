@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from engine.stages import Stages
     from engine.tasks import TaskFigures, TaskInputs
@@ -76,8 +76,11 @@ class Workers(Protocol):
         """Why there are none, or what there is."""
         ...
 
-    async def run(self, stages: Stages) -> Gathered:
-        """Run all stages but the last. Raises WorkersLost, TaskFailed; cancelling it stops the tasks."""
+    async def run(self, stages: Stages, began: Callable[[int], None]) -> Gathered:
+        """Run all stages but the last; ``began`` is called, in any thread, with the number of workers that have tasks.
+
+        Raises WorkersLost, TaskFailed; cancelling it stops the tasks.
+        """
         ...
 
     async def aclose(self) -> None:

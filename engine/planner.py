@@ -20,6 +20,7 @@ from engine.deleterange import range_delete
 from engine.distribution import Distribution
 from engine.errors import EngineError, InvalidParameter, InvalidStatement, NotSupported, QueryFailed, UnknownTable
 from engine.files import FileRoot, FileTables
+from engine.ladder import Rung
 from engine.materialized import Materialized, state_of, unfolded_of
 from engine.scans import scan_conditions, scan_counts
 from engine.session import (
@@ -45,7 +46,7 @@ from storage.filecache import Lease
 from storage.schema import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from datafusion import DataFrame, SessionContext
@@ -75,7 +76,8 @@ OPERATORS_MAX: Final = 2_000
 class PlanRequest:
     """One statement with everything that it reads. ``snapshots`` are of the tables that it mentions.
 
-    ``frugal`` plans it for one partition: it takes longer and less memory, and sorts spill much better.
+    ``frugal`` plans it for one partition: it takes longer and less memory, and sorts spill much better. ``runs_on``
+    hears on which rung it runs, and on how many workers, each time that is settled.
     """
 
     statement: str
@@ -88,6 +90,7 @@ class PlanRequest:
     """Of the materialized views that it mentions; they are in ``snapshots`` too, as are their own snapshots here."""
     asked: CreateStatement | RefreshStatement | None = None
     """Of a statement about a materialized view."""
+    runs_on: Callable[[Rung, int], None] = lambda rung, workers: None
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class Planner:
             named = self._name(request, inputs)
             lease.keep(named.cached)
         try:
-            source = self._source(named, _bytes(tails))
+            source = self._source(named, _bytes(tails), request.runs_on)
         except EngineError as error:
             _check_cached(lease)  # rather than the statement, one of them may be to blame
             if isinstance(error, QueryFailed):
@@ -238,15 +241,16 @@ class Planner:
             named.context, named.frame, size, tails_bytes, lambda count: self._set_partitions(named.context, count)
         )
 
-    def _source(self, named: _Named, tails_bytes: int) -> Source:
+    def _source(self, named: _Named, tails_bytes: int, runs_on: Callable[[Rung, int], None]) -> Source:
         """Plan physically and start."""
 
         def local() -> BatchSource:
+            runs_on(Rung.LOCAL, 0)
             return _started(named.context, named.frame, tails_bytes)
 
         if self._distribution is None or named.offer is None:
             return local()
-        return self._distribution.source(named.context, named.offer, named.frame, local)
+        return self._distribution.source(named.context, named.offer, named.frame, local, runs_on)
 
     def _set_partitions(self, context: SessionContext, partitions: int) -> None:
         if partitions != self._partitions:

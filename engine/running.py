@@ -17,6 +17,8 @@ from engine.errors import NoSuchQuery, QueryKilled
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from engine.ladder import Rung
+
 TEXT_CHARACTERS_MAX: Final = 2_000
 """Of a statement; what is longer is cut and ends with `CUT`."""
 CUT: Final = "..."
@@ -63,7 +65,8 @@ UNKNOWN_ORIGIN: Final = Origin()
 class QueryView:
     """One query at one moment. ``seconds`` has every phase; ``bytes`` are of its batches as Arrow IPC messages.
 
-    ``files`` and ``file_bytes`` are the DataFiles of its tables' snapshots: the most that it may read.
+    ``files`` and ``file_bytes`` are the DataFiles of its tables' snapshots: the most that it may read. ``rung`` is None
+    until it is planned; ``workers`` is how many have tasks of it.
     """
 
     id: str
@@ -77,6 +80,8 @@ class QueryView:
     bytes: int
     files: int
     file_bytes: int
+    rung: Rung | None
+    workers: int
 
     @property
     def total_seconds(self) -> float:
@@ -89,7 +94,7 @@ EndListener: TypeAlias = "Callable[[QueryView, str], None]"
 
 
 class RunningQuery:
-    """One query from its arrival to its end. In the event loop's thread, but for `view`."""
+    """One query from its arrival to its end. In the event loop's thread, but for `view` and `runs_on`."""
 
     def __init__(self, registry: RunningQueries, database: str, text: str, origin: Origin) -> None:
         is_long = len(text) > TEXT_CHARACTERS_MAX
@@ -104,6 +109,7 @@ class RunningQuery:
         self._since = registry.clock()
         self._seconds = dict.fromkeys(Phase, 0.0)
         self._rows = self._bytes = self._files = self._file_bytes = 0
+        self._place: tuple[Rung | None, int] = None, 0
         self._stop: Callable[[], None] | None = None
 
     def enter(self, phase: Phase) -> None:
@@ -116,6 +122,10 @@ class RunningQuery:
     def reads(self, files: int, file_bytes: int) -> None:
         """What its snapshots hold."""
         self._files, self._file_bytes = files, file_bytes
+
+    def runs_on(self, rung: Rung, workers: int) -> None:
+        """Where it runs from now on, and how many workers have tasks of it."""
+        self._place = rung, workers
 
     def hands_out(self, rows: int, bytes: int) -> None:
         """The reader gets a batch."""
@@ -144,7 +154,7 @@ class RunningQuery:
         seconds[self.phase] += max(0.0, self._registry.clock() - self._since)
         return QueryView(
             self.id, self.database, self.text, self.origin, self._started_ns, self.phase, seconds,
-            self._rows, self._bytes, self._files, self._file_bytes,
+            self._rows, self._bytes, self._files, self._file_bytes, *self._place,
         )  # fmt: skip
 
     def end(self, outcome: str) -> None:

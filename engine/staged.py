@@ -40,7 +40,9 @@ class StagedSource:
         schema: pa.Schema,
         local: Callable[[], BatchSource],
         gather_bytes_max: int,
+        began: Callable[[int], None] = lambda workers: None,
     ) -> None:
+        """``began`` hears how many workers have tasks of it, each time its stages run."""
         self.figures: tuple[TaskFigures, ...] = ()
         self.fell_back = ""
         """Why it runs in this process after all; empty: it does not."""
@@ -50,6 +52,7 @@ class StagedSource:
         self._schema = schema
         self._local: Callable[[], BatchSource] | None = local
         self._gather_bytes_max = gather_bytes_max
+        self._began = began
         self._source: BatchSource | None = None
         self._is_dropped = False
 
@@ -71,7 +74,7 @@ class StagedSource:
 
     async def _first(self) -> pa.RecordBatch | None:
         """Run the stages and the last one up to its first batch."""
-        gathered = await self._workers.run(self._stages)
+        gathered = await self._workers.run(self._stages, self._began)
         source = await asyncio.to_thread(self._start_last, gathered)
         batch = await source.next()
         shown = None if batch is None else self._named(batch)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.metadata
 import os
 import platform
 import sys
@@ -44,7 +45,7 @@ class ForeignWorker(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Which Runnel this is: where its engine lies, a digest of the engine's sources, and DataFusion's version."""
+    """Which Runnel this is: where its engine lies, a digest of its sources below `nodes`, and DataFusion's version."""
 
     folder: str
     digest: str
@@ -70,13 +71,12 @@ class WorkerSetup:
 
 def this_build() -> Build:
     """The build of this process."""
-    import datafusion
-
     folder = Path(str(engine.__file__)).parent
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        digest.update(path.read_bytes())
-    return Build(str(folder), digest.hexdigest(), datafusion.__version__)
+    for package in folder, folder.parent / "storage":
+        for path in sorted(package.glob("*.py")):
+            digest.update(path.read_bytes())
+    return Build(str(folder), digest.hexdigest(), importlib.metadata.version("datafusion"))
 
 
 class QueryWorker:

@@ -3,7 +3,8 @@
 Nothing happens before a statement is large enough to want workers. Then the keeper's thread joins Ray, or starts it;
 statements that come before it is ready, and all while no head answers, run in their own process. The head's port is
 tried before Ray is: `ray.init` waits for minutes for a head that is not there, and Ray ends a process whose head has
-been gone for a minute, so the keeper lets Ray go first. `engine.staged` calls `run` for each statement.
+been gone for a minute, so the keeper lets Ray go first. `engine.staged` calls `run` for each statement. A process has
+one connection to Ray, so who has other work for it hires an actor here too: `nodes.raymerge`.
 """
 
 from __future__ import annotations
@@ -88,9 +89,10 @@ class _Session:
 
     ray: Any
     address: str
-    actors: list[_Actor]
+    actors: list[_Actor] = field(default_factory=list)
     turn: Iterator[int] = field(default_factory=itertools.count)
     running: set[_Run] = field(default_factory=set)
+    hired: set[Hired] = field(default_factory=set)
     silent_since: float | None = None
 
     def able(self) -> list[_Actor]:
@@ -108,6 +110,7 @@ class RayWorkers:
         self._count = actors
         self._shuffle_bytes_max = shuffle_bytes_max
         self._session: _Session | None = None
+        self._wants_actors = False
         self._reason = "Ray has not been needed yet"
         self._lock = threading.Lock()
         self._keeper: threading.Thread | None = None
@@ -118,6 +121,7 @@ class RayWorkers:
 
     def slots(self) -> int:
         session = self._session
+        self._wants_actors = True
         if session is None:
             self._ask()
             return 0
@@ -128,9 +132,11 @@ class RayWorkers:
         session = self._session
         if session is None:
             return self._reason
+        if not session.actors:
+            return self._reason or "its workers are being started"
         return f"{len(session.able())} workers of {len(session.actors)} are there, and too few of them are free"
 
-    async def run(self, stages: Stages) -> Gathered:
+    async def run(self, stages: Stages, began: Callable[[int], None] = lambda workers: None) -> Gathered:
         session = self._session
         if session is None:
             raise WorkersLost(self._reason)
@@ -138,7 +144,7 @@ class RayWorkers:
         run = _Run(session, stages, actors, self._shuffle_bytes_max)
         session.running.add(run)
         try:
-            return await run.result()
+            return await run.result(began)
         except WorkersLost:
             for actor in actors:
                 actor.is_lost = True  # until it says otherwise
@@ -154,6 +160,26 @@ class RayWorkers:
         keeper = self._keeper
         if keeper is not None:
             await asyncio.to_thread(keeper.join, HEAD_SECONDS)
+
+    # -- other work --------------------------------------------------------------------------------------
+
+    async def hire(self, kind: type, *arguments: object) -> Hired:
+        """An actor of ``kind``, two methods of which may run at once. Asks for Ray if it is not there.
+
+        It is there when it answers the first call. Raises WorkersLost.
+        """
+        session = self._session
+        if session is None:
+            self._ask()
+            raise WorkersLost(self._reason)
+        hired = Hired(session)
+        session.hired.add(hired)
+        try:
+            await asyncio.to_thread(hired.start, kind, arguments)
+        except BaseException:
+            session.hired.discard(hired)  # Ray ends an actor that nobody holds
+            raise
+        return hired
 
     # -- statements --------------------------------------------------------------------------------------
 
@@ -199,10 +225,7 @@ class RayWorkers:
 
     def _look(self) -> None:
         """Join if there is no session; else look after the one there is."""
-        session = self._session
-        if session is None:
-            self._join()
-            return
+        session = self._session or self._join()
         if self._head.answers(session.address):
             session.silent_since = None
         else:
@@ -210,14 +233,17 @@ class RayWorkers:
             if time.monotonic() - session.silent_since >= HEAD_SECONDS:
                 self._leave("the Ray head does not answer")
                 return
+        if session.silent_since is None and not session.actors and self._wants_actors:
+            session.actors, self._reason = self._start_actors(session.ray), ""
+            log.info("large queries run on Ray", address=session.address, workers=len(session.actors))
         lost = [actor for actor in session.actors if actor.is_lost]
         _ping(session, lost, PING_SECONDS)
-        if session.silent_since is None and not session.able():
+        if session.silent_since is None and session.actors and not session.able():
             _ping(session, session.actors, HELLO_SECONDS)
             if not session.able():
                 self._leave("no worker answers")
 
-    def _join(self) -> None:
+    def _join(self) -> _Session:
         if not self._head.is_reachable():
             raise ConnectionError("its port does not answer")
         options = self._head.prepare()
@@ -228,13 +254,12 @@ class RayWorkers:
             ray.shutdown()
         ray.init(namespace=NAMESPACE, log_to_driver=False, configure_logging=False, **options)
         try:
-            address = ray.get_runtime_context().gcs_address
-            self._session = _Session(ray, address, self._start_actors(ray))
+            session = self._session = _Session(ray, ray.get_runtime_context().gcs_address)
         except BaseException:
             ray.shutdown()
             raise
         self._reason = ""
-        log.info("large queries run on Ray", address=address, workers=len(self._session.actors))
+        return session
 
     def _start_actors(self, ray: Any) -> list[_Actor]:
         setup = self._setup()
@@ -256,46 +281,105 @@ class RayWorkers:
         self._reason = f"no Ray at {self._head.label}: {reason}"
         if not self._closing:
             log.warning("large queries run in their own process", reason=self._reason)
-        for run in list(session.running):
-            run.lose(reason)
+        for waiting in [*session.running, *session.hired]:
+            waiting.lose(reason)
         with contextlib.suppress(Exception):
             session.ray.shutdown()
 
 
-class _Run:
+class _Waiting:
+    """Waits for answers of Ray's, until Ray is gone."""
+
+    def __init__(self, session: _Session) -> None:
+        self._session = session
+        self._loop = asyncio.get_running_loop()
+        self._lost: asyncio.Future[str] = self._loop.create_future()
+
+    def lose(self, reason: str) -> None:
+        """Ray is gone, and nothing will be answered any more. From any thread."""
+
+        def say() -> None:
+            if not self._lost.done():
+                self._lost.set_result(reason)
+
+        with contextlib.suppress(RuntimeError):  # its event loop has ended
+            self._loop.call_soon_threadsafe(say)
+
+    async def _unless_lost(self, work: Coroutine[Any, Any, Any]) -> Any:
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({task, self._lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise WorkersLost(self._lost.result())
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _wait(self, ref: Any) -> Any:
+        try:
+            return await asyncio.wrap_future(ref.future())
+        except Exception as error:
+            raise _meaning(self._session.ray, error) from error
+
+
+class Hired(_Waiting):
+    """An actor for other work than queries. It ends when it is dismissed, with this process, or with Ray."""
+
+    def __init__(self, session: _Session) -> None:
+        super().__init__(session)
+        self._handle: Any = None
+
+    def start(self, kind: type, arguments: Sequence[object]) -> None:
+        """`RayWorkers.hire` calls it. Blocking. Raises WorkersLost."""
+        try:
+            made = self._session.ray.remote(
+                num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=2, scheduling_strategy="SPREAD"
+            )(kind)
+            self._handle = made.remote(*arguments)
+        except Exception as error:
+            raise WorkersLost(f"no actor could be started: {error}") from error
+
+    async def call(self, method: str, *arguments: object) -> Any:
+        """What a method of it answers. Raises WorkersLost, and TaskFailed with what the method raised.
+
+        To cancel this does not end the method: dismissing the actor does.
+        """
+        try:
+            ref = getattr(self._handle, method).remote(*arguments)
+        except Exception as error:
+            raise WorkersLost(str(error)) from error
+        return await self._unless_lost(self._wait(ref))
+
+    def dismiss(self) -> None:
+        """End its process, whatever it does. Blocking. Idempotent."""
+        self._session.hired.discard(self)
+        with contextlib.suppress(Exception):
+            self._session.ray.kill(self._handle)
+
+
+class _Run(_Waiting):
     """The tasks of one statement. They are all handed in at once: Ray starts each when what it reads is there."""
 
     def __init__(self, session: _Session, stages: Stages, actors: list[_Actor], bytes_max: int) -> None:
+        super().__init__(session)
         self.actors = actors
         self.is_done = False
         self.pending = 0
-        self._session = session
         self._stages = stages
         self._bytes_max = bytes_max
         self._refs: list[Any] = []
         self._outputs: dict[tuple[int, int], list[Any]] = {}
-        self._loop = asyncio.get_running_loop()
-        self._lost: asyncio.Future[None] = self._loop.create_future()
         self._cancelled = threading.Event()
 
-    async def result(self) -> Gathered:
+    async def result(self, began: Callable[[int], None]) -> Gathered:
         """Raises WorkersLost, TaskFailed."""
-        await asyncio.to_thread(self._submit)
+        began(await asyncio.to_thread(self._submit))
         figures = await self._unless_lost(self._finish())
         last = self._stages.last
         inputs = await self._unless_lost(self._inputs(last))
         self.is_done = True
         return Gathered(inputs, figures)
-
-    def lose(self, reason: str) -> None:
-        """Ray is gone, and nothing will be answered any more. From any thread."""
-
-        def fail() -> None:
-            if not self._lost.done():
-                self._lost.set_exception(WorkersLost(reason))
-
-        with contextlib.suppress(RuntimeError):  # its event loop has ended
-            self._loop.call_soon_threadsafe(fail)
 
     def cancel(self) -> None:
         """Cancel every task. Blocking."""
@@ -304,21 +388,22 @@ class _Run:
             with contextlib.suppress(Exception):
                 self._session.ray.cancel(ref)
 
-    def _submit(self) -> None:
-        """Hand all tasks in. Blocking. Raises TaskFailed."""
+    def _submit(self) -> int:
+        """Hand all tasks in; how many actors have some. Blocking. Raises TaskFailed."""
         try:
-            self._submit_all()
+            return len(self._submit_all())
         except Exception as error:
             raise TaskFailed(f"its tasks could not be handed in: {error}") from error
 
-    def _submit_all(self) -> None:
+    def _submit_all(self) -> set[_Actor]:
         ray = self._session.ray
+        given: set[_Actor] = set()
         held = [ray.put(_as_buffer(rows)) for rows in self._stages.held]
         for stage, found in enumerate(self._stages.stages[:-1]):
             places = _places(found.plan) or self._session.turn
             for task in self._stages.tasks(stage):
                 if self._cancelled.is_set():
-                    return
+                    return given
                 reads = [self._refs_of(read) for read in task.reads]
                 arguments = [ref for refs in reads for ref in refs] + [held[at] for at in task.held]
                 actor = self.actors[next(places) % len(self.actors)]
@@ -329,6 +414,8 @@ class _Run:
                     ray.cancel(figures)
                 self._outputs[stage, task.number] = outputs
                 self.pending += 1
+                given.add(actor)
+        return given
 
     def _refs_of(self, read: tuple[int, int]) -> list[Any]:
         stage, output = read
@@ -355,21 +442,6 @@ class _Run:
         for read in task.reads:
             reads[read] = await asyncio.gather(*(self._wait(ref) for ref in self._refs_of(read)))
         return TaskInputs(reads, {at: _as_buffer(self._stages.held[at]) for at in task.held})
-
-    async def _unless_lost(self, work: Coroutine[Any, Any, Any]) -> Any:
-        task = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait({task, self._lost}, return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() else self._lost.result()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def _wait(self, ref: Any) -> Any:
-        try:
-            return await asyncio.wrap_future(ref.future())
-        except Exception as error:
-            raise _meaning(self._session.ray, error) from error
 
 
 def _meaning(ray: Any, error: Exception) -> WorkersLost | TaskFailed:

@@ -21,6 +21,7 @@ import structlog
 from nodes import machine
 from nodes.bundlechoice import BundleChoice, bundle_sizes, no_sizes
 from nodes.mergeprocess import MergeFailed, MergeProcess
+from nodes.mergeworker import Setup
 from nodes.status import CompactionStatus
 from nodes.storeoptions import s3_options
 from storage.bundlemerge import BundleJob, bundle_job, changes_of
@@ -32,6 +33,7 @@ from storage.merge import READ_BYTES_MAX, MergeJob, change_of, merge_job, names_
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from engine.workers import RayWorkers
     from nodes.bundlechoice import BundleSizes
     from nodes.mergeworker import Answer
     from nodes.settings_model import Budgets, Settings
@@ -55,7 +57,7 @@ QUIET_SECONDS: Final = 3600.0
 COLUMN_BYTES: Final = 24 * 2**10
 """Of `READ_BYTES_MAX`, for each column of each file of a merge: a decoder holds some pages, of 160 KB at the most."""
 REST_SECONDS: Final = 60.0
-"""Without work for so long the merging process ends: it holds some 100 MB."""
+"""Without work for so long the merging process ends: it holds what its largest merge took, some 350 MB to 460 MB."""
 FORGIVE_SECONDS: Final = 600.0
 """After a merge that failed its files are left alone for about so long."""
 BUNDLE_MERGES_MAX: Final = 16
@@ -76,7 +78,7 @@ FULL_SPEED: Final = 1.0
 
 
 class Merger(Protocol):
-    """Merges somewhere; `nodes.mergeprocess.MergeProcess`, or later a Ray task."""
+    """Merges somewhere: `nodes.mergeprocess.MergeProcess`, `nodes.raymerge.RayMerger`."""
 
     async def merge(self, job: MergeJob | BundleJob, share: float) -> Answer:
         """Raises MergeFailed; cancelling it stops the work."""
@@ -323,6 +325,7 @@ class Compactor:
             merging.cancel()
             await asyncio.gather(merging, return_exceptions=True)
         self.counters.cpu_seconds += answer.cpu_seconds
+        self.counters.on_ray += answer.on_ray
         return answer
 
 
@@ -432,9 +435,15 @@ def new_compactor(
     store: ObjectStore,
     budget: MemoryBudget,
     shards: Callable[[], Iterable[Shard]],
+    workers: RayWorkers | None = None,
 ) -> Compactor:
-    """The compactor of a node, which merges in a process of its own."""
+    """The compactor of a node, which merges on a Ray worker, if there are ``workers``, or in a process of its own."""
     read_bytes = min(READ_BYTES_MAX, int(budgets.total_bytes * READ_BYTES_SHARE))
-    merger = MergeProcess(settings.store_url, s3_options(settings), settings.data_dir / "compaction", read_bytes)
+    options = s3_options(settings)
+    merger: Merger = MergeProcess(settings.store_url, options, settings.data_dir / "compaction", read_bytes)
+    if workers is not None:
+        from nodes.raymerge import RayMerger
+
+        merger = RayMerger(workers, Setup(store.url, options, ""), read_bytes, merger)
     room = Room(store, settings, budget, WORKER_BYTES + WORKER_READ_FACTOR * read_bytes)
     return Compactor(shards, merger, settings.compaction.cpu_share, room, read_bytes, bundle_sizes(store))

@@ -27,6 +27,7 @@ from nodes.housekeeping import Housekeeper
 from nodes.idempotency import KeyedIds
 from nodes.localqueries import LocalQueries, kill_if_asked, origin
 from nodes.outcomes import all_or_worst
+from nodes.rayhead import merges_on_ray, new_workers
 from nodes.resulttext import result_text
 from nodes.retention import retention_if_asked
 from nodes.rowchanges import carry_out
@@ -141,12 +142,16 @@ class EmbeddedBackend:
         await self._catalog.open(range(1, settings.log.shards + 1))
         self._watch(stack, self._catalog.driver.closed, "the Catalog")
         await self._open_shards(stack, identity.id.bytes, node, executor)
-        self._engine = new_engine(settings, self._budgets, self._store.url)
+        workers = new_workers(settings)
+        self._engine = new_engine(settings, self._budgets, self._store.url, workers)
         self._queries = LocalQueries(self._engine.running, settings.node_name)
         stack.push_async_callback(self._engine.close)
         self._housekeeper = Housekeeper(self._open_ones, self.refresh)
         self._start(stack, self._housekeeper.run())
-        self._compactor = new_compactor(settings, self._budgets, self._store, self._budget, self._open_ones)
+        self._compactor = new_compactor(
+            settings, self._budgets, self._store, self._budget, self._open_ones,
+            workers if merges_on_ray(settings) else None,
+        )  # fmt: skip
         stack.push_async_callback(self._compactor.aclose)
         self._start(stack, self._compactor.run())
         self._views = ViewKeeper(self, settings.views.refresh_every)

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Final
 
 from engine.engine import Engine, EngineLimits
 from engine.ladder import LadderLimits
-from nodes.rayhead import new_workers
 from nodes.slowlog import slow_log
 from nodes.status import FileCacheStatus
 from nodes.storeoptions import s3_options
 
 if TYPE_CHECKING:
+    from engine.ladder import Workers
     from nodes.settings_model import Budgets, Settings
 
 TAILS_BYTES_MAX: Final = 256 * 2**20
 """Sorted copies of memtables that are kept for queries; never more than the memtables themselves may have."""
 
 
-def new_engine(settings: Settings, budgets: Budgets, store_url: str) -> Engine:
-    """An engine with an empty spill folder. Nothing of DataFusion is imported before its first statement."""
+def new_engine(settings: Settings, budgets: Budgets, store_url: str, workers: Workers | None) -> Engine:
+    """An engine with an empty spill folder, whose ``workers`` are. Nothing of DataFusion is imported before its first
+    statement."""
     spill = settings.spill_dir
     if not settings.query.file_cache_bytes_max:
         shutil.rmtree(settings.file_cache_dir, ignore_errors=True)
@@ -41,7 +42,7 @@ def new_engine(settings: Settings, budgets: Budgets, store_url: str) -> Engine:
         cache_bytes_max=settings.query.file_cache_bytes_max,
         ladder=LadderLimits(settings.ray.query_bytes_min, settings.ray.shuffle_bytes_min, settings.ray.task_bytes),
     )
-    return Engine(store_url, limits, s3_options(settings), slow_log(settings), new_workers(settings))
+    return Engine(store_url, limits, s3_options(settings), slow_log(settings), workers)
 
 
 def file_cache_status(engine: Engine) -> FileCacheStatus:

@@ -91,4 +91,6 @@ def query_status(view: QueryView, node: str) -> QueryStatus:
         bytes=view.bytes,
         parquet_files=view.files,
         parquet_bytes=view.file_bytes,
+        rung=view.rung,
+        workers=view.workers,
     )

@@ -62,7 +62,8 @@ class Order(msgspec.Struct, frozen=True):
 class Answer(msgspec.Struct, frozen=True):
     """What came of it: ``files``, or an ``error``, which may be ``passing``. ``cpu_seconds`` is what it took.
 
-    Of bundles, ``runs`` says for each file which run it is of.
+    ``on_ray``: a Ray worker did it, not the node's own process. Of bundles, ``runs`` says for each file which run it is
+    of.
     """
 
     cpu_seconds: float
@@ -70,6 +71,7 @@ class Answer(msgspec.Struct, frozen=True):
     error: str = ""
     passing: bool = False
     runs: list[int] = []
+    on_ray: bool = False
 
 
 def main() -> None:
@@ -82,8 +84,7 @@ def main() -> None:
     store, pace = open_store(setup.url, setup.options), Pace()
     while True:
         order = msgspec.json.decode(lines.get(), type=Order)
-        pace.share = order.share
-        answer = _answer(store, Path(setup.scratch), order, pace)
+        answer = answer_order(store, Path(setup.scratch), order, pace)
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         sys.stdout.buffer.flush()
 
@@ -109,7 +110,9 @@ def _read(source: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:
     os._exit(0)
 
 
-def _answer(store: ObjectStore, scratch: Path, order: Order, pace: Pace) -> Answer:
+def answer_order(store: ObjectStore, scratch: Path, order: Order, pace: Pace) -> Answer:
+    """Merge, and never raise. Blocking."""
+    pace.share = order.share
     begun = time.process_time()
     files: list[DataFile] = []
     runs: list[int] = []

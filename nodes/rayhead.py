@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nodes import machine
 from nodes.settings import SettingsError, set_environment
-from nodes.settings_kinds import parse_address
+from nodes.settings_kinds import AUTO, parse_address
 from nodes.settings_ray import LOCAL
 from nodes.storeoptions import s3_options
 
 if TYPE_CHECKING:
-    from engine.ladder import Workers
     from engine.worker import WorkerSetup
+    from engine.workers import RayWorkers
     from nodes.settings_model import Settings
 
 PROBE_SECONDS: Final = 1.0
@@ -37,7 +37,13 @@ JOINED: Final = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3600"}
 Not where Ray is started here: its own processes have it too then, and outlive a node that was killed by an hour."""
 
 
-def new_workers(settings: Settings) -> Workers | None:
+def merges_on_ray(settings: Settings) -> bool:
+    """Whether Ray workers are to merge files. On this machine the node's own process does it as well."""
+    wanted, address = settings.compaction.on_ray, settings.ray.address
+    return bool(address) and (wanted == "on" or (wanted == AUTO and address != LOCAL))
+
+
+def new_workers(settings: Settings) -> RayWorkers | None:
     """The workers that the settings want; None without any. Raises SettingsError. Ray is not imported yet."""
     ray = settings.ray
     if not ray.address:

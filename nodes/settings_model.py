@@ -176,6 +176,11 @@ class CompactionSettings:
         optional(SHARE, NONE),
         "Of one core, for merging files in the background, over 10 s. none: only when `runnel compact` asks.",
     )
+    on_ray: str = setting(
+        AUTO,
+        choice(AUTO, "on", "off"),
+        "Whether a Ray worker merges, if there is one. auto: if `ray.address` is HOST:PORT, a cluster's.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

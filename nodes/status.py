@@ -81,6 +81,7 @@ class MemoryStatus(msgspec.Struct, frozen=True, kw_only=True):
 class CompactionStatus(msgspec.Struct, kw_only=True):
     """What compaction has done since the start. ``waiting`` are the merges that are planned and not done.
 
+    ``on_ray`` were made by Ray workers, whatever became of them.
     ``void`` merges came too late: a file that they would have replaced was gone (LOG L21). ``files_gone`` are those of
     expired and of dropped rows that were taken off the lists, merged or not. ``files_with_deletes`` have rows that
     delete others: until they are merged with all that is below them both are on the disk.
@@ -90,6 +91,7 @@ class CompactionStatus(msgspec.Struct, kw_only=True):
     merges: int = 0
     failed: int = 0
     void: int = 0
+    on_ray: int = 0
     files_in: int = 0
     files_out: int = 0
     bytes_in: int = 0
@@ -274,6 +276,8 @@ class QueryStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int | None = None
     parquet_files: int | None = None
     parquet_bytes: int | None = None
+    rung: str | None = None
+    workers: int | None = None
 
 
 class QueryControl(Protocol):

@@ -30,6 +30,7 @@ QUERIES_SCHEMA: Final = pa.schema(
         ("request_id", pa.string()), ("waiting_seconds", pa.float64()), ("planning_seconds", pa.float64()),
         ("running_seconds", pa.float64()), ("sending_seconds", pa.float64()), ("total_seconds", pa.float64()),
         ("rows", pa.uint64()), ("bytes", pa.uint64()), ("parquet_files", pa.uint64()), ("parquet_bytes", pa.uint64()),
+        ("rung", pa.string()), ("workers", pa.uint32()),
     ]
 )  # fmt: skip
 VIEWS_SCHEMA: Final = pa.schema(

@@ -8,6 +8,7 @@ one of these acts as a put. The fold is associative, so a folded batch may be fo
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
@@ -59,14 +60,17 @@ def fold_layers(table: Table, layers: Sequence[pa.Table]) -> pa.RecordBatch:
     merged row has the highest offset of its key. Raises UnsupportedFormat as `fold` does.
     """
     parts = []
-    for rows in layers:
+    for _, alike in itertools.groupby(layers, key=lambda layer: layer.schema):
+        rows = pa.concat_tables(alike)
         offsets = rows.column(OFFSET_COLUMN)
         parts.append(_conform(table, rows.drop_columns([OFFSET_COLUMN])).append_column(OFFSET_COLUMN, offsets))
-    return fold_rows(table, pa.concat_tables(parts, promote_options="default"))
+    return fold_rows(table, pa.concat_tables(parts, promote_options="default"), has_runs=True)
 
 
-def fold_rows(table: Table, rows: pa.Table, arrival: Ints | None = None) -> pa.RecordBatch:
+def fold_rows(table: Table, rows: pa.Table, arrival: Ints | None = None, *, has_runs: bool = False) -> pa.RecordBatch:
     """Fold rows that carry their `_runnel_offset`, in ascending offset order within each key; see `fold`.
+
+    ``has_runs``: rows of a series mostly follow each other, as in a DataFile.
 
     `arrival` gives that order where the rows themselves do not stand in it. Columns are put together one at a
     time: with all of them at once the fold held the memtable twice, and touching so much fresh memory was half of
@@ -75,7 +79,7 @@ def fold_rows(table: Table, rows: pa.Table, arrival: Ints | None = None) -> pa.R
     times = _int64(rows.column(table.by_name[TIME_COLUMN].storage_name))
     names = frozenset(rows.column_names)  # a list made anew each time: over it 10,000 columns took minutes
     tags = [column for column in table.tags if column.storage_name in names]
-    series, values = _series(tags, rows)
+    series, values = _series(tags, rows, has_runs)
     order = sort_keys(series.codes, series.counts, times, arrival)
     begins, ops = _resets(table, rows, order)
     columns: dict[str, pa.Array] = {}
@@ -238,18 +242,34 @@ def _offsets(batches: Sequence[TailBatch]) -> Ints:
     return np.arange(len(shifts), dtype=np.int64) + shifts
 
 
-def _series(tags: Sequence[Column], rows: pa.Table) -> tuple[Series, list[pa.Array]]:
+def _series(tags: Sequence[Column], rows: pa.Table, has_runs: bool) -> tuple[Series, list[pa.Array]]:
     """The series of the rows, and of each tag the values that its ranks mean: rank 0 is NULL, 1 the first value."""
     values: list[pa.Array] = []
 
-    def ranked() -> Iterator[tuple[Ranks, int]]:
-        for tag in tags:
-            codes, dictionary = _codes(rows.column(tag.storage_name))
+    def ranked(coded: Iterable[tuple[Ranks, pa.Array]]) -> Iterator[tuple[Ranks, int]]:
+        for codes, dictionary in coded:
             lookup, distinct = _ranked(dictionary)
             values.append(distinct)
             yield np.take(lookup, codes), len(distinct) + 1
 
-    return number_series(ranked(), rows.num_rows), values
+    coded = (_codes(rows.column(tag.storage_name)) for tag in tags)
+    if not has_runs:
+        return number_series(ranked(coded), rows.num_rows), values
+    columns = list(coded)
+    begins = _run_begins([codes for codes, _ in columns], rows.num_rows)
+    lengths = np.diff(np.append(begins, rows.num_rows))
+    runs = number_series(ranked((codes[begins], dictionary) for codes, dictionary in columns), len(begins))
+    counts = np.bincount(runs.codes, lengths).astype(np.int64)
+    return Series(np.repeat(runs.codes, lengths), counts, runs.ranks), values
+
+
+def _run_begins(codes: Sequence[Ranks], rows: int) -> Ints:
+    """Where rows begin that have other tags than the row before."""
+    begins = np.zeros(rows, dtype=np.bool_)
+    begins[:1] = True
+    for column in codes:
+        begins[1:] |= column[1:] != column[:-1]
+    return np.flatnonzero(begins)
 
 
 def _codes(values: pa.ChunkedArray) -> tuple[Ranks, pa.Array]:
@@ -287,7 +307,7 @@ def _repeated(ranks: Ints, values: pa.Array, rows: Ints) -> pa.Array:
     places[used] = np.arange(len(used), dtype=np.int32)
     indices = np.repeat(places[ranks], rows)
     mask = None if np.all(ranks) else np.repeat(ranks == 0, rows)
-    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=mask), values.take(pa.array(used - 1)))
+    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=mask), values.take(pa.array(used - 1)), safe=False)
 
 
 def _dense(codes: Ints) -> tuple[Ints, Ints]:
@@ -342,7 +362,7 @@ def _newest_values(values: pa.ChunkedArray, order: Ints, begins: Ints, starts: I
 
 
 def _take(values: pa.ChunkedArray, rows: Ints) -> pa.Array:
-    return _single(values).take(pa.array(rows))
+    return pc.take(_single(values), pa.array(rows), boundscheck=False)  # they are places of these rows
 
 
 def _single(values: pa.ChunkedArray) -> pa.Array:

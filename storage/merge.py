@@ -14,7 +14,7 @@ import mmap
 import tempfile
 from collections import deque
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -234,7 +234,6 @@ class _Input:
             pre_buffer=not is_mapped and not is_large,
             buffer_size=piece if is_large else 0,
         )
-        self._probe = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, buffer_size=piece)
         known = table.by_storage_name
         columns = [name for name in present if name in known or name in (OFFSET_COLUMN, OP_COLUMN)]
         self.names = frozenset(columns) - {OFFSET_COLUMN}
@@ -242,6 +241,8 @@ class _Input:
         self._share = share_bytes
         texts = {field.storage_name for field in table.fields if field.kind is TypeKind.STRING}
         self._texts = sorted(texts & self.names)
+        if self._texts:
+            self._probe = pq.ParquetFile(source, metadata=metadata, pre_buffer=False, buffer_size=piece)
         self._batches = self._read(columns)
         self._ready: deque[tuple[Key, pa.RecordBatch]] = deque()
         self._held = 0
@@ -296,7 +297,7 @@ class _Input:
             taken.append(self._ready.popleft()[1])
         if self._ready and bound is not None:
             last, batch = self._ready[0]  # a key that a delete took may be the last: `bound` is below it
-            count = bisect.bisect_right(range(batch.num_rows), bound, key=lambda row: self._key(batch, row))
+            count = self._count(batch, bound)
             if count:
                 taken.append(batch.slice(0, count))
                 self._ready[0] = (last, batch.slice(count))
@@ -304,9 +305,37 @@ class _Input:
         rows = pa.Table.from_batches(taken) if taken else None
         return [] if rows is None or not rows.num_rows else [rows]
 
+    def _count(self, batch: pa.RecordBatch, bound: Key) -> int:
+        """How many rows are at or below ``bound``. Part by part of the key: to look at a value costs microseconds."""
+        low, high = 0, int(batch.num_rows)
+        rows = range(high)
+        for at, wanted in enumerate(bound):
+            if low == high:
+                break
+            part = self._part(batch, at)
+            if not part(low) == wanted == part(high - 1):
+                low = bisect.bisect_left(rows, wanted, low, high, key=part)
+                high = bisect.bisect_right(rows, wanted, low, high, key=part)
+        return high
+
     def _key(self, batch: pa.RecordBatch, row: int) -> Key:
-        tags = [None if name is None else batch.column(name)[row].as_py() for name in self._tags]
-        return (*(() if tag is None else (tag.encode(),) for tag in tags), batch.column(TIME_COLUMN)[row].value)
+        return tuple(self._part(batch, at)(row) for at in range(len(self._tags) + 1))
+
+    def _part(self, batch: pa.RecordBatch, at: int) -> Callable[[int], Any]:
+        """Part ``at`` of a row's `Key`."""
+        if at == len(self._tags):
+            times = batch.column(TIME_COLUMN)
+            return lambda row: times[row].value
+        name = self._tags[at]
+        if name is None:
+            return lambda row: ()
+        values = batch.column(name)
+
+        def tag(row: int) -> tuple[bytes, ...]:
+            value = values[row].as_py()
+            return () if value is None else (value.encode(),)
+
+        return tag
 
 
 def open_file(store: ObjectStore, file: DataFile) -> pa.NativeFile:

@@ -56,7 +56,7 @@ def _table(found: Sequence[QueryStatus]) -> Any:
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("id", "node", "phase"):
+    for name in ("id", "node", "phase", "rung"):
         table.add_column(name, no_wrap=True)
     for name in ("seconds", "rows", "sent"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -66,8 +66,13 @@ def _table(found: Sequence[QueryStatus]) -> Any:
     for query in sorted(found, key=lambda one: -(one.total_seconds or 0)):
         text = " ".join((query.query_text or "").split())[:STATEMENT_CHARACTERS_MAX]
         table.add_row(
-            query.id, query.node, query.phase, f"{query.total_seconds or 0:.1f}", f"{query.rows or 0:,}",
+            query.id, query.node, query.phase, _rung(query), f"{query.total_seconds or 0:.1f}", f"{query.rows or 0:,}",
             show_size_rounded(query.bytes or 0), Text(f"{query.door} {query.client}".strip()),
             Text(query.database or ""), Text(text),
         )  # fmt: skip
     return table
+
+
+def _rung(query: QueryStatus) -> str:
+    """Where it runs; nothing while it waits or is planned."""
+    return f"{query.rung or ''} on {query.workers}" if query.workers else query.rung or ""

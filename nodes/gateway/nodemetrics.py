@@ -63,12 +63,13 @@ def _compaction_families(compaction: CompactionStatus) -> Iterator[Metric]:
         ("merges", "Merges that were committed.", compaction.merges),
         ("failed", "Merges that failed; they are tried again.", compaction.failed),
         ("void", "Merges that came too late: their files were replaced meanwhile.", compaction.void),
+        ("on_ray", "Merges that Ray workers made.", compaction.on_ray),
         ("files_in", "Files that merges replaced.", compaction.files_in),
         ("files_out", "Files that merges made.", compaction.files_out),
         ("bytes_in", "Bytes of the files that merges replaced.", compaction.bytes_in),
         ("bytes_out", "Bytes of the files that merges made.", compaction.bytes_out),
         ("rows", "Rows of the files that merges made.", compaction.rows),
-        ("cpu_seconds", "CPU that merging took, in its own process.", compaction.cpu_seconds),
+        ("cpu_seconds", "CPU that merging took, in its own process or a Ray worker's.", compaction.cpu_seconds),
         ("files_gone", "Files of expired or dropped rows that were let go.", compaction.files_gone),
     )
 

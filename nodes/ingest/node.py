@@ -29,6 +29,7 @@ from nodes.ingest.service import CatalogService, IngestService, PlacementService
 from nodes.member import ClusterMember
 from nodes.node import NodeParts
 from nodes.outcomes import all_or_worst
+from nodes.rayhead import merges_on_ray, new_workers
 from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus
 from protos import internal_pb2, internal_pb2_grpc
@@ -89,7 +90,10 @@ class IngestNode(DoorlessBackend):
                 stack.push_async_callback(self._raft.stop)
                 await self._raft.start()
             store, shards = self.member.store, self.keeper.open_shards
-            self.compactor = new_compactor(self._settings, self._budgets, store, self.budget, shards)
+            workers = new_workers(self._settings) if merges_on_ray(self._settings) else None
+            if workers is not None:
+                stack.push_async_callback(workers.aclose)
+            self.compactor = new_compactor(self._settings, self._budgets, store, self.budget, shards, workers)
             stack.push_async_callback(self.compactor.aclose)
             self.housekeeper = Housekeeper(shards, self.member.catalog.refresh)
             for work in (self.controller.run(), self.housekeeper.run(), self.compactor.run()):

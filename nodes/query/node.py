@@ -24,6 +24,7 @@ from nodes.member import ClusterMember
 from nodes.node import NodeParts
 from nodes.query.service import QueryService
 from nodes.query.source import ShardSource
+from nodes.rayhead import new_workers
 from nodes.systemtables import (
     PARQUET_FILES_SCHEMA,
     QUERIES_SCHEMA,
@@ -74,7 +75,8 @@ class QueryNode(DoorlessBackend):
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self.member)
             self._source = ShardSource(self.member, self._budgets.memtable_bytes // 2)
-            self._engine = new_engine(self._settings, self._budgets, self.member.store.url)
+            workers = new_workers(self._settings)
+            self._engine = new_engine(self._settings, self._budgets, self.member.store.url, workers)
             stack.push_async_callback(self._engine.close)
             self.local_queries = LocalQueries(self._engine.running, self.member.name)
             self.cluster_queries.own = self.local_queries

@@ -11,6 +11,8 @@ from engine.session import new_context, set_option
 from engine.tasks import TaskContext, TaskInputs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.stages import Stages, Task
     from engine.tasks import Blob, TaskFigures
 
@@ -42,8 +44,9 @@ class LocalWorkers:
     def reason(self) -> str:
         return "too few workers in this test"
 
-    async def run(self, stages: Stages) -> Gathered:
+    async def run(self, stages: Stages, began: Callable[[int], None]) -> Gathered:
         self.runs.append(stages)
+        began(self._slots)
         if self.losses > 0:
             self.losses -= 1
             raise WorkersLost("a test took them away")

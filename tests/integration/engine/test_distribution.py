@@ -11,7 +11,7 @@ import storage.datafile
 import storage.keys
 from engine.engine import Engine, EngineLimits
 from engine.errors import QueryTimeout, StatementFailed
-from engine.ladder import LadderLimits
+from engine.ladder import LadderLimits, Rung
 from engine.staged import StagedSource
 from storage.deletes import RangeDelete, TagValues
 from storage.schema import OP_COLUMN, Op, TypeKind
@@ -19,6 +19,7 @@ from tests.harness.queries import POOL_BYTES, World, make_table, sorted_rows, to
 from tests.harness.stages import LocalWorkers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from engine.ladder import Gathered
@@ -67,11 +68,11 @@ class Held:
         self.world = world
         self.workers = workers
         chosen: dict[str, Any] = {"memory_bytes": POOL_BYTES, "query_seconds": 30.0} | limits
-        self._limits = EngineLimits(ladder=ladder, **chosen)
+        self.limits = EngineLimits(ladder=ladder, **chosen)
 
     def ask(self, *statements: str) -> list[list[dict[str, Any]]]:
         async def main() -> list[list[dict[str, Any]]]:
-            engine = Engine(str(self.world.folder), self._limits, workers=self.workers)
+            engine = Engine(str(self.world.folder), self.limits, workers=self.workers)
             try:
                 return [await self.world.rows(engine, statement) for statement in statements]
             finally:
@@ -196,6 +197,33 @@ def test_a_task_that_fails_makes_the_statement_run_here(world: World) -> None:
     assert len(workers.runs) == 1
 
 
+async def place(held: Held, workers: LocalWorkers, statement: str) -> tuple[str | None, int]:
+    """Where `system.queries` says that a statement runs, when its first batch is there."""
+    engine = Engine(str(held.world.folder), held.limits, workers=workers)
+    try:
+        stream = await held.world.start(engine, statement)
+        (view,) = engine.running.views()
+        await stream.aclose()
+        return view.rung, view.workers
+    finally:
+        await engine.close()
+
+
+def test_where_a_statement_runs_is_listed(world: World) -> None:
+    def placed(workers: LocalWorkers, ladder: LadderLimits, statement: str = GROUPED) -> tuple[str | None, int]:
+        return asyncio.run(place(Held(world, workers, ladder), workers, statement))
+
+    assert placed(LocalWorkers(5), PARTIAL) == (Rung.PARTIAL_FINAL, 5)
+    assert placed(LocalWorkers(4), SHUFFLE) == (Rung.FULL_SHUFFLE, 4)
+    assert placed(LocalWorkers(losses=2), SHUFFLE) == (Rung.FULL_SHUFFLE, 3)
+    here = (Rung.LOCAL, 0)
+    assert placed(LocalWorkers(0), SHUFFLE) == here
+    assert placed(LocalWorkers(), LadderLimits()) == here
+    assert placed(LocalWorkers(), SHUFFLE, f"EXPLAIN {GROUPED}") == here
+    assert placed(LocalWorkers(failure=REFUSED), SHUFFLE) == here
+    assert placed(LocalWorkers(losses=9), SHUFFLE) == here
+
+
 def test_what_cannot_be_computed_says_so_as_it_does_in_one_process(world: World) -> None:
     with pytest.raises(StatementFailed):
         Held(world, LocalWorkers(), SHUFFLE).ask("SELECT host, sum(1 / (a - a)) AS s FROM m GROUP BY host")
@@ -205,7 +233,7 @@ def test_more_than_half_of_the_memory_does_not_come_back(world: World, monkeypat
     real: Any = StagedSource.__init__
 
     def with_little(self: StagedSource, *arguments: Any) -> None:
-        real(self, *arguments[:-1], 100)
+        real(self, *arguments[:-2], 100)
 
     monkeypatch.setattr(StagedSource, "__init__", with_little)
     workers = LocalWorkers()
@@ -218,7 +246,7 @@ def test_the_time_limit_holds_while_workers_work(world: World) -> None:
     cancelled: list[bool] = []
 
     class Endless(LocalWorkers):
-        async def run(self, stages: Stages) -> Gathered:
+        async def run(self, stages: Stages, began: Callable[[int], None]) -> Gathered:
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:

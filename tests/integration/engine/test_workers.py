@@ -121,9 +121,11 @@ def test_workers_give_the_rows_of_one_process(
 
 
 def test_the_figures_are_those_of_the_workers(context: SessionContext, workers: RayWorkers) -> None:
-    gathered = asyncio.run(workers.run(stages_of(context, QUICK)))
+    began: list[int] = []
+    gathered = asyncio.run(workers.run(stages_of(context, QUICK), began.append))
     pids = {figure.worker.rpartition(":")[2] for figure in gathered.figures}
     assert pids == {str(process.pid) for process in actors()}
+    assert began == [len(pids)]
     assert sum(figure.rows for figure in gathered.figures) >= 14
 
 

@@ -131,6 +131,7 @@ def test_the_files_that_a_query_may_read_are_counted(node: RunningNode) -> None:
     node.query(f"KILL QUERY '{found[0]['id']}'")
     assert is_killed(asked.answer(), found[0]["id"])
     files = node.query("SELECT count(*) AS files, sum(size_bytes) AS bytes FROM system.parquet_files")[0]
+    assert (found[0]["rung"], found[0]["workers"]) == ("local stream", 0)
     assert (found[0]["parquet_files"], found[0]["parquet_bytes"]) == (files["files"], files["bytes"])
 
 

@@ -9,6 +9,8 @@ import pytest
 from engine.ladder import TAILS_BYTES_MAX, Choice, LadderLimits, Rung, choose
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.ladder import Gathered
     from engine.stages import Stages
 
@@ -29,7 +31,7 @@ class Free:
     def reason(self) -> str:
         return "few"
 
-    async def run(self, stages: Stages) -> Gathered:
+    async def run(self, stages: Stages, began: Callable[[int], None]) -> Gathered:
         raise AssertionError
 
     async def aclose(self) -> None:

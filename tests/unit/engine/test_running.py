@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.errors import NoSuchQuery, QueryKilled
+from engine.ladder import Rung
 from engine.running import CUT, DONE, NEXT, TEXT_CHARACTERS_MAX, Origin, Phase, RunningQueries
 
 if TYPE_CHECKING:
@@ -85,6 +86,15 @@ def test_rows_bytes_and_files_are_summed() -> None:
     query.hands_out(5, 40)
     view = query.view()
     assert (view.rows, view.bytes, view.files, view.file_bytes, view.phase) == (15, 120, 3, 700, Phase.SENDING)
+
+
+def test_the_rung_is_the_last_that_was_said() -> None:
+    query = in_phase(Phase.PLANNING)
+    assert (query.view().rung, query.view().workers) == (None, 0)
+    query.runs_on(Rung.FULL_SHUFFLE, 4)
+    assert (query.view().rung, query.view().workers) == (Rung.FULL_SHUFFLE, 4)
+    query.runs_on(Rung.LOCAL, 0)
+    assert (query.view().rung, query.view().workers) == (Rung.LOCAL, 0)
 
 
 def test_what_waits_is_counted_apart() -> None:

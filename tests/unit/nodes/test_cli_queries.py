@@ -33,6 +33,15 @@ def test_the_longest_comes_first(capsys: pytest.CaptureFixture[str], monkeypatch
     ]  # fmt: skip
 
 
+def test_its_rung_is_shown_and_how_many_workers_have_tasks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"full shuffle": 4, "partial/final": 0, "local stream": 0, None: 0}
+    out = printed(capsys, monkeypatch, *(query(rung=rung, workers=count) for rung, count in places.items()))
+    between = [line.partition("running")[2].partition("1.2")[0].strip() for line in out.splitlines()[1:]]
+    assert between == ["full shuffle on 4", "partial/final", "local stream", ""]
+
+
 def test_a_statement_is_one_line_and_no_markup(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

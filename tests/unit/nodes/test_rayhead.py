@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nodes.rayhead import RayHead, new_workers, worker_setup
+from nodes.rayhead import RayHead, merges_on_ray, new_workers, worker_setup
 from nodes.settings import SettingsError, load
 
 if TYPE_CHECKING:
@@ -70,3 +70,15 @@ def test_workers_reach_the_same_store() -> None:
     local = worker_setup(load(flags={"data.dir": "/d"}, environment={}).settings)
     assert local.bucket is None
     assert local.s3 is None
+
+
+@pytest.mark.parametrize(
+    ("address", "on_ray", "merges"),
+    [
+        ("", "auto", False), ("", "on", False), ("local", "auto", False), ("local", "on", True),
+        ("10.0.0.9:6379", "auto", True), ("10.0.0.9:6379", "on", True), ("10.0.0.9:6379", "off", False),
+    ],
+)  # fmt: skip
+def test_a_clusters_workers_merge_files_unless_told_otherwise(address: str, on_ray: str, merges: bool) -> None:
+    flags = {"ray.address": address, "compaction.on_ray": on_ray}
+    assert merges_on_ray(load(flags=flags, environment={}).settings) is merges

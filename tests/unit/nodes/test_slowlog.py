@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
+from engine.ladder import Rung
 from engine.running import DONE, Origin, Phase, RunningQueries
 from nodes.settings import Settings
 from nodes.slowlog import LEFT_OUT, slow_log
@@ -25,6 +26,7 @@ def lines(seconds: float, **changes: Any) -> list[Any]:
         query = registry.add("db", STATEMENT, Origin("http", "10.0.0.1:5", "r1"))
         query.enter(Phase.PLANNING)
         query.reads(2, 900)
+        query.runs_on(Rung.PARTIAL_FINAL, 4)
         query.enter(Phase.RUNNING)
         now[0] += seconds / 2
         query.hands_out(3, 24)
@@ -40,6 +42,7 @@ def test_a_slow_one_is_one_line_with_what_system_queries_has() -> None:
     assert (line["door"], line["client"], line["request_id"]) == ("http", "10.0.0.1:5", "r1")
     assert (line["running_seconds"], line["sending_seconds"], line["total_seconds"]) == (6.0, 6.0, 12.0)
     assert (line["rows"], line["bytes"], line["parquet_files"], line["parquet_bytes"]) == (3, 24, 2, 900)
+    assert (line["rung"], line["workers"]) == ("partial/final", 4)
     assert line["issue_time"].endswith(("Z", "+00:00"))
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import UnsupportedFormat
-from storage.fold import DELETE, PATCH, PUT, fold, number_series, sort_keys
+from storage.fold import DELETE, PATCH, PUT, fold, fold_layers, number_series, sort_keys
 from storage.schema import (
     OFFSET_COLUMN,
     OP_COLUMN,
@@ -135,6 +135,14 @@ def test_fold_of_a_fold_is_the_fold(batches: list[tuple[int, list[Row], list[str
     tail = to_tail(table, batches)
     base = fold(table, tail[:cut])
     assert fold(table, tail[cut:], base).equals(fold(table, tail))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(BATCH, min_size=1, max_size=6))
+def test_l25_layers_that_are_folded_fold_to_the_same(batches: list[tuple[int, list[Row], list[str]]]) -> None:
+    tail = to_tail(TABLE, batches)
+    layers = [pa.Table.from_batches([fold(TABLE, [batch])]) for batch in tail]
+    assert fold_layers(TABLE, layers).equals(fold(TABLE, tail))
 
 
 @settings(max_examples=100, deadline=None)

@@ -120,6 +120,38 @@ def test_l25_a_merge_is_the_fold_of_its_layers(
     assert all(a.time_high < b.time_low for a, b in itertools.pairwise(ordered))
 
 
+@given(
+    layers=st.lists(
+        st.lists(
+            st.tuples(st.integers(0, 3), st.sampled_from([None, "", "a", "b"]), st.sampled_from([None, "", "x", "y"])),
+            min_size=1,
+            max_size=40,
+        ),
+        min_size=2,
+        max_size=5,
+    ),
+    batch_rows=st.sampled_from([2, 5, 16]),
+)
+@settings(deadline=None, max_examples=60)
+def test_l25_keys_of_several_tags_are_cut_where_they_sort(
+    tmp_path_factory: pytest.TempPathFactory, layers: list[list[tuple[int, str | None, str | None]]], batch_rows: int
+) -> None:
+    store, files, tail, following = MemoryStore(), [], [], 0
+    for layer in layers:
+        rows = make_rows([t for t, _, _ in layer], [h for _, h, _ in layer], following)
+        regions = pa.array([r for _, _, r in layer], pa.string()).dictionary_encode()
+        batch = TailBatch(following, rows.append_column("r_gion_3", regions))
+        files.append(write_file(store, TABLE, 3, 5, 1, [batch]))
+        tail.append(batch)
+        following += len(layer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("storage.merge.BATCH_ROWS_MAX", batch_rows)
+        patch.setattr("storage.merge.BATCH_ROWS_MIN", batch_rows)
+        (made,) = merged(store, files, tmp_path_factory.getbasetemp())
+    expected = plain(fold(TABLE, tail))
+    assert content(store, made).select(expected.column_names).to_pylist() == expected.to_pylist()
+
+
 def test_l25_merging_in_any_contiguous_grouping_is_the_same(tmp_path: Path) -> None:
     store = MemoryStore()
     layers: list[Layer] = [[(t, h) for t in range(n, n + 3)] for n, h in enumerate(["a", "b", "a", None, "a", "b"])]
