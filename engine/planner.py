@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from engine import names, stoppable
+from engine import names, onescan, stoppable
 from engine.batches import BatchSource, Source
 from engine.changes import ChangeKind, RowChange
 from engine.deleterange import range_delete
@@ -31,6 +31,7 @@ from engine.session import (
     planning_error,
     read_statement,
     register_s3,
+    set_option,
     set_partitions,
 )
 from engine.tails import TailCache
@@ -245,6 +246,9 @@ class Planner:
         )
         if self._root.bucket is not None and self._s3 is not None:
             register_s3(context, self._root.bucket, self._s3)
+        if self._root.bucket is None:
+            for name, value in onescan.OPTIONS.items():
+                set_option(context, name, value)
         files = FileTables(context, self._root.url, self._root.cache_url)
         return context, Views(context, files, limits.tails_bytes_max)
 

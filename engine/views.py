@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
 from engine import viewsql
 from engine.deletedrows import divided, without_deleted
+from engine.files import SCAN_NAME
 from engine.layers import Span, levels, split
+from engine.onescan import PART_NAME, parts
 from engine.session import CATALOG, LAYERS_SCHEMA
 from storage.deletes import of_file
 from storage.errors import UnsupportedFormat
@@ -377,10 +379,14 @@ class _Builder:
     def _scans(self, schema: pa.Schema, files: Sequence[DataFile]) -> list[DataFrame]:
         """One scan of those that are cached, one of those in the store: a scan reads from one place only."""
         self._used |= {file.path: file for file in files}
-        cached = [self._cached[file.path] for file in files if file.path in self._cached]
-        stored = [file.path for file in files if file.path not in self._cached]
-        places = ((paths, is_cached) for paths, is_cached in ((cached, True), (stored, False)) if paths)
-        return [self._files.table(schema, paths, is_cached=is_cached) for paths, is_cached in places]
+        cached = [replace(f, path=self._cached[f.path]) for f in files if f.path in self._cached]
+        stored = [file for file in files if file.path not in self._cached]
+        return [self._scan(schema, found, found is cached) for found in (cached, stored) if found]
+
+    def _scan(self, schema: pa.Schema, files: Sequence[DataFile], is_cached: bool) -> DataFrame:
+        divided = parts(files) if self._files.is_local(is_cached) else [files]
+        name = SCAN_NAME if len(divided) == 1 else PART_NAME
+        return _union([self._files.table(schema, [f.path for f in part], name, is_cached) for part in divided])
 
     def _without_deletes(self, frame: DataFrame) -> DataFrame:
         """A layer that stands alone, without rows that only delete what is below them."""
