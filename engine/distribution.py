@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from datafusion import DataFrame, LogicalPlan, SessionContext
 
-    from engine.batches import BatchSource, Source
+    from engine.batches import Source
     from engine.stages import Stages
 
 REDUCING: Final = frozenset(("aggregate", "filter", "global_limit", "local_limit"))
@@ -72,9 +72,7 @@ class Distribution:
             reframed = context.create_dataframe_from_logical_plan(plan)
         return Offer(choice, reframed, is_explained, is_analyzed)
 
-    def source(
-        self, context: SessionContext, offer: Offer, frame: DataFrame, local: Callable[[], BatchSource]
-    ) -> Source:
+    def source(self, context: SessionContext, offer: Offer, frame: DataFrame, local: Callable[[], Source]) -> Source:
         """The statement's batches; ``local`` starts it in this process. Raises what `local` raises."""
         stages, choice = self._stages(context, offer)
         lines = [("rung", f"{choice.rung}: {choice.reason}")]

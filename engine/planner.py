@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from engine import names, onescan, stoppable
-from engine.batches import BatchSource, Source
+from engine.batches import BatchSource, PooledSource, Source
 from engine.changes import ChangeKind, RowChange
 from engine.deleterange import range_delete
 from engine.distribution import Distribution
@@ -30,7 +30,7 @@ from engine.session import (
     new_context,
     planning_error,
     read_statement,
-    register_s3,
+    s3_store,
     set_option,
     set_partitions,
 )
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from datafusion import DataFrame, Expr, SessionContext
+    from datafusion.object_store import AmazonS3
 
     from engine.distribution import Offer
     from engine.ladder import LadderLimits, Workers
@@ -104,6 +105,9 @@ class PlannerLimits:
     target_partitions: int
     batch_rows: int
     tails_bytes_max: int
+    query_bytes_max: int = 0
+    """Of one query, in a pool of its own; 0: all share one."""
+    query_spill_bytes_max: int = 0
 
 
 def mentioned_tables(statement: str, tables: Sequence[Table]) -> list[Table]:
@@ -155,6 +159,7 @@ class Planner:
         self._tails = TailCache(limits.tails_bytes_max)
         self._lock = threading.Lock()
         self._context: SessionContext | None = None
+        self._s3_store: AmazonS3 | None = None
         self._views: Views | None = None
         self._partitions = limits.target_partitions
         self._distribution: Distribution | None = None
@@ -219,8 +224,8 @@ class Planner:
     def _source(self, named: _Named, tails_bytes: int) -> Source:
         """Plan physically and start."""
 
-        def local() -> BatchSource:
-            return _started(named.context, named.frame, tails_bytes)
+        def local() -> Source:
+            return _started(named.context, named.frame, tails_bytes, self._own_pool(), self._limits.query_bytes_max)
 
         if self._distribution is None or named.offer is None:
             return local()
@@ -239,13 +244,31 @@ class Planner:
             self._context, self._views = self._new_context(self._limits.memory_bytes, self._limits.spill_folder)
         return self._context, self._views
 
+    def _own_pool(self) -> SessionContext | None:
+        """Where a statement runs that has memory of its own: what is planned, and footers, stay with the shared one."""
+        limits = self._limits
+        if not limits.query_bytes_max:
+            return None
+        context = new_context(
+            limits.query_bytes_max, limits.spill_folder, limits.target_partitions, limits.batch_rows,
+            limits.query_spill_bytes_max,
+        )  # fmt: skip
+        self._register_store(context)
+        return context
+
+    def _register_store(self, context: SessionContext) -> None:
+        if self._root.bucket is None or self._s3 is None:
+            return
+        if self._s3_store is None:
+            self._s3_store = s3_store(self._root.bucket, self._s3)
+        context.register_object_store("s3://", self._s3_store, self._root.bucket)
+
     def _new_context(self, memory_bytes: int, spill_folder: Path | None) -> tuple[SessionContext, Views]:
         limits = self._limits
         context = new_context(
             memory_bytes, spill_folder, limits.target_partitions, limits.batch_rows, limits.spill_bytes_max
         )
-        if self._root.bucket is not None and self._s3 is not None:
-            register_s3(context, self._root.bucket, self._s3)
+        self._register_store(context)
         if self._root.bucket is None:
             for name, value in onescan.OPTIONS.items():
                 set_option(context, name, value)
@@ -512,9 +535,14 @@ def _check_cached(lease: Lease) -> None:
         raise SnapshotTooOld(f"{len(lost)} cached files were damaged, among them {lost[0]}")
 
 
-def _started(context: SessionContext, frame: DataFrame, tails_bytes: int) -> BatchSource:
-    """The frame's batches, made in this process. Raises EngineError, StorageError."""
+def _started(
+    context: SessionContext, frame: DataFrame, tails_bytes: int, pool: SessionContext | None, memory_max: int
+) -> Source:
+    """The frame's batches, made in this process, with the memory of ``pool`` if there is one. Raises EngineError,
+    StorageError."""
     try:
+        if pool is not None:
+            return PooledSource(stoppable.execute_in(pool, context, frame, tails_bytes), memory_max)
         return BatchSource(stoppable.execute(context, frame, tails_bytes))
     except Exception as error:
         raise planning_error(error) from error

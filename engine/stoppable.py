@@ -44,16 +44,32 @@ _FIXED: Final = {1: 8, 5: 4}
 
 def execute(context: SessionContext, frame: DataFrame, tails_bytes: int) -> RecordBatchStream:
     """Start the frame, which reads so many bytes of rows in memory. Raises what DataFusion raises."""
-    stops = tails_bytes <= TAILS_BYTES_MAX and joins(frame)
-    in_parts = tails_bytes <= onescan.TAILS_BYTES_MAX and onescan.has_parts(frame)
-    plan = _rewritten(context, frame, stops, in_parts) if stops or in_parts else None
+    plan = _plan(context, frame, tails_bytes)
     return frame.execute_stream() if plan is None else context.execute(plan, 0)
+
+
+def execute_in(
+    pool: SessionContext, context: SessionContext, frame: DataFrame, tails_bytes: int
+) -> list[RecordBatchStream]:
+    """Start the frame, planned in ``context``, with the memory of ``pool``. Raises what DataFusion raises.
+
+    Its partitions: DataFusion's own `execute_stream`, which joins them, runs a frame where it was planned only.
+    """
+    plan = _plan(context, frame, tails_bytes) or frame.execution_plan()
+    return [pool.execute(plan, number) for number in range(plan.partition_count)]
 
 
 def joins(frame: DataFrame) -> bool:
     """Whether the statement itself joins: the merges of views are in its plan too, told by the alias of their input."""
     plan = frame.logical_plan().display_indent()
     return any(not first.startswith(f"SubqueryAlias: {NEWER}") for first in _JOIN.findall(plan))
+
+
+def _plan(context: SessionContext, frame: DataFrame, tails_bytes: int) -> Any:
+    """The frame's plan as it is to run; None if as it is."""
+    stops = tails_bytes <= TAILS_BYTES_MAX and joins(frame)
+    in_parts = tails_bytes <= onescan.TAILS_BYTES_MAX and onescan.has_parts(frame)
+    return _rewritten(context, frame, stops, in_parts) if stops or in_parts else None
 
 
 def _rewritten(context: SessionContext, frame: DataFrame, stops: bool, in_parts: bool) -> Any:
