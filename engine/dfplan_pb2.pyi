@@ -206,6 +206,7 @@ class PhysicalPlanNode(_message.Message):
     GENERATE_SERIES_FIELD_NUMBER: _builtins.int
     SORT_MERGE_JOIN_FIELD_NUMBER: _builtins.int
     MEMORY_SCAN_FIELD_NUMBER: _builtins.int
+    SCALAR_SUBQUERY_FIELD_NUMBER: _builtins.int
     EXCHANGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def parquet_scan(self) -> Global___ParquetScanNode: ...
@@ -256,6 +257,8 @@ class PhysicalPlanNode(_message.Message):
     @_builtins.property
     def memory_scan(self) -> Global___MemoryScanNode: ...
     @_builtins.property
+    def scalar_subquery(self) -> Global___ScalarSubqueryNode: ...
+    @_builtins.property
     def exchange(self) -> Global___ExchangeNode:
         """Runnel's own: DataFusion never sees it."""
 
@@ -286,13 +289,14 @@ class PhysicalPlanNode(_message.Message):
         generate_series: Global___GenerateSeriesNode | None = ...,
         sort_merge_join: Global___SortMergeJoinNode | None = ...,
         memory_scan: Global___MemoryScanNode | None = ...,
+        scalar_subquery: Global___ScalarSubqueryNode | None = ...,
         exchange: Global___ExchangeNode | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "coalesce_batches", b"coalesce_batches", "cooperative", b"cooperative", "cross_join", b"cross_join", "empty", b"empty", "exchange", b"exchange", "filter", b"filter", "generate_series", b"generate_series", "global_limit", b"global_limit", "hash_join", b"hash_join", "interleave", b"interleave", "kind", b"kind", "local_limit", b"local_limit", "memory_scan", b"memory_scan", "merge", b"merge", "nested_loop_join", b"nested_loop_join", "parquet_scan", b"parquet_scan", "placeholder_row", b"placeholder_row", "projection", b"projection", "repartition", b"repartition", "sort", b"sort", "sort_merge_join", b"sort_merge_join", "sort_preserving_merge", b"sort_preserving_merge", "union", b"union", "unnest", b"unnest", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "coalesce_batches", b"coalesce_batches", "cooperative", b"cooperative", "cross_join", b"cross_join", "empty", b"empty", "exchange", b"exchange", "filter", b"filter", "generate_series", b"generate_series", "global_limit", b"global_limit", "hash_join", b"hash_join", "interleave", b"interleave", "kind", b"kind", "local_limit", b"local_limit", "memory_scan", b"memory_scan", "merge", b"merge", "nested_loop_join", b"nested_loop_join", "parquet_scan", b"parquet_scan", "placeholder_row", b"placeholder_row", "projection", b"projection", "repartition", b"repartition", "scalar_subquery", b"scalar_subquery", "sort", b"sort", "sort_merge_join", b"sort_merge_join", "sort_preserving_merge", b"sort_preserving_merge", "union", b"union", "unnest", b"unnest", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "coalesce_batches", b"coalesce_batches", "cooperative", b"cooperative", "cross_join", b"cross_join", "empty", b"empty", "exchange", b"exchange", "filter", b"filter", "generate_series", b"generate_series", "global_limit", b"global_limit", "hash_join", b"hash_join", "interleave", b"interleave", "kind", b"kind", "local_limit", b"local_limit", "memory_scan", b"memory_scan", "merge", b"merge", "nested_loop_join", b"nested_loop_join", "parquet_scan", b"parquet_scan", "placeholder_row", b"placeholder_row", "projection", b"projection", "repartition", b"repartition", "sort", b"sort", "sort_merge_join", b"sort_merge_join", "sort_preserving_merge", b"sort_preserving_merge", "union", b"union", "unnest", b"unnest", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "coalesce_batches", b"coalesce_batches", "cooperative", b"cooperative", "cross_join", b"cross_join", "empty", b"empty", "exchange", b"exchange", "filter", b"filter", "generate_series", b"generate_series", "global_limit", b"global_limit", "hash_join", b"hash_join", "interleave", b"interleave", "kind", b"kind", "local_limit", b"local_limit", "memory_scan", b"memory_scan", "merge", b"merge", "nested_loop_join", b"nested_loop_join", "parquet_scan", b"parquet_scan", "placeholder_row", b"placeholder_row", "projection", b"projection", "repartition", b"repartition", "scalar_subquery", b"scalar_subquery", "sort", b"sort", "sort_merge_join", b"sort_merge_join", "sort_preserving_merge", b"sort_preserving_merge", "union", b"union", "unnest", b"unnest", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["parquet_scan", "empty", "projection", "global_limit", "local_limit", "aggregate", "hash_join", "sort", "coalesce_batches", "filter", "merge", "repartition", "window", "cross_join", "union", "sort_preserving_merge", "nested_loop_join", "interleave", "placeholder_row", "unnest", "cooperative", "generate_series", "sort_merge_join", "memory_scan", "exchange"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["parquet_scan", "empty", "projection", "global_limit", "local_limit", "aggregate", "hash_join", "sort", "coalesce_batches", "filter", "merge", "repartition", "window", "cross_join", "union", "sort_preserving_merge", "nested_loop_join", "interleave", "placeholder_row", "unnest", "cooperative", "generate_series", "sort_merge_join", "memory_scan", "scalar_subquery", "exchange"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -555,6 +559,32 @@ class FileRange(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FileRange: _TypeAlias = FileRange  # noqa: Y015
+
+@_typing.final
+class ScalarSubqueryNode(_message.Message):
+    """Only for what its inputs hold (engine/onescan.py): a plan that has one is not cut into stages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    SUBQUERIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def input(self) -> Global___PhysicalPlanNode: ...
+    @_builtins.property
+    def subqueries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhysicalPlanNode]: ...
+    def __init__(
+        self,
+        *,
+        input: Global___PhysicalPlanNode | None = ...,
+        subqueries: _abc.Iterable[Global___PhysicalPlanNode] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "subqueries", b"subqueries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalarSubqueryNode: _TypeAlias = ScalarSubqueryNode  # noqa: Y015
 
 @_typing.final
 class ProjectionNode(_message.Message):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import dfplan_pb2 as pb
+from engine import onescan
 from engine.explain import AnalyzedSource, ExplainedSource, stages_text
 from engine.ladder import OPTIONS, Choice, LadderLimits, Rung, Workers, choose
 from engine.session import set_option
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from datafusion import DataFrame, LogicalPlan, SessionContext
 
-    from engine.batches import BatchSource, Source
+    from engine.batches import Source
     from engine.stages import Stages
 
 REDUCING: Final = frozenset(("aggregate", "filter", "global_limit", "local_limit"))
@@ -76,7 +77,7 @@ class Distribution:
         context: SessionContext,
         offer: Offer,
         frame: DataFrame,
-        local: Callable[[], BatchSource],
+        local: Callable[[], Source],
         runs_on: Callable[[Rung, int], None],
     ) -> Source:
         """The statement's batches; ``local`` starts it in this process, ``runs_on`` hears of workers that have it.
@@ -130,6 +131,7 @@ def cut_frame(context: SessionContext, frame: DataFrame) -> Stages:
     """The stages of a frame that was planned for a rung. Raises CannotBeCut."""
     try:
         written = frame.execution_plan().to_bytes(context)
+        written = onescan.joined(written) if onescan.has_parts(frame) else written
     except Exception as error:
         raise CannotBeCut(f"the plan cannot be written down: {error}") from error
     return cut(written)

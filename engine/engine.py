@@ -53,7 +53,8 @@ at."""
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
     """What queries may use. ``memory_bytes`` is one fair pool for all; above it they spill, at most
-    ``spill_bytes_max`` (0: never). Over ``queries_max`` statements wait, over ``waiting_max`` they are refused.
+    ``spill_bytes_max`` (0: never). With ``query_bytes_max`` each has a pool of so much, and no more run at once than
+    ``memory_bytes`` has room for. Over ``queries_max`` statements wait, over ``waiting_max`` they are refused.
     ``cache_folder`` has at most ``cache_bytes_max`` (0: none) of a remote store's files."""
 
     memory_bytes: int
@@ -68,7 +69,14 @@ class EngineLimits:
     tails_bytes_max: int = 256 * 2**20
     cache_folder: Path | None = None
     cache_bytes_max: int = 0
+    query_bytes_max: int = 0
     ladder: LadderLimits = field(default_factory=LadderLimits)
+
+    @property
+    def places(self) -> int:
+        """How many statements run at once."""
+        room = self.memory_bytes // self.query_bytes_max if self.query_bytes_max else self.queries_max
+        return max(1, min(self.queries_max, room))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +116,12 @@ class Engine:
             target_partitions=limits.target_partitions,
             batch_rows=limits.batch_rows,
             tails_bytes_max=limits.tails_bytes_max,
+            query_bytes_max=min(limits.query_bytes_max, limits.memory_bytes),
+            query_spill_bytes_max=limits.spill_bytes_max // limits.places,
         )
         self._workers = workers
         self._planner = Planner(self._root, planner_limits, s3, workers, limits.ladder)
-        self._places = asyncio.Semaphore(limits.queries_max)
+        self._places = asyncio.Semaphore(limits.places)
         self._waiting = 0
         self._streams: set[QueryStream] = set()
         self._threads: ThreadPoolExecutor | None = None
@@ -203,14 +213,14 @@ class Engine:
             raise QueryCancelled("the engine is closed")
         limits = self._limits
         if self._places.locked() and self._waiting >= limits.waiting_max:
-            raise TooManyQueries(f"{limits.queries_max} queries run and {self._waiting} wait: try again later")
+            raise TooManyQueries(f"{limits.places} queries run and {self._waiting} wait: try again later")
         self._waiting += 1
         try:
             async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + limits.wait_seconds)):
                 await self._places.acquire()
         except TimeoutError as error:
             raise TooManyQueries(
-                f"no place among the {limits.queries_max} running queries in time: try again later"
+                f"no place among the {limits.places} running queries in time: try again later"
             ) from error
         finally:
             self._waiting -= 1
@@ -271,7 +281,7 @@ class Engine:
         """Plan in a thread. A plan that outlives the time limit keeps its place until it is done."""
         loop = asyncio.get_running_loop()
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._limits.queries_max, thread_name_prefix="plan")
+            self._threads = ThreadPoolExecutor(self._limits.places, thread_name_prefix="plan")
         planning = loop.run_in_executor(self._threads, self._planner.start, request)
         try:
             async with asyncio.timeout_at(deadline):

@@ -64,6 +64,13 @@ class QueryMemoryExhausted(EngineError):
     retriable = True
 
 
+class QueryTooLarge(QueryMemoryExhausted):
+    """The query wanted more memory than one query may have, `query.memory_max`, and could not spill (422)."""
+
+    code = "query_too_large"
+    retriable = False
+
+
 class QueryCancelled(EngineError):
     """The stream was closed, or the engine stopped, before the result was complete."""
 

@@ -12,7 +12,7 @@ from engine.stages import inputs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.batches import BatchSource
+    from engine.batches import Source
     from engine.staged import StagedSource
     from engine.stages import Node, Stages
     from engine.tasks import TaskFigures
@@ -24,7 +24,7 @@ Line = tuple[str, str]
 class ExplainedSource:
     """DataFusion's own answer, and then ``lines``."""
 
-    def __init__(self, source: BatchSource, schema: pa.Schema, lines: Sequence[Line]) -> None:
+    def __init__(self, source: Source, schema: pa.Schema, lines: Sequence[Line]) -> None:
         self._source = source
         self._lines: pa.RecordBatch | None = _batch(schema, lines)
 

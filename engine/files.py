@@ -120,6 +120,10 @@ class FileTables:
         self._cache_url = cache_url
         self._templates: dict[pa.Schema, bytes] = {}
 
+    def is_local(self, is_cached: bool) -> bool:
+        """Whether the store, or the cache's folder, is on this machine's disk."""
+        return (self._cache_url if is_cached else self._root_url).startswith("file://")
+
     def table(
         self, schema: pa.Schema, paths: Sequence[str], scan_name: str = SCAN_NAME, is_cached: bool = False
     ) -> DataFrame:

@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from engine import viewsql, viewstate
 from engine.changes import ViewProgress
+from engine.filescans import Place, file_schema, place_of, scan
 from engine.session import CATALOG, LAYERS_SCHEMA, SCHEMA, running_error
-from engine.views import Place, Pushed, View, file_schema, place_of, probe_name, scan
+from engine.views import Pushed, View, probe_name
 from engine.viewsql import NEWER, OLDER, OP, quote
 from engine.viewstatements import BUCKETS_MAX
 from storage.catalogplan import STATE_FIELD
@@ -100,11 +101,11 @@ class Materialized:
             since = before.positions.get(part.partition, 0)
             changes = viewstate.changes_since(part, since, table, definition)
             ranges += changes.ranges
-            places: dict[tuple[bool, Place], list[str]] = {}
+            places: dict[tuple[bool, Place], list[DataFile]] = {}
             for file in changes.files:
-                places.setdefault((file.has_ops, place_of(table, file)), []).append(file.path)
-            for (has_ops, place), paths in places.items():
-                frame = scan(self._views.files, table, file_schema(table, has_ops), paths, place)
+                places.setdefault((file.has_ops, place_of(table, file)), []).append(file)
+            for (has_ops, place), found in places.items():
+                frame = scan(self._views.files, table, file_schema(table, has_ops), found, place)
                 frames.append(_buckets_of(frame, table, definition, since))
             files += changes.files
         return ranges, frames, files

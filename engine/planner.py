@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from engine import names, stoppable
-from engine.batches import BatchSource, Source
+from engine import names, onescan
 from engine.changes import ChangeKind, RowChange
 from engine.deleterange import range_delete
 from engine.distribution import Distribution
@@ -29,13 +28,13 @@ from engine.session import (
     SYSTEM_SCHEMA,
     assigned,
     change_statement,
-    is_panic,
     new_context,
-    planning_error,
     read_statement,
-    register_s3,
+    s3_store,
+    set_option,
     set_partitions,
 )
+from engine.starting import started
 from engine.tails import TailCache
 from engine.viewdefinition import SHAPE, check_steady, definition
 from engine.views import TIMES, Views, probe_name, usable
@@ -50,7 +49,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from datafusion import DataFrame, SessionContext
+    from datafusion.object_store import AmazonS3
 
+    from engine.batches import Source
     from engine.distribution import Offer
     from engine.ladder import LadderLimits, Workers
     from engine.layers import Range
@@ -116,6 +117,9 @@ class PlannerLimits:
     target_partitions: int
     batch_rows: int
     tails_bytes_max: int
+    query_bytes_max: int = 0
+    """Of one query, in a pool of its own; 0: all share one."""
+    query_spill_bytes_max: int = 0
 
 
 def mentioned_tables(statement: str, tables: Sequence[Table]) -> list[Table]:
@@ -167,6 +171,7 @@ class Planner:
         self._tails = TailCache(limits.tails_bytes_max)
         self._lock = threading.Lock()
         self._context: SessionContext | None = None
+        self._s3_store: AmazonS3 | None = None
         self._views: Views | None = None
         self._partitions = limits.target_partitions
         self._distribution: Distribution | None = None
@@ -244,9 +249,9 @@ class Planner:
     def _source(self, named: _Named, tails_bytes: int, runs_on: Callable[[Rung, int], None]) -> Source:
         """Plan physically and start."""
 
-        def local() -> BatchSource:
+        def local() -> Source:
             runs_on(Rung.LOCAL, 0)
-            return _started(named.context, named.frame, tails_bytes)
+            return started(named.context, named.frame, tails_bytes, self._own_pool(), self._limits.query_bytes_max)
 
         if self._distribution is None or named.offer is None:
             return local()
@@ -265,13 +270,34 @@ class Planner:
             self._context, self._views = self._new_context(self._limits.memory_bytes, self._limits.spill_folder)
         return self._context, self._views
 
+    def _own_pool(self) -> SessionContext | None:
+        """Where a statement runs that has memory of its own: what is planned, and footers, stay with the shared one."""
+        limits = self._limits
+        if not limits.query_bytes_max:
+            return None
+        context = new_context(
+            limits.query_bytes_max, limits.spill_folder, limits.target_partitions, limits.batch_rows,
+            limits.query_spill_bytes_max,
+        )  # fmt: skip
+        self._register_store(context)
+        return context
+
+    def _register_store(self, context: SessionContext) -> None:
+        if self._root.bucket is None or self._s3 is None:
+            return
+        if self._s3_store is None:
+            self._s3_store = s3_store(self._root.bucket, self._s3)
+        context.register_object_store("s3://", self._s3_store, self._root.bucket)
+
     def _new_context(self, memory_bytes: int, spill_folder: Path | None) -> tuple[SessionContext, Views]:
         limits = self._limits
         context = new_context(
             memory_bytes, spill_folder, limits.target_partitions, limits.batch_rows, limits.spill_bytes_max
         )
-        if self._root.bucket is not None and self._s3 is not None:
-            register_s3(context, self._root.bucket, self._s3)
+        self._register_store(context)
+        if self._root.bucket is None:
+            for name, value in onescan.OPTIONS.items():
+                set_option(context, name, value)
         files = FileTables(context, self._root.url, self._root.cache_url)
         return context, Views(context, files, limits.tails_bytes_max)
 
@@ -543,18 +569,6 @@ def _check_cached(lease: Lease) -> None:
     lost = lease.lost()
     if lost:
         raise SnapshotTooOld(f"{len(lost)} cached files were damaged, among them {lost[0]}")
-
-
-def _started(context: SessionContext, frame: DataFrame, tails_bytes: int) -> BatchSource:
-    """The frame's batches, made in this process. Raises EngineError, StorageError."""
-    try:
-        return BatchSource(stoppable.execute(context, frame, tails_bytes))
-    except Exception as error:
-        raise planning_error(error) from error
-    except BaseException as error:
-        if is_panic(error):
-            raise planning_error(error) from error
-        raise
 
 
 def _system_tables(request: PlanRequest) -> dict[str, pa.Table]:

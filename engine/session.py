@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from datafusion import DataFrame, Expr, SessionContext
+    from datafusion.object_store import AmazonS3
 
     from storage.objects import S3Options
 
@@ -113,9 +114,14 @@ def set_option(context: SessionContext, name: str, value: str) -> None:
 
 def register_s3(context: SessionContext, bucket: str, options: S3Options) -> None:
     """Make ``s3://bucket`` readable."""
+    context.register_object_store("s3://", s3_store(bucket, options), bucket)
+
+
+def s3_store(bucket: str, options: S3Options) -> AmazonS3:
+    """What reads ``s3://bucket``, with its connections: one for all contexts of a process that read it."""
     from datafusion.object_store import AmazonS3
 
-    store = AmazonS3(
+    return AmazonS3(
         bucket_name=bucket,
         region=options.region or "us-east-1",
         access_key_id=options.access_key,
@@ -124,7 +130,6 @@ def register_s3(context: SessionContext, bucket: str, options: S3Options) -> Non
         endpoint=options.endpoint,
         allow_http=options.allow_http,
     )
-    context.register_object_store("s3://", store, bucket)
 
 
 def read_statement(context: SessionContext, statement: str, params: Mapping[str, Any] | None = None) -> DataFrame:

@@ -18,7 +18,7 @@ from engine.tasks import with_schema
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.batches import BatchSource
+    from engine.batches import BatchSource, Source
     from engine.ladder import Gathered, Workers
     from engine.stages import Stages
     from engine.tasks import TaskContext, TaskFigures
@@ -38,7 +38,7 @@ class StagedSource:
         workers: Workers,
         context: TaskContext,
         schema: pa.Schema,
-        local: Callable[[], BatchSource],
+        local: Callable[[], Source],
         gather_bytes_max: int,
         began: Callable[[int], None] = lambda workers: None,
     ) -> None:
@@ -50,10 +50,10 @@ class StagedSource:
         self._workers = workers
         self._context = context
         self._schema = schema
-        self._local: Callable[[], BatchSource] | None = local
+        self._local: Callable[[], Source] | None = local
         self._gather_bytes_max = gather_bytes_max
         self._began = began
-        self._source: BatchSource | None = None
+        self._source: Source | None = None
         self._is_dropped = False
 
     async def next(self) -> pa.RecordBatch | None:
@@ -97,7 +97,7 @@ class StagedSource:
         self._keep(source)
         return await source.next()
 
-    def _keep(self, source: BatchSource) -> None:
+    def _keep(self, source: Source) -> None:
         if self._is_dropped:
             source.drop()
         self._source, self._local = source, None

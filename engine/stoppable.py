@@ -4,7 +4,8 @@ DataFusion 55 makes the leaves of a plan give way from time to time. A join make
 leaves that this moment may never come: dropping the query's stream does not stop it, its thread is lost, and a few
 such queries take all threads. A plan cannot be changed from Python, but written down and read again: this module
 finds the joins in the written form (datafusion.proto, `PhysicalPlanNode`) and puts a node above them. Driven by
-`engine.planner`, for statements that join, which the merges inside views do not count as.
+`engine.planner`, for statements that join, which the merges inside views do not count as, and for those that read many
+large files, whose scans are put together in the same form (`engine.onescan`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from engine import onescan
 from engine.viewsql import NEWER, OLDER
 
 if TYPE_CHECKING:
@@ -42,8 +44,19 @@ _FIXED: Final = {1: 8, 5: 4}
 
 def execute(context: SessionContext, frame: DataFrame, tails_bytes: int) -> RecordBatchStream:
     """Start the frame, which reads so many bytes of rows in memory. Raises what DataFusion raises."""
-    plan = _stoppable(context, frame) if tails_bytes <= TAILS_BYTES_MAX and joins(frame) else None
+    plan = _plan(context, frame, tails_bytes)
     return frame.execute_stream() if plan is None else context.execute(plan, 0)
+
+
+def execute_in(
+    pool: SessionContext, context: SessionContext, frame: DataFrame, tails_bytes: int
+) -> list[RecordBatchStream]:
+    """Start the frame, planned in ``context``, with the memory of ``pool``. Raises what DataFusion raises.
+
+    Its partitions: DataFusion's own `execute_stream`, which joins them, runs a frame where it was planned only.
+    """
+    plan = _plan(context, frame, tails_bytes) or frame.execution_plan()
+    return [pool.execute(plan, number) for number in range(plan.partition_count)]
 
 
 def joins(frame: DataFrame) -> bool:
@@ -53,8 +66,18 @@ def joins(frame: DataFrame) -> bool:
     return any(not first.startswith(merges) for first in _JOIN.findall(plan))
 
 
-def _stoppable(context: SessionContext, frame: DataFrame) -> Any:
-    """The frame's plan, of one partition, with every join under a CooperativeExec; None if that cannot be said."""
+def _plan(context: SessionContext, frame: DataFrame, tails_bytes: int) -> Any:
+    """The frame's plan as it is to run; None if as it is."""
+    stops = tails_bytes <= TAILS_BYTES_MAX and joins(frame)
+    in_parts = tails_bytes <= onescan.TAILS_BYTES_MAX and onescan.has_parts(frame)
+    return _rewritten(context, frame, stops, in_parts) if stops or in_parts else None
+
+
+def _rewritten(context: SessionContext, frame: DataFrame, stops: bool, in_parts: bool) -> Any:
+    """The frame's plan, of one partition; None if it has no written form.
+
+    `stops`: with every join under a CooperativeExec. `in_parts`: with parts of scans joined (`engine.onescan`).
+    """
     from datafusion.plan import ExecutionPlan
 
     plan = frame.execution_plan()
@@ -63,7 +86,8 @@ def _stoppable(context: SessionContext, frame: DataFrame) -> Any:
     except Exception:  # noqa: BLE001 - DataFusion raises bare Exception for a node that has no written form
         return None
     try:
-        changed = wrap_joins(memoryview(written))
+        changed: bytes | memoryview = onescan.joined(written) if in_parts else written
+        changed = wrap_joins(memoryview(changed)) if stops else changed
     except RecursionError:
         return None
     if plan.partition_count > 1:

@@ -10,13 +10,14 @@ import dataclasses
 import functools
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
 from engine import viewsql
 from engine.deletedrows import divided, without_deleted
+from engine.filescans import Place, file_schema, place_of, scan, union
 from engine.layers import Span, levels, split
 from engine.session import CATALOG, LAYERS_SCHEMA
 from engine.viewsql import Frame
@@ -25,12 +26,7 @@ from storage.datafile import is_whole, with_keys
 from storage.deletes import of_file
 from storage.schema import (
     KEY_COLUMN,
-    OFFSET_COLUMN,
     OP_COLUMN,
-    OP_TYPE,
-    PARTITION_COLUMN,
-    SERIES_COLUMN,
-    TABLE_COLUMN,
     TIME_COLUMN,
     Op,
     TypeKind,
@@ -116,14 +112,6 @@ class _Own:
     keys: bool = False
 
 
-class Place(NamedTuple):
-    """From where files are read; of slices those of one ``partition``, and whether their table has since grown."""
-
-    is_cached: bool
-    partition: int | None = None
-    is_older: bool = False
-
-
 @dataclass(frozen=True)
 class _Layer:
     """One layer: a file or a folded tail batch."""
@@ -156,50 +144,6 @@ class _Layer:
     def is_within(self, ranges: Sequence[Range]) -> bool:
         """Whether all of its rows are in one of the ranges."""
         return not self.is_clipped and any(low <= self.span.low and self.span.high <= high for low, high in ranges)
-
-
-def file_schema(table: Table, has_ops: bool = False, has_keys: bool = False) -> pa.Schema:
-    """How DataFiles are read: string views are what DataFusion groups, joins and compares fastest."""
-    fields = [(c.storage_name, pa.string_view() if c.kind is TypeKind.STRING else c.plain_type) for c in table.columns]
-    fields += [(OP_COLUMN, OP_TYPE)] if has_ops else []
-    fields += [(SERIES_COLUMN, pa.int64()), (KEY_COLUMN, pa.binary_view())] if has_keys else []
-    return pa.schema([*fields, (OFFSET_COLUMN, pa.int64())])
-
-
-def bundle_schema(schema: pa.Schema) -> pa.Schema:
-    """The same for slices of bundles: with the columns that say whose rows they are."""
-    return pa.schema([(TABLE_COLUMN, pa.int64()), (PARTITION_COLUMN, pa.int32()), *schema])
-
-
-def as_text(schema: pa.Schema) -> pa.Schema:
-    """The same for slices that are older than their table's newest columns, whose values are read as text.
-
-    Another table of the bundle may have a column of such a name and of another type, and a scan turns the values of all
-    rows into what is asked for before it is seen whose they are: to text everything can be turned.
-    """
-    is_plain = (TIME_COLUMN, OP_COLUMN, OFFSET_COLUMN)
-    return pa.schema([f if f.name in is_plain else pa.field(f.name, pa.string_view()) for f in schema])
-
-
-def place_of(table: Table, file: DataFile, is_cached: bool = False) -> Place:
-    """From where a file is read."""
-    if not file.is_slice:
-        return Place(is_cached)
-    return Place(is_cached, file.partition, file.schema_version < table.version)
-
-
-def scan(files: FileTables, table: Table, schema: pa.Schema, paths: Sequence[str], place: Place) -> DataFrame:
-    """Whole files, or a partition's slices of bundles: row groups without its rows are skipped (F18)."""
-    if place.partition is None:
-        return files.table(schema, paths, is_cached=place.is_cached)
-    from datafusion import col, literal
-
-    stored = as_text(schema) if place.is_older else schema
-    frame = files.table(bundle_schema(stored), paths, is_cached=place.is_cached)
-    of_table = col(viewsql.quote(TABLE_COLUMN)) == literal(pa.scalar(table.id, pa.int64()))
-    of_partition = col(viewsql.quote(PARTITION_COLUMN)) == literal(pa.scalar(place.partition, pa.int32()))
-    frame = frame.filter(of_table, of_partition)
-    return frame.select(*(_read_as(field, stored.field(field.name).type) for field in schema))
 
 
 def probe_name(table: Table) -> str:
@@ -360,7 +304,7 @@ class _Builder:
             for part in self._snapshot.partitions:
                 self._cutoff = higher(self._snapshot.cutoff_ns, part.cutoff_ns)
                 self._add_partition(self._layers(part, self._tails.get(part.partition, ())))
-            frame = _union(self._finished_parts())
+            frame = union(self._finished_parts())
             narrows = self._merges > 0 or self._layers_used > FILES_MANY
             cached = frozenset(self._used.keys() & self._cached.keys())
             return View(frame, narrows, tuple(self._used.values()), cached)
@@ -457,7 +401,7 @@ class _Builder:
     def _merge_frame(self, level: Sequence[_Layer], ranges: Sequence[Range], own: _Own) -> Frame:
         limits = [] if all(layer.is_within(ranges) for layer in level) else ranges
         parts = [self._shown(frame, names, limits, own) for frame, names in self._level_rows(level, own.keys)]
-        frame = _union(parts)
+        frame = union(parts)
         if self._pushed is not None:
             frame = frame.alias(self._pushed.qualifier)
             for condition in self._pushed.conditions:
@@ -513,11 +457,12 @@ class _Builder:
         And for slices one for each partition: an object may also have rows of others that are not to be read from it.
         """
         self._used |= {file.path: file for file in files}
-        places: dict[Place, list[str]] = {}
+        places: dict[Place, list[DataFile]] = {}
         for file in files:
             cached = self._cached.get(file.path)
-            places.setdefault(place_of(self._table, file, cached is not None), []).append(cached or file.path)
-        return [scan(self._files, self._table, schema, paths, place) for place, paths in places.items()]
+            place = place_of(self._table, file, cached is not None)
+            places.setdefault(place, []).append(file if cached is None else replace(file, path=cached))
+        return [scan(self._files, self._table, schema, found, place) for place, found in places.items()]
 
     def _without_deletes(self, frame: DataFrame) -> DataFrame:
         """A layer that stands alone, without rows that only delete what is below them."""
@@ -573,29 +518,12 @@ def _value(column: Column, present: Collection[str]) -> Expr:
     return functions.arrow_cast(value, "Utf8View") if column.kind is TypeKind.STRING else value
 
 
-def _read_as(field: pa.Field, stored: pa.DataType) -> Expr:
-    """A column of a slice with the type that it has in its table."""
-    from datafusion import col
-
-    value = col(viewsql.quote(field.name))
-    return value if stored == field.type else value.try_cast(field.type).alias(field.name)
-
-
 def _op(table: Table, present: Collection[str]) -> Expr:
     """What a row does to older ones; never NULL."""
     from datafusion import col, functions, lit
 
     default = functions.arrow_cast(lit(table.default_op.code), "Int8")
     return functions.coalesce(col(viewsql.OP), default) if OP_COLUMN in present else default
-
-
-def _union(parts: Sequence[DataFrame]) -> DataFrame:
-    """The rows of all parts; the plan's depth is the logarithm of their number."""
-    frames = list(parts)
-    while len(frames) > 1:
-        pairs = [frames[at].union(frames[at + 1]) for at in range(0, len(frames) - 1, 2)]
-        frames = pairs + frames[2 * len(pairs) :]
-    return frames[0]
 
 
 def _clipped(layers: Sequence[_Layer], pushed: Pushed) -> list[_Layer]:

@@ -30,6 +30,7 @@ def new_engine(settings: Settings, budgets: Budgets, store_url: str, workers: Wo
     spill.mkdir(parents=True, exist_ok=True)
     limits = EngineLimits(
         memory_bytes=budgets.query_bytes,
+        query_bytes_max=settings.query.memory_max or 0,
         spill_folder=spill,
         spill_bytes_max=settings.query.spill_bytes_max,
         query_seconds=settings.query.timeout,

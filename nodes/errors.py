@@ -83,6 +83,7 @@ INFLUX: Final[dict[str, HttpAnswer]] = {
     "invalid_parameter": _BAD,
     "query_timeout": HttpAnswer(504),
     "query_memory_exhausted": HttpAnswer(503, Shape.TEXT, RETRY_SECONDS),
+    "query_too_large": HttpAnswer(422),
     "query_cancelled": HttpAnswer(503, Shape.TEXT, RETRY_SECONDS),
     "query_killed": HttpAnswer(409),
     "no_such_query": _MISSING,

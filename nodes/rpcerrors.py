@@ -87,6 +87,7 @@ STATUS: Final[dict[str, grpc.StatusCode]] = {
     "invalid_parameter": _S.INVALID_ARGUMENT,
     "query_timeout": _S.DEADLINE_EXCEEDED,
     "query_memory_exhausted": _S.RESOURCE_EXHAUSTED,
+    "query_too_large": _S.FAILED_PRECONDITION,
     "query_cancelled": _S.UNAVAILABLE,
     "query_killed": _S.FAILED_PRECONDITION,  # ABORTED would have clients try again, CANCELLED is their own doing
     "no_such_query": _S.NOT_FOUND,

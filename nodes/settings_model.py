@@ -193,6 +193,12 @@ class QuerySettings:
         optional(at_least(SIZE, 2**20), AUTO),
         "Memory for all queries together. auto: `memory.query_share` of the budget.",
     )
+    memory_max: int | None = setting(
+        NONE,
+        optional(at_least(SIZE, 2**20), NONE),
+        "Memory of one query; over it, and if it cannot spill: 422. Only so many run as `query.memory` has room for."
+        " none: all share `query.memory`.",
+    )
     spill_bytes_max: int = setting("10 GiB", SIZE, "Disk for queries that do not fit into memory. 0: never spill.")
     file_cache_bytes_max: int = setting(
         "10 GiB",

@@ -15,7 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.errors import EngineError, QueryCancelled, QueryFailed, QueryMemoryExhausted, QueryTimeout, TooManyQueries
+from engine.errors import (
+    EngineError,
+    QueryCancelled,
+    QueryFailed,
+    QueryMemoryExhausted,
+    QueryTimeout,
+    QueryTooLarge,
+    TooManyQueries,
+)
 from storage.errors import SnapshotTooOld
 from storage.schema import TypeKind
 from tests.harness.queries import World, make_table, sorted_rows
@@ -380,3 +388,67 @@ def test_threads_of_closed_engines_end(world: World) -> None:
             if thread.name.startswith("plan"):
                 thread.join(5)
     assert not [t for t in threading.enumerate() if t.name.startswith("plan")]
+
+
+HUNGRY = "SELECT cardinality(array_agg(value)) AS n FROM generate_series(1, 2500000)"
+"""Wants 20 MB, which may grow to twice as much."""
+
+
+def test_a_query_over_its_own_memory_ends_and_others_go_on_unharmed(large: World) -> None:
+    """The other one sorts meanwhile, with all the memory that it may have, and gets every row."""
+
+    async def ask(engine: Engine) -> None:
+        sorting = await large.start(engine, "SELECT usage, f0, time FROM cpu ORDER BY usage, f0, time")
+        with pytest.raises(QueryTooLarge, match=r"one query may have, 16777216 bytes \(query.memory_max\)"):
+            await large.rows(engine, HUNGRY)
+        assert sum([batch.num_rows async for batch in sorting]) == 300_000
+
+    spills = {"spill_folder": large.folder / "spill"}
+    spills["spill_folder"].mkdir()
+    large.run(ask, memory_bytes=64 * 2**20, query_bytes_max=16 * 2**20, **spills)
+    assert large.ask(HUNGRY, {"memory_bytes": 64 * 2**20}) == [{"n": 2_500_000}], "it wants more than there is for all"
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * FROM cpu",
+        "SELECT host, count(*) AS n FROM cpu GROUP BY host",
+        "SELECT a.usage FROM cpu a JOIN cpu b ON a.usage = b.usage + 1",
+        "SELECT usage FROM cpu ORDER BY usage DESC LIMIT 7",
+        "SELECT count(*) AS n FROM cpu WHERE usage < 0",
+        "SELECT usage FROM cpu WHERE usage < 0",
+        "SELECT usage FROM cpu UNION ALL SELECT usage FROM cpu WHERE host = 'h3'",
+    ],
+)
+def test_memory_of_its_own_changes_no_answer(world: World, statement: str, partitions: int) -> None:
+    for numbers in (range(1000, 2000), range(2000, 3000)):
+        world.add_file([{"time": t, "host": f"h{t % 10}", "usage": t} for t in numbers])
+    world.add_tail([{"time": t, "host": f"h{t % 10}", "usage": t + 1} for t in range(0, 500, 3)])
+    limits = {"target_partitions": partitions}
+    found = world.ask(statement, limits | {"query_bytes_max": 2**24})
+    wanted = world.ask(statement, limits)
+    assert found == wanted if "ORDER" in statement else sorted_rows(found) == sorted_rows(wanted)
+
+
+def test_only_so_many_run_as_there_is_memory_for(world: World) -> None:
+    async def ask(engine: Engine) -> None:
+        running = [await world.start(engine, ROWS) for _ in range(2)]
+        with pytest.raises(TooManyQueries, match="2 running"):
+            await world.start(engine, ROWS)
+        await running[0].aclose()
+        assert await world.rows(engine, "SELECT max(usage) AS m FROM cpu") == [{"m": 999}]
+        await running[1].aclose()
+
+    world.run(ask, memory_bytes=32 * 2**20, query_bytes_max=12 * 2**20, wait_seconds=0.1)
+
+
+def test_what_has_memory_of_its_own_is_stopped_like_others(world: World) -> None:
+    async def ask(engine: Engine) -> None:
+        for statement in (ENDLESS, WINDOW, ROWS):
+            with pytest.raises(QueryTimeout):
+                _ = [row async for row in await world.start(engine, statement, timeout_seconds=0.5)]
+            assert await becomes_idle()
+
+    world.run(ask, query_bytes_max=16 * 2**20)

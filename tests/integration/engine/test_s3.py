@@ -41,9 +41,14 @@ class Bucket:
             data = memoryview((world.folder / file.path).read_bytes())
             assert self.store.create(file.path, [data]) is CreateOutcome.CREATED
 
-    def run(self, work: Callable[[Engine], Coroutine[Any, Any, Any]], workers: Workers | None = None) -> Any:
+    def run(
+        self,
+        work: Callable[[Engine], Coroutine[Any, Any, Any]],
+        workers: Workers | None = None,
+        query_bytes_max: int = 0,
+    ) -> Any:
         async def main() -> Any:
-            limits = EngineLimits(64 * 2**20, ladder=LadderLimits(1, 1, 1))
+            limits = EngineLimits(64 * 2**20, ladder=LadderLimits(1, 1, 1), query_bytes_max=query_bytes_max)
             engine = Engine(self.url, limits, self.options, workers=workers)
             try:
                 return await work(engine)
@@ -65,12 +70,13 @@ def bucket(s3: S3Server, tmp_path: Path) -> Bucket:
     return Bucket(s3, world)
 
 
-def test_files_are_read_from_the_bucket_and_merged(bucket: Bucket) -> None:
+@pytest.mark.parametrize("query_bytes_max", [0, 2**24])
+def test_files_are_read_from_the_bucket_and_merged(bucket: Bucket, query_bytes_max: int) -> None:
     async def ask(engine: Engine) -> None:
         rows = await bucket.world.rows(engine, "SELECT * FROM cpu")
         assert sorted_rows(rows) == sorted_rows(bucket.world.expected())
 
-    bucket.run(ask)
+    bucket.run(ask, query_bytes_max=query_bytes_max)
 
 
 def test_a_missing_object_is_not_an_empty_one(bucket: Bucket) -> None:

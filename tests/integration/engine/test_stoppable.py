@@ -143,7 +143,7 @@ def context() -> SessionContext:
 def test_every_join_can_be_stopped(context: SessionContext, statement: str, joins: int) -> None:
     frame = context.sql(statement)
     assert stoppable.joins(frame)
-    plan = vars(stoppable)["_stoppable"](context, frame)
+    plan = vars(stoppable)["_rewritten"](context, frame, True, False)
     assert [above for above, _ in kinds(plan)] == ["CooperativeExec"] * joins
     assert plan.partition_count == 1
 
@@ -155,7 +155,7 @@ def test_other_statements_are_left_alone(context: SessionContext, statement: str
 
 def test_merges_of_a_table_s_layers_are_no_joins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are in every plan, make no more rows than they read, and their tails must not be copied."""
-    monkeypatch.setattr(stoppable, "_stoppable", lambda *_: pytest.fail("a merge was taken for a join"))
+    monkeypatch.setattr(stoppable, "_rewritten", lambda *_: pytest.fail("a merge was taken for a join"))
     (row,) = world.ask("SELECT count(*) AS n, sum(usage) AS s FROM cpu WHERE host <> 'h3'")
     assert row["n"] == 270
     for kind in ("LeftAnti Join", "Full Join"):
@@ -168,7 +168,7 @@ def test_merges_of_a_table_s_layers_are_no_joins(world: World, monkeypatch: pyte
 def test_a_plan_that_cannot_be_changed_runs_as_it_is(context: SessionContext, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = context.sql("SELECT count(*) AS n FROM a JOIN b ON a.k = b.k")
     monkeypatch.setattr(stoppable, "wrap_joins", lambda _: b"\xff\xff\xff")
-    assert vars(stoppable)["_stoppable"](context, frame) is None
+    assert vars(stoppable)["_rewritten"](context, frame, True, False) is None
     for tails_bytes in (0, stoppable.TAILS_BYTES_MAX + 1):
         (batch,) = stoppable.execute(context, frame, tails_bytes)
         assert batch.to_pyarrow().column(0).to_pylist() == [100]
