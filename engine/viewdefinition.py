@@ -14,6 +14,7 @@ import pyarrow as pa
 from engine.changes import NewView
 from engine.errors import InvalidStatement, NotSupported
 from engine.names import tokens
+from engine.viewstate import FOLDED_HIGH, FOLDED_LOW, WIDTH_MAX
 from storage.changes import ColumnSpec
 from storage.schema import TIME_COLUMN, Role, TypeKind
 
@@ -118,7 +119,10 @@ def _bucket(context: SessionContext, expression: Expr) -> tuple[int, int]:
     width_ns = days * DAY_NS + nanoseconds
     if months or width_ns <= 0:
         raise NotSupported("a materialized view needs buckets of a fixed width above 0: months have none")
-    return width_ns, row.column("origin").cast(pa.int64())[0].as_py() if origin else 0
+    origin_ns = row.column("origin").cast(pa.int64())[0].as_py() if origin else 0
+    if width_ns > WIDTH_MAX or origin_ns is None or not FOLDED_LOW <= origin_ns <= FOLDED_HIGH:
+        raise NotSupported("a materialized view needs buckets of at most 73 years, and an origin from 1823 to 2116")
+    return width_ns, origin_ns
 
 
 def _spec(field: pa.Field, role: Role) -> ColumnSpec:

@@ -50,8 +50,8 @@ class Viewed(World):
         super().__init__(folder, CPU, VIEW, STATE)
 
     async def refresh(self, engine: Engine, limit: int | None = None) -> tuple[int, bool]:
-        """One step; how many rows it wrote, and whether there is more."""
-        text = "REFRESH MATERIALIZED VIEW hourly" + ("" if limit is None else f" LIMIT {limit}")
+        """One step, of all buckets or ``limit``; how many rows it wrote, and whether there is more."""
+        text = f"REFRESH MATERIALIZED VIEW hourly LIMIT {limit or 2**62}"
         stream = await self.start(engine, text, may_write=True)
         rows = [row async for batch in stream for row in batch.to_pylist()]
         assert stream.change is not None
@@ -139,6 +139,11 @@ def test_names_are_found_without_regard_to_case_and_kept_as_they_are(world: View
         ("SELECT date_bin('1 hour', time) AS time, count(*) AS c FROM hourly GROUP BY 1", NotSupported, "itself"),
         ("SELECT date_bin('1 hour', time) AS time, count(*) AS c FROM nowhere GROUP BY 1", UnknownTable, "nowhere"),
         ("SELECT date_bin('0 hours', time) AS time, count(*) AS c FROM cpu GROUP BY 1", NotSupported, "above 0"),
+        ("SELECT date_bin('30000 days', time) AS time, count(*) AS c FROM cpu GROUP BY 1", NotSupported, "73 years"),
+        ("SELECT date_bin('1 hour', time, '2200-01-01') AS time, count(*) AS c FROM cpu GROUP BY 1",
+         NotSupported, "origin from 1823"),
+        ("SELECT date_bin('1 hour', time, NULL) AS time, count(*) AS c FROM cpu GROUP BY 1",
+         NotSupported, "origin from 1823"),
         ("SELECT date_bin('1 hour', time + INTERVAL '1 hour') AS time, count(*) AS c FROM cpu GROUP BY 1",
          NotSupported, "itself"),
     ],
@@ -244,6 +249,56 @@ def test_buckets_that_retention_touches_stay_as_they_were_folded(world: Viewed) 
         await world.refresh(engine)
         found, _ = await world.both(engine)
         assert [r["rows"] for r in sorted(found, key=lambda r: r["time"])] == [1, 1, 1, 1, 1, 2]
+
+    world.run(work)
+
+
+def test_what_retention_hid_is_computed_when_the_period_is_made_longer(world: Viewed) -> None:
+    """Hidden buckets were never folded, or changed since: nothing hides them any more (LOG L36)."""
+
+    async def work(engine: Engine) -> None:
+        world.add_file([row(hour) for hour in range(6)])
+        world.hidden[CPU.id] = int(3.5 * HOUR)
+        while (await world.refresh(engine))[1]:
+            pass
+        assert await world.refresh(engine) == (0, False), "what is hidden is not folded again and again"
+        world.add_tail([row(0.5), row(5.5)])
+        world.hidden[CPU.id] = int(4.5 * HOUR)
+        await world.refresh(engine)
+        state = world.part(STATE).offset
+        world.hidden[CPU.id] = int(4.75 * HOUR)
+        assert await world.refresh(engine) == (0, False)
+        assert world.part(STATE).offset == state, "a cut-off that moves on writes no state"
+        world.hidden.clear()
+        found, wanted = await world.both(engine)
+        assert found == wanted
+        assert len(found) == 6
+        assert (await world.refresh(engine))[0] == 4
+        assert await world.both(engine) == (wanted, wanted)
+        assert await world.refresh(engine) == (0, False)
+
+    world.run(work)
+
+
+@pytest.mark.parametrize("times", [(-(2**63), 0), (2**63 - 1, 0), (-(2**63), 2**63 - 1), (-(2**62), 2**62)])
+def test_rows_at_the_ends_of_all_times_are_seen(world: Viewed, times: tuple[int, int]) -> None:
+    """There `date_bin` says NULL, which is no key: such rows are never folded, and do no harm to others."""
+
+    async def work(engine: Engine) -> None:
+        world.add_tail([{"time": at, "host": "a", "n": 1} for at in times])
+        for rows in ([], [row(1), {"time": times[0], "host": "b", "n": 5}]):
+            if rows:
+                world.add_tail(rows)
+            found, wanted = await world.both(engine)
+            assert found == wanted
+            assert len(found) == len(times) + len(rows)
+            while (await world.refresh(engine))[1]:
+                pass
+            assert await world.both(engine) == (wanted, wanted)
+            world.checkpoint()
+        assert await world.both(engine, "WHERE time >= '1970-01-01T00:00:00Z'") == await world.both(
+            engine, "WHERE time >= '1970-01-01T00:00:00Z' AND 1 = 1"
+        )
 
     world.run(work)
 
