@@ -116,6 +116,15 @@ def test_names_are_found_without_regard_to_case_and_kept_as_they_are(world: View
     assert change.view.text == 'SELECT date_bin(\'2 days\', "time") AS time, max("n") AS m FROM "cpu" GROUP BY 1'
 
 
+def test_names_that_are_right_stay_as_they_are_written(world: Viewed) -> None:
+    """Also one that a column has in another case: it is the view's column that is called so."""
+    text = "SELECT date_bin('1 hour', time) AS time, max(n) AS N, min(text) AS Rack FROM cpu GROUP BY 1"
+    change = asked(world, f"CREATE MATERIALIZED VIEW v AS {text}")
+    assert isinstance(change.view, NewView)
+    assert change.view.text == text
+    assert [column.name for column in change.view.columns] == ["N", "Rack"]
+
+
 @pytest.mark.parametrize(
     ("query", "error", "said"),
     [
@@ -139,6 +148,11 @@ def test_names_are_found_without_regard_to_case_and_kept_as_they_are(world: View
         ("SELECT date_bin('1 hour', time) AS time, count(*) AS c FROM hourly GROUP BY 1", NotSupported, "itself"),
         ("SELECT date_bin('1 hour', time) AS time, count(*) AS c FROM nowhere GROUP BY 1", UnknownTable, "nowhere"),
         ("SELECT date_bin('0 hours', time) AS time, count(*) AS c FROM cpu GROUP BY 1", NotSupported, "above 0"),
+        ("SELECT date_bin('1 hour', time) AS time, count(*) AS c FROM cpu WHERE time < \"now\"() GROUP BY 1",
+         NotSupported, "now"),
+        ("SELECT date_bin('1 hour', time) AS time, count(*) AS c FROM cpu WHERE n > ? GROUP BY 1", NotSupported, r"\?"),
+        ("SELECT date_bin('1 hour', time) AS time, host AS h, count(*) AS c FROM cpu GROUP BY 1, h",
+         NotSupported, "what it stands for"),
         ("SELECT date_bin('30000 days', time) AS time, count(*) AS c FROM cpu GROUP BY 1", NotSupported, "73 years"),
         ("SELECT date_bin('1 hour', time, '2200-01-01') AS time, count(*) AS c FROM cpu GROUP BY 1",
          NotSupported, "origin from 1823"),
