@@ -204,7 +204,8 @@ class Planner:
 
     def _lease(self, request: PlanRequest) -> Lease:
         """What the statement may have of the cache: nothing, if workers run it, who have no such files."""
-        size = sum(file.bytes for s in request.snapshots for part in s.partitions for file in part.files)
+        read = (*request.snapshots, *(view.source for view in request.views))
+        size = sum(file.bytes for s in read for part in s.partitions for file in part.files)
         is_shared = self._distribution is not None and self._distribution.may_take(size)
         return Lease() if is_shared else self._root.lease()
 
