@@ -177,7 +177,9 @@ class Materialized:
 
 
 def state_of(frame: DataFrame, view: ViewSnapshots) -> ViewState:
-    """What a view's state frame says."""
+    """What a view's state frame says; nothing if rows that were folded may be lost since."""
+    if any(viewstate.is_cut_off(part) for part in view.state.partitions):
+        return viewstate.NEW
     rows = _collected(frame)
     texts = rows.column(0).to_pylist() if rows is not None else []
     return viewstate.decode(texts[0] if texts else None, f"materialized view {view.stored.table.name!r}")

@@ -78,11 +78,18 @@ def decode(text: str | None, where: str) -> ViewState:
 
 def end_of(part: PartitionSnapshot) -> int:
     """The offset up to which a snapshot has everything of its partition."""
-    ends = [part.changes_from]
-    ends += [file.order_high + 1 for file in part.files]
+    return max([part.changes_from, *_ends(part)])
+
+
+def is_cut_off(part: PartitionSnapshot) -> bool:
+    """Whether an object of its Log was given up since the newest of its rows was written (LOG L3)."""
+    return part.changes_from > max(_ends(part), default=0)
+
+
+def _ends(part: PartitionSnapshot) -> list[int]:
+    ends = [file.order_high + 1 for file in part.files]
     ends += [one.order + 1 for one in part.pending]
-    ends += [batch.end for batch in part.tail[-1:]]
-    return max(ends)
+    return ends + [batch.end for batch in part.tail[-1:]]
 
 
 @dataclass(frozen=True, slots=True)
