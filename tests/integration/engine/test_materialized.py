@@ -17,9 +17,11 @@ from storage.schema import OP_COLUMN, Column, Op, Role, Table, TypeKind, ViewDef
 from tests.harness.queries import World, make_table, sorted_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from engine.engine import Engine
+    from storage.schema import TableSnapshot
 
 HOUR = 3_600 * 10**9
 ORIGIN = 7
@@ -48,6 +50,15 @@ class Viewed(World):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, CPU, VIEW, STATE)
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None
+        """What happens once, after the first snapshot of a statement and before its second."""
+
+    async def snapshot(self, tables: Sequence[Table]) -> Sequence[TableSnapshot]:
+        found = await super().snapshot(tables)
+        work, self.meanwhile = self.meanwhile, None
+        if work is not None:
+            await work()
+        return found
 
     async def refresh(self, engine: Engine, limit: int | None = None) -> tuple[int, bool]:
         """One step, of all buckets or ``limit``; how many rows it wrote, and whether there is more."""
@@ -199,6 +210,21 @@ def test_rows_are_seen_at_once_folded_or_not(world: Viewed) -> None:
         assert found == wanted
         assert [one["rows"] for one in found if one["total"] == 8] == [3]
         assert await world.refresh(engine) == (1, False)
+
+    world.run(work)
+
+
+def test_one_refreshes_while_another_reads(world: Viewed) -> None:
+    """The state is read first: what it says is folded must be in the stored rows that are read with it."""
+
+    async def work(engine: Engine) -> None:
+        world.add_tail([row(1), row(2)])
+        await world.refresh(engine)
+        world.add_tail([row(1.5, n=5)])
+        _, wanted = await world.both(engine)
+        world.meanwhile = lambda: world.refresh(engine)
+        assert sorted_rows(await world.rows(engine, "SELECT * FROM hourly")) == wanted
+        assert await world.refresh(engine) == (0, False), "it was refreshed"
 
     world.run(work)
 
