@@ -278,6 +278,23 @@ def test_a_delete_that_left_no_trace_makes_everything_new(world: Viewed) -> None
     world.run(work)
 
 
+def test_rows_go_from_a_view_of_which_the_table_has_nothing_left_there(world: Viewed) -> None:
+    async def work(engine: Engine) -> None:
+        world.add_file([row(1), row(20)])
+        assert (await world.refresh(engine))[0] == 2
+        for low, left in ((19 * HOUR, 1), (0, 0)):
+            world.add_delete(RangeDelete(low, 30 * HOUR))
+            world.checkpoint()
+            world.compact()
+            found, wanted = await world.both(engine)
+            assert found == wanted
+            assert len(found) == left
+            assert await world.refresh(engine) == (1, False)
+            assert await world.both(engine) == (wanted, wanted)
+
+    world.run(work)
+
+
 def test_buckets_that_retention_touches_stay_as_they_were_folded(world: Viewed) -> None:
     async def work(engine: Engine) -> None:
         world.add_file([row(hour) for hour in range(6)])
@@ -354,9 +371,11 @@ def test_whatever_happens_it_says_what_its_select_says(world: Viewed, seed: int)
                 await world.refresh(engine, chance.choice([None, None, 1, 3]))
             if chance.random() < 0.4:
                 low = chance.randrange(-3, 30)
+                at = f"1970-01-{1 + max(low, 0) // 24:02}T{max(low, 0) % 24:02}:{chance.randrange(60):02}:00Z"
                 condition = chance.choice(
-                    ["", "WHERE host = 'a'", f"WHERE time >= arrow_cast({low * HOUR}, 'Timestamp(ns)')"]
-                )
+                    ["", "WHERE host = 'a'", f"WHERE time >= arrow_cast({low * HOUR}, 'Timestamp(ns)')",
+                     f"WHERE time {chance.choice(['>=', '<', '<='])} '{at}'"]
+                )  # fmt: skip
                 found, wanted = await world.both(engine, condition)
                 assert found == wanted
         while (await world.refresh(engine))[1]:
