@@ -302,7 +302,7 @@ def test_buckets_that_retention_touches_stay_as_they_were_folded(world: Viewed) 
         _, whole = await world.both(engine)
         world.hidden[CPU.id] = int(2.5 * HOUR)
         assert (await world.both(engine))[0] == whole
-        world.add_tail([row(5.5), row(2.75)])
+        world.add_tail([row(5.5), row(2.75), row(2.8)])
         await world.refresh(engine)
         found, _ = await world.both(engine)
         assert [r["rows"] for r in sorted(found, key=lambda r: r["time"])] == [1, 1, 1, 1, 1, 2]
