@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import pyarrow as pa
 
 from engine import viewsql, viewstate
@@ -18,7 +17,7 @@ from engine.filescans import Place, file_schema, place_of, scan
 from engine.session import CATALOG, LAYERS_SCHEMA, SCHEMA, running_error
 from engine.views import Pushed, View, probe_name
 from engine.viewsql import NEWER, OLDER, OP, quote
-from engine.viewstatements import BUCKETS_MAX
+from engine.viewstatements import BUCKETS_FIRST
 from storage.catalogplan import STATE_FIELD
 from storage.schema import OFFSET_COLUMN, TIME_COLUMN, Op, Role
 
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from storage.schema import DataFile, Table, TableSnapshot, ViewDefinition
 
 WAS_THERE: Final = quote("_runnel_there")
+GROUPS_MAX: Final = 65_536
+"""Of times that are looked for in files: where there are more buckets several are looked for together."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class ViewSnapshots:
 class Unfolded:
     """What the stored rows of a view do not have: the buckets in ``ranges``, as of the ``state`` that would have all.
 
+    Those that a retention cut-off hides are left in that state: a period that is made longer shows them again.
     ``files`` were looked into for it.
     """
 
@@ -97,16 +99,18 @@ class Materialized:
         table, definition = view.source.table, view.definition
         ranges, frames = list(before.left), []
         files: list[DataFile] = []
-        for part in view.source.partitions:
-            since = before.positions.get(part.partition, 0)
-            changes = viewstate.changes_since(part, since, table, definition)
-            ranges += changes.ranges
+        parts = [(part, before.positions.get(part.partition, 0)) for part in view.source.partitions]
+        changed = [(since, viewstate.changes_since(part, since, table, definition)) for part, since in parts]
+        ranges += [one for _, changes in changed for one in changes.ranges]
+        if viewstate.EVERYTHING[0] in ranges:
+            return list(viewstate.EVERYTHING), [], []
+        for since, changes in changed:
             places: dict[tuple[bool, Place], list[DataFile]] = {}
             for file in changes.files:
                 places.setdefault((file.has_ops, place_of(table, file)), []).append(file)
             for (has_ops, place), found in places.items():
                 frame = scan(self._views.files, table, file_schema(table, has_ops), found, place)
-                frames.append(_buckets_of(frame, table, definition, since))
+                frames.append(_buckets_of(frame, table, definition, since, found))
             files += changes.files
         return ranges, frames, files
 
@@ -115,7 +119,8 @@ class Materialized:
     def read(self, view: ViewSnapshots, unfolded: Unfolded, times: Range) -> View:
         """The view as a query sees it. Rows outside of ``times`` may be left out."""
         stored = self._views.view(view.stored, self._tails[view.stored.table.id], self._lease, times)
-        ranges = viewstate.clipped(unfolded.ranges, *viewstate.bucket_range(view.definition, *times))
+        wanted = viewstate.clipped(_with_never_folded(view, unfolded.ranges), *_span(view))
+        ranges = viewstate.clipped(wanted, *viewstate.bucket_range(view.definition, *times))
         if not ranges:
             return stored
         fresh, source = self._fresh(view, ranges)
@@ -128,15 +133,17 @@ class Materialized:
         """The rows that make the oldest buckets that are out of date right, with their ops; and how far it is then."""
         definition, table = view.definition, view.stored.table
         todo = viewstate.clipped(unfolded.ranges, *_span(view))
-        now, later = viewstate.first_buckets(definition, todo, buckets_max or BUCKETS_MAX)
-        state = replace(unfolded.state, left=later)
+        now, later = viewstate.first_buckets(definition, todo, buckets_max or BUCKETS_FIRST)
+        state = replace(unfolded.state, left=(*unfolded.state.left, *later))
         text = "" if state == unfolded.before else state.encode()
         progress = ViewProgress(definition.state_id, text, bool(later))
-        ranges = now or ((0, -1),)
-        fresh, source = self._fresh(view, ranges)
-        pushed = _pushed(table, ranges)
+        if not now:
+            nothing = self._context.sql("SELECT 0 AS count LIMIT 0")
+            return nothing, progress, View(nothing, False, (), frozenset())
+        fresh, source = self._fresh(view, now)
+        pushed = _pushed(table, now)
         stored = self._views.narrowed(view.stored, self._tails[table.id], self._lease, pushed)
-        kept = stored.frame.filter(viewsql.in_ranges(table, ranges))
+        kept = stored.frame.filter(viewsql.in_ranges(table, now))
         frame = self._joined(table, fresh, kept)
         return frame, progress, View(frame, False, (*stored.files, *source.files), stored.cached | source.cached)
 
@@ -175,7 +182,9 @@ class Materialized:
 
 
 def state_of(frame: DataFrame, view: ViewSnapshots) -> ViewState:
-    """What a view's state frame says."""
+    """What a view's state frame says; nothing if rows that were folded may be lost since."""
+    if any(viewstate.is_cut_off(part) for part in view.state.partitions):
+        return viewstate.NEW
     rows = _collected(frame)
     texts = rows.column(0).to_pylist() if rows is not None else []
     return viewstate.decode(texts[0] if texts else None, f"materialized view {view.stored.table.name!r}")
@@ -193,11 +202,21 @@ def unfolded_of(
     for frame in frames:
         rows = _collected(frame)
         if rows is not None:
-            times = rows.column(0).combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
-            found += viewstate.buckets(view.definition, np.asarray(times, np.int64))
-    visible = viewstate.clipped(viewstate.joined(found), view.visible_from, viewstate.TIME_MAX)
-    state = viewstate.ViewState({part.partition: viewstate.end_of(part) for part in view.source.partitions})
-    return Unfolded(before, state, visible, tuple(files))
+            lows, highs = (column.combine_chunks().to_numpy() for column in rows.columns)
+            found += viewstate.buckets(view.definition, lows, highs)
+    low, high = viewstate.foldable(view.definition)
+    changed = viewstate.clipped(viewstate.joined(found), low, high)
+    visible = viewstate.clipped(changed, view.visible_from, high)
+    hidden = viewstate.clipped(changed, low, view.visible_from - 1)
+    positions = {part.partition: viewstate.end_of(part) for part in view.source.partitions}
+    return Unfolded(before, viewstate.ViewState(positions, hidden), visible, tuple(files))
+
+
+def _with_never_folded(view: ViewSnapshots, ranges: Sequence[Range]) -> tuple[Range, ...]:
+    """These ranges, and what is around those that are folded; ascending."""
+    low, high = viewstate.foldable(view.definition)
+    around = ((viewstate.TIME_MIN, low - 1), *ranges, (high + 1, viewstate.TIME_MAX))
+    return viewstate.clipped(around, view.visible_from, viewstate.TIME_MAX)
 
 
 def _collected(frame: DataFrame) -> pa.Table | None:
@@ -208,15 +227,19 @@ def _collected(frame: DataFrame) -> pa.Table | None:
     return pa.Table.from_batches(batches) if batches else None
 
 
-def _buckets_of(frame: DataFrame, table: Table, view: ViewDefinition, since: int) -> DataFrame:
-    """A time in each bucket of rows at an offset or above."""
+def _buckets_of(
+    frame: DataFrame, table: Table, view: ViewDefinition, since: int, files: Sequence[DataFile]
+) -> DataFrame:
+    """The least and the greatest time of the rows at an offset or above, in each of few spans of about a bucket."""
     from datafusion import col, functions, lit
 
+    span = max(file.time_high for file in files) - min(file.time_low for file in files)
+    width = max(view.width_ns, span // GROUPS_MAX + 1)
     time = functions.arrow_cast(col(quote(table.by_name[TIME_COLUMN].storage_name)), "Int64")
-    number = (time - lit(view.origin_ns % view.width_ns)) / lit(view.width_ns)  # towards zero: two buckets meet there
+    number = (time - lit(view.origin_ns)) / lit(width)  # towards zero: there two are one
     rows = frame.filter(f"{quote(OFFSET_COLUMN)} >= {since}").select(time.alias("t"), number.alias("b"))
     ends = rows.aggregate([col("b")], [functions.min(col("t")).alias("low"), functions.max(col("t")).alias("high")])
-    return ends.select(col("low")).union(ends.select(col("high")))
+    return ends.select(col("low"), col("high"))
 
 
 def _pushed(table: Table, ranges: Sequence[Range]) -> Pushed:

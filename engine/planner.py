@@ -36,7 +36,7 @@ from engine.session import (
 )
 from engine.starting import started
 from engine.tails import TailCache
-from engine.viewdefinition import SHAPE, check_steady, definition
+from engine.viewdefinition import SHAPE, check_steady, definition, with_names
 from engine.views import TIMES, Views, probe_name, usable
 from engine.viewsql import keys, quote, shown
 from engine.viewstatements import CreateStatement
@@ -212,7 +212,8 @@ class Planner:
 
     def _lease(self, request: PlanRequest) -> Lease:
         """What the statement may have of the cache: nothing, if workers run it, who have no such files."""
-        size = sum(file.bytes for s in request.snapshots for part in s.partitions for file in part.files)
+        read = (*request.snapshots, *(view.source for view in request.views))
+        size = sum(file.bytes for s in read for part in s.partitions for file in part.files)
         is_shared = self._distribution is not None and self._distribution.may_take(size)
         return Lease() if is_shared else self._root.lease()
 
@@ -371,7 +372,7 @@ class _Naming:
         providers: dict[str, Any] = {name: view.provider for name, view in views.items()}
         self._register(providers)
         self._reads(views)
-        frame, statement = self._plan()
+        frame, statement = self._plan(self._request.statement)
         self._refuse_described(frame, providers)
         self._look_for_range(statement, providers)
         wide = [s for s in self._request.snapshots if views[s.table.name].narrows]
@@ -396,10 +397,9 @@ class _Naming:
     def _new_view(self, asked: CreateStatement) -> DataFrame:
         """No rows: what the view is stands in the change."""
         check_steady(asked.query)
-        text = names.rewrite(asked.query, self._known_names(asked.query))
         tables = mentioned_tables(asked.query, self._request.tables)
         self._register({table.name: self._views.probe(table) for table in tables})
-        frame = read_statement(self._context, text)
+        frame, text = self._plan(asked.query)
         counts = scan_counts(frame)
         read = [table for table in tables if counts.get(probe_name(table))]
         if len(read) != 1 or sum(counts.values()) != 1:
@@ -407,6 +407,14 @@ class _Naming:
         if read[0].view is not None:
             raise NotSupported(f"{read[0].name!r} is a materialized view itself: read the table that it reads")
         view = definition(self._context, frame, read[0], text, asked.exist_ok)
+        later = with_names(read[0], frame)
+        self._register({later.name: self._views.probe(later)})
+        try:
+            is_steady = definition(self._context, self._read(text), read[0], text, asked.exist_ok) == view
+        except EngineError:
+            is_steady = False
+        if not is_steady:
+            raise NotSupported("a materialized view with a name of its own in GROUP BY: write what it stands for")
         self._change = RowChange(ChangeKind.CREATE_VIEW, asked.name, 0, view=view)
         return self._context.sql("SELECT 0 AS count LIMIT 0")
 
@@ -443,15 +451,14 @@ class _Naming:
         self._files = {file.path: file for view in views.values() for file in view.files}
         self._cached = frozenset().union(*(view.cached for view in views.values()))
 
-    def _plan(self) -> tuple[DataFrame, str]:
+    def _plan(self, statement: str) -> tuple[DataFrame, str]:
         """Plan as written; if that fails, once more with names that differ in case only put right."""
-        statement = self._request.statement
         try:
             return self._read(statement), statement
         except (InvalidStatement, UnknownTable) as error:
             if str(error).startswith("SQL error"):
                 raise
-            rewritten = names.rewrite(statement, self._known_names())
+            rewritten = names.rewrite(statement, self._known_names(statement))
             if rewritten == statement:
                 raise
         return self._read(rewritten), rewritten
@@ -478,7 +485,7 @@ class _Naming:
             return tables[parts[-1]]
         raise NotSupported(f"{spelt} is not a table that can be written")
 
-    def _known_names(self, statement: str = "") -> list[str]:
+    def _known_names(self, statement: str) -> list[str]:
         tables = [s.table for s in self._request.snapshots] if not self._describes else list(self._request.tables)
         tables += mentioned_tables(statement, self._request.tables)
         found = [table.name for table in self._request.tables]

@@ -7,6 +7,8 @@ of the same rows whenever it is asked.
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -14,8 +16,9 @@ import pyarrow as pa
 from engine.changes import NewView
 from engine.errors import InvalidStatement, NotSupported
 from engine.names import tokens
+from engine.viewstate import FOLDED_HIGH, FOLDED_LOW, WIDTH_MAX
 from storage.changes import ColumnSpec
-from storage.schema import TIME_COLUMN, Role, TypeKind
+from storage.schema import TIME_COLUMN, Column, Role, TypeKind
 
 if TYPE_CHECKING:
     from datafusion import DataFrame, Expr, SessionContext
@@ -24,19 +27,24 @@ if TYPE_CHECKING:
 
 SHAPE: Final = "a materialized view is SELECT date_bin(INTERVAL '...', time) AS time, tags, aggregates FROM table"
 UNSTEADY: Final = frozenset(
-    ("now", "current_date", "current_time", "current_timestamp", "today", "random", "rand", "uuid")
-)
-"""Words that mean something else each time."""
+    (
+        "now", "current_date", "current_time", "current_timestamp", "today", "random", "rand", "uuid",
+        "input_file_name", "file_row_index",
+    )
+)  # fmt: skip
+"""Words, and functions in quotes, that mean something else each time."""
 DAY_NS: Final = 86_400 * 10**9
 _BIN: Final = "date_bin("
 
 
 def check_steady(text: str) -> None:
     """Refuse what would not say the same of the same rows. Raises NotSupported."""
-    for token in tokens(text):
-        if token.kind == "param":
+    found = tokens(text)
+    for token, after in itertools.pairwise((*found, *found[-1:])):
+        if token.kind == "param" or (token.kind == "symbol" and token.text == "?"):
             raise NotSupported(f"a materialized view with the parameter {token.text}: write its value")
-        if token.kind == "word" and token.text.lower() in UNSTEADY:
+        is_name = token.kind == "word" or (token.kind == "quoted" and after.text == "(")
+        if is_name and token.name.lower() in UNSTEADY:
             raise NotSupported(f"a materialized view with {token.text}: it would say something else at each moment")
 
 
@@ -65,6 +73,17 @@ def definition(context: SessionContext, frame: DataFrame, source: Table, text: s
     if all(column.role is Role.TAG for column in columns):
         raise InvalidStatement("a materialized view needs an aggregate")
     return NewView(source.id, text, width, origin % width, tuple(columns), exist_ok)
+
+
+def with_names(table: Table, frame: DataFrame) -> Table:
+    """The table as it may come to be, with columns that are called as those of a SELECT from it are.
+
+    Another view of that is one that a column may break which is written later: its GROUP BY has a name of its own.
+    """
+    named = [name for name in frame.schema().names if name not in table.by_name]
+    after = max(column.id for column in table.columns) + 1
+    columns = [Column(after + at, name, name, Role.FIELD, TypeKind.STRING) for at, name in enumerate(named)]
+    return replace(table, columns=(*table.columns, *columns))
 
 
 def _shape(frame: DataFrame) -> tuple[Any, Any]:
@@ -118,7 +137,10 @@ def _bucket(context: SessionContext, expression: Expr) -> tuple[int, int]:
     width_ns = days * DAY_NS + nanoseconds
     if months or width_ns <= 0:
         raise NotSupported("a materialized view needs buckets of a fixed width above 0: months have none")
-    return width_ns, row.column("origin").cast(pa.int64())[0].as_py() if origin else 0
+    origin_ns = row.column("origin").cast(pa.int64())[0].as_py() if origin else 0
+    if width_ns > WIDTH_MAX or origin_ns is None or not FOLDED_LOW <= origin_ns <= FOLDED_HIGH:
+        raise NotSupported("a materialized view needs buckets of at most 73 years, and an origin from 1823 to 2116")
+    return width_ns, origin_ns
 
 
 def _spec(field: pa.Field, role: Role) -> ColumnSpec:

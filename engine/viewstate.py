@@ -31,6 +31,11 @@ RANGES_MAX: Final = 64
 TIME_MIN: Final = -(2**63)
 TIME_MAX: Final = 2**63 - 1
 EVERYTHING: Final[tuple[Range, ...]] = ((TIME_MIN, TIME_MAX),)
+FOLDED_LOW: Final = -(2**62)
+FOLDED_HIGH: Final = 2**62 - 1
+"""Only buckets within these times, the years 1823 to 2116, are folded. Towards the ends of all times ``date_bin`` says
+NULL, which is no key: rows there, if there are any, are computed whenever they are asked for."""
+WIDTH_MAX: Final = 2**61
 VERSION: Final = 1
 
 
@@ -73,11 +78,18 @@ def decode(text: str | None, where: str) -> ViewState:
 
 def end_of(part: PartitionSnapshot) -> int:
     """The offset up to which a snapshot has everything of its partition."""
-    ends = [part.changes_from]
-    ends += [file.order_high + 1 for file in part.files]
+    return max([part.changes_from, *_ends(part)])
+
+
+def is_cut_off(part: PartitionSnapshot) -> bool:
+    """Whether an object of its Log was given up since the newest of its rows was written (LOG L3)."""
+    return part.changes_from > max(_ends(part), default=0)
+
+
+def _ends(part: PartitionSnapshot) -> list[int]:
+    ends = [file.order_high + 1 for file in part.files]
     ends += [one.order + 1 for one in part.pending]
-    ends += [batch.end for batch in part.tail[-1:]]
-    return max(ends)
+    return ends + [batch.end for batch in part.tail[-1:]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,7 @@ def changes_since(part: PartitionSnapshot, since: int, table: Table, view: ViewD
     name = table.by_name[TIME_COLUMN].storage_name
     times = [_times(batch, since, name) for batch in part.tail if batch.delete is None and batch.end > since]
     if times:
-        found += buckets(view, np.concatenate(times))
+        found += buckets(view, np.concatenate(times), np.concatenate(times))
     files = tuple(file for file in part.files if file.order_high >= since)
     return Changes(joined(found), files)
 
@@ -109,18 +121,21 @@ def _times(batch: TailBatch, since: int, name: str) -> npt.NDArray[np.int64]:
     return times
 
 
-def buckets(view: ViewDefinition, times: npt.NDArray[np.int64]) -> list[Range]:
-    """The ranges of the buckets in which these times lie, each bucket whole."""
-    if not len(times):
+def buckets(view: ViewDefinition, lows: npt.NDArray[np.int64], highs: npt.NDArray[np.int64]) -> list[Range]:
+    """The buckets in which inclusive times lie, each whole, as at most `RANGES_MAX` ranges."""
+    if not len(lows):
         return []
-    numbers = np.unique(_numbers(view, times))
-    edges = np.flatnonzero(np.diff(numbers) > 1)
-    first, last = np.append(0, edges + 1), np.append(edges, len(numbers) - 1)
-    return [_range(view, int(numbers[a]), int(numbers[b])) for a, b in zip(first, last, strict=True)]
+    first, last = np.sort(_numbers(view, lows)), np.sort(_numbers(view, highs))
+    gaps = first[1:] - last[:-1]
+    edges = np.flatnonzero(gaps > 1)
+    if len(edges) >= RANGES_MAX:
+        edges = np.sort(edges[np.argsort(gaps[edges])[1 - RANGES_MAX :]])
+    begins, ends = np.append(0, edges + 1), np.append(edges, len(last) - 1)
+    return [_range(view, int(first[a]), int(last[b])) for a, b in zip(begins, ends, strict=True)]
 
 
 def _numbers(view: ViewDefinition, times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    low = TIME_MIN + view.origin_ns  # below it the difference would not fit
+    low = TIME_MIN + view.origin_ns  # below it the difference would not fit; nothing is folded there
     shifted: Any = np.maximum(times, low) - view.origin_ns
     numbers: npt.NDArray[np.int64] = np.floor_divide(shifted, view.width_ns)
     return numbers
@@ -130,6 +145,13 @@ def _range(view: ViewDefinition, first: int, last: int) -> Range:
     low = first * view.width_ns + view.origin_ns
     high = (last + 1) * view.width_ns + view.origin_ns - 1
     return max(low, TIME_MIN), min(high, TIME_MAX)
+
+
+def foldable(view: ViewDefinition) -> Range:
+    """The times of the whole buckets from `FOLDED_LOW` to `FOLDED_HIGH`."""
+    first = -((view.origin_ns - FOLDED_LOW) // view.width_ns)
+    last = (FOLDED_HIGH + 1 - view.origin_ns) // view.width_ns - 1
+    return _range(view, first, last)
 
 
 def bucket_range(view: ViewDefinition, low: int, high: int) -> Range:

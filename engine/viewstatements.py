@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from engine.names import Token
 
 SHOWN: Final = "SELECT name, table_name, bucket, definition FROM system.materialized_views ORDER BY name"
-BUCKETS_MAX: Final = 4_096
-"""Buckets of time that one step of a REFRESH folds unless it is told."""
+BUCKETS_FIRST: Final = 8
+"""Buckets of time that the first step of a REFRESH folds: few, since they may have very many rows. Later ones are told
+(`nodes.views`)."""
 _VERBS: Final = frozenset({"create", "refresh", "drop", "show"})
 _USAGE: Final = {
     "create": "write CREATE MATERIALIZED VIEW [IF NOT EXISTS] name AS SELECT ...",
@@ -40,7 +41,7 @@ class CreateStatement:
 
 @dataclass(frozen=True, slots=True)
 class RefreshStatement:
-    """At most ``buckets_max`` buckets of time are folded; None: all, `BUCKETS_MAX` at a time."""
+    """At most ``buckets_max`` buckets of time are folded; None: all, `BUCKETS_FIRST` at first."""
 
     name: str
     buckets_max: int | None

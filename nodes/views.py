@@ -16,7 +16,7 @@ import pyarrow as pa
 from engine.changes import NewView, ViewProgress
 from engine.errors import NotReadOnly, QueryMemoryExhausted
 from engine.viewsql import quote
-from engine.viewstatements import BUCKETS_MAX, DropStatement, RefreshStatement, view_statement
+from engine.viewstatements import BUCKETS_FIRST, DropStatement, RefreshStatement, view_statement
 from nodes.backend import Batch, CreateView, DropTable
 from nodes.changedrows import gathered, stored
 from nodes.insert import count_result, table_of
@@ -38,6 +38,11 @@ TOO_MANY: Final = (
     f"a bucket of the materialized view has rows of more than {FOLD_BYTES_MAX} bytes: "
     "make it of shorter buckets, or of fewer tags"
 )
+STEP_BYTES_FEW: Final = FOLD_BYTES_MAX // 32
+"""After a step that wrote less the next one takes `STEP_FACTOR` times as many buckets: most may be empty, where a clock
+was wrong by fifty years for example."""
+STEP_FACTOR: Final = 8
+BUCKETS_MAX: Final = 2**62
 STEPS_MAX: Final = 100_000
 TRIES_MAX: Final = 4
 """How often a step is taken while others write the view's state (L26)."""
@@ -94,11 +99,14 @@ async def refresh_view(
     """
     asked = view_statement(request.text)
     assert isinstance(asked, RefreshStatement)
-    buckets, tries, written = asked.buckets_max or BUCKETS_MAX, 0, 0
-    found = rows
+    buckets, most, tries, written = asked.buckets_max or BUCKETS_FIRST, BUCKETS_MAX, 0, 0
+    found: ChangeResult | None = rows
     for _ in range(STEPS_MAX):
+        text = f"REFRESH MATERIALIZED VIEW {quote(asked.name)} LIMIT {buckets}"
         try:
-            count, has_more = await _step(backend, request.database, found, principal)
+            reading = found or await again(dataclasses.replace(request, text=text))
+            found = None
+            step, has_more = await _step(backend, request.database, reading, principal)
         except RowsChanged:
             tries += 1
             if tries >= TRIES_MAX:
@@ -106,29 +114,31 @@ async def refresh_view(
         except (RequestTooLarge, QueryMemoryExhausted):
             if buckets == 1:
                 raise
-            buckets = max(1, buckets // 8)
+            buckets = most = max(1, buckets // STEP_FACTOR)
         else:
-            tries, written = 0, written + count
+            tries, written = 0, written + step.num_rows
             if not has_more or asked.buckets_max is not None:
                 break
-        text = f"REFRESH MATERIALIZED VIEW {quote(asked.name)} LIMIT {buckets}"
-        found = await again(dataclasses.replace(request, text=text))
+            if step.nbytes < STEP_BYTES_FEW:
+                buckets = min(most, buckets * STEP_FACTOR)
     return count_result(written)
 
 
-async def _step(backend: Backend, database: str, rows: ChangeResult, principal: Principal) -> tuple[int, bool]:
-    """Write what one reading found. How many rows, and whether more is left."""
+async def _step(
+    backend: Backend, database: str, rows: ChangeResult, principal: Principal
+) -> tuple[pa.RecordBatch, bool]:
+    """Write what one reading found. The rows, and whether more is left."""
     change = rows.change
     assert change is not None
     assert isinstance(change.view, ViewProgress)
     found = await gathered(rows, FOLD_BYTES_MAX, TOO_MANY)
     if not change.view.state:
-        return 0, change.view.has_more
+        return found, change.view.has_more
     table = await table_of(backend, database, change)
     batches = [Batch(table, await asyncio.to_thread(stored, table, found))] if found.num_rows else []
     state = backend.catalog.tables_by_id[change.view.state_id]
     await backend.write([*batches, _state_batch(state, change)], principal)
-    return found.num_rows, change.view.has_more
+    return found, change.view.has_more
 
 
 def _state_batch(table: Table, change: RowChange) -> Batch:

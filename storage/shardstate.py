@@ -54,6 +54,9 @@ TAKES_OFFSETS: Final = frozenset({EntryKind.ROWS, EntryKind.DELETE})
 COLUMN_BYTES: Final = 1024
 """What a column of a batch holds beside its values: Arrow's objects and alignment, measured at 0.7 to 1.3 KB."""
 
+LOST_OFFSETS: Final = 2**40
+"""More than an object that was given up can have had: its rows may have been answered under their offsets (L24)."""
+
 PartitionKey = tuple[int, int]
 """(table id, partition id)."""
 
@@ -194,6 +197,8 @@ class ShardState:
         self.loose: tuple[DataFile, ...] = ()
         self.parts: tuple[Part, ...] = ()
         self.prepared: PreparedCheckpoint | None = None
+        self._gap_at = 0
+        """The object after the last that was not applied: what a partition had there is not known."""
         self._tables = tables
         self._full_bytes = full_bytes
         self._only = only
@@ -292,6 +297,8 @@ class ShardState:
                 self._apply_cutoff(entry, value)
             elif entry.kind == EntryKind.DROP:
                 self._apply_drop(entry.table_id, value)
+            elif entry.kind == EntryKind.SKIP:
+                self._apply_skip()
         self.position = obj.header.sequence
         self.objects_above_k += 1
         self.log_bytes_above_k += obj.size
@@ -324,14 +331,16 @@ class ShardState:
     def _check_offsets(self, obj: LogObject, where: str) -> None:
         """L24: without a gap, save where an object between was given up (`runnel store skip`, L3)."""
         following: dict[PartitionKey, int] = {}
-        adjacent = obj.header.sequence == self.position + 1
+        if obj.header.sequence != self.position + 1:
+            self._gap_at = obj.header.sequence
         for entry in obj.entries:
             if entry.kind not in TAKES_OFFSETS or (self._only is not None and entry.table_id not in self._only):
                 continue
             key = (entry.table_id, entry.partition)
             known = key in following
             expected = following[key] if known else self._next_offset(key)
-            if entry.base_offset < expected or (entry.base_offset > expected and (known or adjacent)):
+            seen = known or (key in self.partitions and self.partitions[key].changed_at >= self._gap_at)
+            if entry.base_offset < expected or (entry.base_offset > expected and seen):
                 raise CorruptObject(f"{where}: offset {entry.base_offset} where {expected} must follow")
             following[key] = entry.base_offset + entry.offset_count
 
@@ -366,6 +375,11 @@ class ShardState:
         self.drops[table_id] = max(self.drops.get(table_id, 0), record["revision"])  # L31: idempotent by table id
         self.revision = max(self.revision, record["revision"])
         self.table_cutoffs = {key: one for key, one in self.table_cutoffs.items() if key[0] != table_id}
+
+    def _apply_skip(self) -> None:
+        """An object was given up (L3). What it had cannot be seen any more (L25); its offsets are not given again."""
+        for state in self.partitions.values():
+            state.next_offset = state.changes_from = state.next_offset + LOST_OFFSETS
 
     def checkpointed(self, sequence: int, covered: int, sections: Sequence[Entry]) -> None:
         """Our own Checkpoint stands: rows up to ``covered`` leave the memtable as their files appear (L22)."""

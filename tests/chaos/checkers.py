@@ -62,6 +62,19 @@ def changes_hold(wanted: Mapping[Row, int], found: Iterable[Found]) -> list[str]
     return _told(bad)
 
 
+def view_says(wanted: Mapping[Row, int], found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What a materialized view has of these rows, by ``half``: how many there are, and the sum of their values."""
+    counted: Counter[str] = Counter()
+    summed: Counter[str] = Counter()
+    for row, value in wanted.items():
+        if value != GONE:
+            counted[f"h{row.number % 2}"] += 1
+            summed[f"h{row.number % 2}"] += value
+    shown = sorted((row["half"], row["rows"], row["total"]) for row in found)
+    right = sorted((half, counted[half], summed[half]) for half in counted)
+    return [] if shown == right else [f"a view says {shown}, its rows are {right}"]
+
+
 def found_of(table: str, row: Mapping[str, Any]) -> Found:
     """A row of a result that has ``client``, ``n`` and ``v``."""
     return Found(Row(table, int(row["client"][1:]), row["n"]), row["v"])
@@ -218,13 +231,15 @@ def faults_fired(fired: Mapping[str, int], wanted: Collection[str]) -> list[str]
     return [f"faults never fired: {', '.join(missing)}"] if missing else []
 
 
-def enough_was_done(rows_acknowledged: int, read_backs: int, changes: int, rounds: int) -> list[str]:
+def enough_was_done(rows_acknowledged: int, read_backs: int, changes: int, views: int, rounds: int) -> list[str]:
     """A run in which the clients did next to nothing has shown nothing."""
     bad = []
     if rows_acknowledged < 20 * rounds:
         bad.append(f"only {rows_acknowledged} rows were acknowledged in {rounds} rounds")
     if read_backs < rounds:
         bad.append(f"only {read_backs} writes were read back in {rounds} rounds")
+    if views < rounds:
+        bad.append(f"only {views} answers of a materialized view were compared in {rounds} rounds")
     if changes < rounds:
         bad.append(f"only {changes} deletes and updates were acknowledged in {rounds} rounds")
     return bad

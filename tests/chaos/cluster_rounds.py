@@ -52,6 +52,7 @@ ENVIRONMENT: Final = {
     "RUNNEL_LOG__CHECKPOINT_AGE": "5s",
     "RUNNEL_LOG__COLLECT_GRACE": "20s",
     "RUNNEL_QUERY__TIMEOUT": "15s",
+    "RUNNEL_VIEWS__REFRESH_EVERY": "1s",
 }
 
 
@@ -96,6 +97,7 @@ class Findings:
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     read_backs: int = 0
     changes: int = 0
+    views: int = 0
     schema_calls: int = 0
     objects: int = 0
     rounds: int = 0
@@ -110,6 +112,7 @@ class Findings:
             *((outcome.value, str(self.outcomes[outcome])) for outcome in Outcome),
             ("writes read back", str(self.read_backs)),
             ("deletes and updates", str(self.changes)),
+            ("answers of a view", str(self.views)),
             ("schema calls", str(self.schema_calls)),
             ("Log objects read", str(self.objects)),
             ("merges of files", str(self.merges)),
@@ -232,6 +235,7 @@ class Run:
         self.stood = standing
         self.history.violated(checkers.keys_newest(self.history.keys, self._read_keys()))
         self.history.violated(checkers.changes_hold(self.history.deletes, self._read_changed()))
+        self.history.violated(self._judge_view())
         self.history.violated(checkers.never_back(self.history.seen))
         self.revisions += self.history.revisions
         self.history.violated(checkers.revisions_never_back(self.revisions))
@@ -286,6 +290,23 @@ class Run:
         rows = self.cluster.query(gateway, f"SELECT client, n, v FROM {deleter.TABLE}", self.database)
         return [checkers.found_of(deleter.TABLE, row) for row in rows]
 
+    def _judge_view(self) -> list[str]:
+        """A materialized view says what its SELECT says; it is there once its client has made it."""
+        gateway = self.random.choice(self.cluster.names("gateway"))
+        if not self.cluster.query(gateway, "SHOW MATERIALIZED VIEWS", self.database):
+            return []
+        order = "ORDER BY time, half"
+        found = self.cluster.query(
+            gateway, f"SELECT time, half, rows, total FROM {deleter.VIEW} {order}", self.database
+        )
+        asked = f"SELECT time, half, rows, total FROM ({deleter.VIEW_TEXT}) AS computed {order}"
+        wanted = self.cluster.query(gateway, asked, self.database)
+        self.history.views += 1
+        wrong = [pair for pair in zip(found, wanted, strict=False) if pair[0] != pair[1]]
+        return (
+            [] if found == wanted else [f"a view of {len(found)} rows where its SELECT has {len(wanted)}: {wrong[:3]}"]
+        )
+
     def _close_history(self) -> None:
         """Add a database's figures to the run's."""
         self.findings.rows += len(self.stood)
@@ -293,6 +314,7 @@ class Run:
         self.findings.answers.update(self.history.answers)
         self.findings.read_backs += self.history.read_backs
         self.findings.changes += self.history.changes
+        self.findings.views += self.history.views
 
     def _judge_run(self) -> None:
         findings, plan = self.findings, self.plan
@@ -301,7 +323,7 @@ class Run:
         findings.violations += checkers.faults_fired(findings.fired, wanted)
         acknowledged = findings.outcomes[Outcome.ACKNOWLEDGED]
         findings.violations += checkers.enough_was_done(
-            acknowledged, findings.read_backs, findings.changes, findings.rounds
+            acknowledged, findings.read_backs, findings.changes, findings.views, findings.rounds
         )
         if plan.module is None and not findings.objects:
             findings.violations.append("no object of a Log was read: the checks of the Logs have shown nothing")

@@ -16,6 +16,12 @@ from tests.harness.exchange import Reply, write_path
 
 TABLE: Final = "d"
 ROWS: Final = 10
+VIEW: Final = "d_by_batch"
+"""A materialized view of it, which must say at every moment what its SELECT says."""
+VIEW_TEXT: Final = (
+    f"SELECT date_bin(INTERVAL '{ROWS} nanoseconds', time) AS time, client, batch, half, count(*) AS rows, "
+    f"sum(v) AS total FROM {TABLE} GROUP BY 1, client, batch, half"
+)
 OVER: Final = 100
 """Added to what is written over a row; a value from here on is the newer one."""
 SQL_PATH: Final = "/api/v3/query_sql"
@@ -31,6 +37,7 @@ class Deleter(Client):
     def __init__(self, *common: object, start: int) -> None:
         super().__init__(*common)  # type: ignore[arg-type]
         self.next = start
+        self.has_view = False
 
     def step(self) -> None:
         batch = self.next
@@ -44,6 +51,9 @@ class Deleter(Client):
                 return
             values |= over
         self._settle(values)
+        if not self.has_view:
+            made = self._sql(self.gateway(), f"CREATE MATERIALIZED VIEW IF NOT EXISTS {VIEW} AS {VIEW_TEXT}")
+            self.has_view = made.status == 200
         self._change(batch, values)
         self.done += 1
 
@@ -107,3 +117,11 @@ class Deleter(Client):
             if rows is not None:
                 found = [checkers.found_of(TABLE, row) for row in rows]
                 self.history.violated([f"through {through}: {told}" for told in checkers.changes_hold(after, found)])
+            self._judge_view(gateway, where, after)
+
+    def _judge_view(self, gateway: str, where: str, after: dict[Row, int]) -> None:
+        """Nobody else writes these rows: the view has to say exactly what is left of them."""
+        summed, through = self._select(f"SELECT * FROM {VIEW} WHERE {where}", gateway) if self.has_view else (None, "")
+        if summed is not None:
+            self.history.views += 1
+            self.history.violated([f"through {through}: {told}" for told in checkers.view_says(after, summed)])

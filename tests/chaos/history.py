@@ -97,6 +97,8 @@ class History:
     deletes: dict[Row, int] = field(default_factory=dict)
     """Rows that may be deleted or updated, with the value that they must have: GONE for none, UNCERTAIN for any."""
     changes: int = 0
+    views: int = 0
+    """Answers of a materialized view that were compared."""
     seen: list[Seen] = field(default_factory=list)
     revisions: list[tuple[str, int]] = field(default_factory=list)
     schema: dict[str, list[Operation]] = field(default_factory=dict)

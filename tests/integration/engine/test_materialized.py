@@ -17,9 +17,11 @@ from storage.schema import OP_COLUMN, Column, Op, Role, Table, TypeKind, ViewDef
 from tests.harness.queries import World, make_table, sorted_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from engine.engine import Engine
+    from storage.schema import TableSnapshot
 
 HOUR = 3_600 * 10**9
 ORIGIN = 7
@@ -48,10 +50,19 @@ class Viewed(World):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, CPU, VIEW, STATE)
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None
+        """What happens once, after the first snapshot of a statement and before its second."""
+
+    async def snapshot(self, tables: Sequence[Table]) -> Sequence[TableSnapshot]:
+        found = await super().snapshot(tables)
+        work, self.meanwhile = self.meanwhile, None
+        if work is not None:
+            await work()
+        return found
 
     async def refresh(self, engine: Engine, limit: int | None = None) -> tuple[int, bool]:
-        """One step; how many rows it wrote, and whether there is more."""
-        text = "REFRESH MATERIALIZED VIEW hourly" + ("" if limit is None else f" LIMIT {limit}")
+        """One step, of all buckets or ``limit``; how many rows it wrote, and whether there is more."""
+        text = f"REFRESH MATERIALIZED VIEW hourly LIMIT {limit or 2**62}"
         stream = await self.start(engine, text, may_write=True)
         rows = [row async for batch in stream for row in batch.to_pylist()]
         assert stream.change is not None
@@ -116,6 +127,15 @@ def test_names_are_found_without_regard_to_case_and_kept_as_they_are(world: View
     assert change.view.text == 'SELECT date_bin(\'2 days\', "time") AS time, max("n") AS m FROM "cpu" GROUP BY 1'
 
 
+def test_names_that_are_right_stay_as_they_are_written(world: Viewed) -> None:
+    """Also one that a column has in another case: it is the view's column that is called so."""
+    text = "SELECT date_bin('1 hour', time) AS time, max(n) AS N, min(text) AS Rack FROM cpu GROUP BY 1"
+    change = asked(world, f"CREATE MATERIALIZED VIEW v AS {text}")
+    assert isinstance(change.view, NewView)
+    assert change.view.text == text
+    assert [column.name for column in change.view.columns] == ["N", "Rack"]
+
+
 @pytest.mark.parametrize(
     ("query", "error", "said"),
     [
@@ -139,6 +159,16 @@ def test_names_are_found_without_regard_to_case_and_kept_as_they_are(world: View
         ("SELECT date_bin('1 hour', time) AS time, count(*) AS c FROM hourly GROUP BY 1", NotSupported, "itself"),
         ("SELECT date_bin('1 hour', time) AS time, count(*) AS c FROM nowhere GROUP BY 1", UnknownTable, "nowhere"),
         ("SELECT date_bin('0 hours', time) AS time, count(*) AS c FROM cpu GROUP BY 1", NotSupported, "above 0"),
+        ("SELECT date_bin('1 hour', time) AS time, count(*) AS c FROM cpu WHERE time < \"now\"() GROUP BY 1",
+         NotSupported, "now"),
+        ("SELECT date_bin('1 hour', time) AS time, count(*) AS c FROM cpu WHERE n > ? GROUP BY 1", NotSupported, r"\?"),
+        ("SELECT date_bin('1 hour', time) AS time, host AS h, count(*) AS c FROM cpu GROUP BY 1, h",
+         NotSupported, "what it stands for"),
+        ("SELECT date_bin('30000 days', time) AS time, count(*) AS c FROM cpu GROUP BY 1", NotSupported, "73 years"),
+        ("SELECT date_bin('1 hour', time, '2200-01-01') AS time, count(*) AS c FROM cpu GROUP BY 1",
+         NotSupported, "origin from 1823"),
+        ("SELECT date_bin('1 hour', time, NULL) AS time, count(*) AS c FROM cpu GROUP BY 1",
+         NotSupported, "origin from 1823"),
         ("SELECT date_bin('1 hour', time + INTERVAL '1 hour') AS time, count(*) AS c FROM cpu GROUP BY 1",
          NotSupported, "itself"),
     ],
@@ -180,6 +210,21 @@ def test_rows_are_seen_at_once_folded_or_not(world: Viewed) -> None:
         assert found == wanted
         assert [one["rows"] for one in found if one["total"] == 8] == [3]
         assert await world.refresh(engine) == (1, False)
+
+    world.run(work)
+
+
+def test_one_refreshes_while_another_reads(world: Viewed) -> None:
+    """The state is read first: what it says is folded must be in the stored rows that are read with it."""
+
+    async def work(engine: Engine) -> None:
+        world.add_tail([row(1), row(2)])
+        await world.refresh(engine)
+        world.add_tail([row(1.5, n=5)])
+        _, wanted = await world.both(engine)
+        world.meanwhile = lambda: world.refresh(engine)
+        assert sorted_rows(await world.rows(engine, "SELECT * FROM hourly")) == wanted
+        assert await world.refresh(engine) == (0, False), "it was refreshed"
 
     world.run(work)
 
@@ -233,6 +278,23 @@ def test_a_delete_that_left_no_trace_makes_everything_new(world: Viewed) -> None
     world.run(work)
 
 
+def test_rows_go_from_a_view_of_which_the_table_has_nothing_left_there(world: Viewed) -> None:
+    async def work(engine: Engine) -> None:
+        world.add_file([row(1), row(20)])
+        assert (await world.refresh(engine))[0] == 2
+        for low, left in ((19 * HOUR, 1), (0, 0)):
+            world.add_delete(RangeDelete(low, 30 * HOUR))
+            world.checkpoint()
+            world.compact()
+            found, wanted = await world.both(engine)
+            assert found == wanted
+            assert len(found) == left
+            assert await world.refresh(engine) == (1, False)
+            assert await world.both(engine) == (wanted, wanted)
+
+    world.run(work)
+
+
 def test_buckets_that_retention_touches_stay_as_they_were_folded(world: Viewed) -> None:
     async def work(engine: Engine) -> None:
         world.add_file([row(hour) for hour in range(6)])
@@ -240,10 +302,60 @@ def test_buckets_that_retention_touches_stay_as_they_were_folded(world: Viewed) 
         _, whole = await world.both(engine)
         world.hidden[CPU.id] = int(2.5 * HOUR)
         assert (await world.both(engine))[0] == whole
-        world.add_tail([row(5.5), row(2.75)])
+        world.add_tail([row(5.5), row(2.75), row(2.8)])
         await world.refresh(engine)
         found, _ = await world.both(engine)
         assert [r["rows"] for r in sorted(found, key=lambda r: r["time"])] == [1, 1, 1, 1, 1, 2]
+
+    world.run(work)
+
+
+def test_what_retention_hid_is_computed_when_the_period_is_made_longer(world: Viewed) -> None:
+    """Hidden buckets were never folded, or changed since: nothing hides them any more (LOG L36)."""
+
+    async def work(engine: Engine) -> None:
+        world.add_file([row(hour) for hour in range(6)])
+        world.hidden[CPU.id] = int(3.5 * HOUR)
+        while (await world.refresh(engine))[1]:
+            pass
+        assert await world.refresh(engine) == (0, False), "what is hidden is not folded again and again"
+        world.add_tail([row(0.5), row(5.5)])
+        world.hidden[CPU.id] = int(4.5 * HOUR)
+        await world.refresh(engine)
+        state = world.part(STATE).offset
+        world.hidden[CPU.id] = int(4.75 * HOUR)
+        assert await world.refresh(engine) == (0, False)
+        assert world.part(STATE).offset == state, "a cut-off that moves on writes no state"
+        world.hidden.clear()
+        found, wanted = await world.both(engine)
+        assert found == wanted
+        assert len(found) == 6
+        assert (await world.refresh(engine))[0] == 4
+        assert await world.both(engine) == (wanted, wanted)
+        assert await world.refresh(engine) == (0, False)
+
+    world.run(work)
+
+
+@pytest.mark.parametrize("times", [(-(2**63), 0), (2**63 - 1, 0), (-(2**63), 2**63 - 1), (-(2**62), 2**62)])
+def test_rows_at_the_ends_of_all_times_are_seen(world: Viewed, times: tuple[int, int]) -> None:
+    """There `date_bin` says NULL, which is no key: such rows are never folded, and do no harm to others."""
+
+    async def work(engine: Engine) -> None:
+        world.add_tail([{"time": at, "host": "a", "n": 1} for at in times])
+        for rows in ([], [row(1), {"time": times[0], "host": "b", "n": 5}]):
+            if rows:
+                world.add_tail(rows)
+            found, wanted = await world.both(engine)
+            assert found == wanted
+            assert len(found) == len(times) + len(rows)
+            while (await world.refresh(engine))[1]:
+                pass
+            assert await world.both(engine) == (wanted, wanted)
+            world.checkpoint()
+        assert await world.both(engine, "WHERE time >= '1970-01-01T00:00:00Z'") == await world.both(
+            engine, "WHERE time >= '1970-01-01T00:00:00Z' AND 1 = 1"
+        )
 
     world.run(work)
 
@@ -259,9 +371,11 @@ def test_whatever_happens_it_says_what_its_select_says(world: Viewed, seed: int)
                 await world.refresh(engine, chance.choice([None, None, 1, 3]))
             if chance.random() < 0.4:
                 low = chance.randrange(-3, 30)
+                at = f"1970-01-{1 + max(low, 0) // 24:02}T{max(low, 0) % 24:02}:{chance.randrange(60):02}:00Z"
                 condition = chance.choice(
-                    ["", "WHERE host = 'a'", f"WHERE time >= arrow_cast({low * HOUR}, 'Timestamp(ns)')"]
-                )
+                    ["", "WHERE host = 'a'", f"WHERE time >= arrow_cast({low * HOUR}, 'Timestamp(ns)')",
+                     f"WHERE time {chance.choice(['>=', '<', '<='])} '{at}'"]
+                )  # fmt: skip
                 found, wanted = await world.both(engine, condition)
                 assert found == wanted
         while (await world.refresh(engine))[1]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.node import ROOT, NodeDied, RunningNode
-from tests.integration.whole.probing import ask_sql, checkpoint, end_clean, post_lines, rows_of, status_of
+from tests.integration.whole.probing import ask_sql, checkpoint, end_clean, post_lines, rows_of, sql, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,3 +133,47 @@ def test_a_damaged_catalog_stops_the_node(filled: RunningNode) -> None:
     (complaint,) = filled.alarms()
     assert complaint["error"].startswith("log 0 object 4: ")
     assert "Traceback" not in filled.text()
+
+
+VIEW = "SELECT date_bin(INTERVAL '1 minute', time) AS time, count(*) AS n, sum(v) AS total FROM t GROUP BY 1"
+
+
+@pytest.mark.parametrize("lost", ["rows", "folded"])
+def test_a_view_is_right_after_an_object_was_given_up(tmp_path: Path, lost: str) -> None:
+    """Rows that were folded are gone, and others must not come under their offsets; or what was folded is gone."""
+    environment = {"RUNNEL_LOG__SHARDS": "2", "RUNNEL_VIEWS__REFRESH_EVERY": "0"}
+    node = RunningNode(tmp_path / "data", environment=environment)
+    with node:
+        node.write("t v=1i 1", precision="s")
+        assert sql(node, f"CREATE MATERIALIZED VIEW w AS {VIEW}")[0] == 200
+        node.write("u v=1i 1", precision="s")
+        node.write("x v=1i 1", precision="s")
+        assert sql(node, "REFRESH MATERIALIZED VIEW w")[0] == 200
+        folded = log_of(node, 2)[-1]
+        node.write("t v=2i 120\nt v=3i 180\nu v=2i 2", precision="s")
+        rows = log_of(node, 1)[-1]
+        node.write("x v=2i 2", precision="s")  # the gap of u is two objects on
+        node.write("u v=3i 3", precision="s")
+        assert log_of(node, 1)[-3] == rows
+        assert sql(node, "REFRESH MATERIALIZED VIEW w")[0] == 200
+        node.kill()
+    path = {"rows": rows, "folded": folded}[lost]
+    data = bytearray(path.read_bytes())
+    flip(data)
+    path.write_bytes(data)
+    assert skip(node, int(path.parent.name), int(path.name)).returncode == 0
+
+    def agrees() -> None:
+        wanted = node.query(f"{VIEW} ORDER BY 1")
+        assert node.query("SELECT time, n, total FROM w ORDER BY 1") == wanted
+        assert wanted
+
+    with node:
+        agrees()
+        node.write("t v=5i 360\nt v=6i 420", precision="s")
+        agrees()
+        checkpoint(node)
+        agrees()
+        assert sql(node, "REFRESH MATERIALIZED VIEW w")[0] == 200
+        agrees()
+        assert sql(node, "REFRESH MATERIALIZED VIEW w")[1] == '[{"count":0}]'

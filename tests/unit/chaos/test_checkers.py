@@ -191,10 +191,11 @@ def test_a_run_must_have_done_something() -> None:
     assert says(checkers.faults_fired({"kill": 2}, ["kill", "cut"]), "never fired: cut")
     assert says(checkers.faults_fired({}, []), "no fault fired")
     assert says(checkers.faults_fired({"kill": 0}, ["kill"]), "no fault fired")
-    assert checkers.enough_was_done(100, 3, 3, 3) == []
-    assert says(checkers.enough_was_done(10, 3, 3, 3), "10 rows")
-    assert says(checkers.enough_was_done(100, 2, 3, 3), "read back")
-    assert says(checkers.enough_was_done(100, 3, 2, 3), "2 deletes and updates")
+    assert checkers.enough_was_done(100, 3, 3, 3, 3) == []
+    assert says(checkers.enough_was_done(10, 3, 3, 3, 3), "10 rows")
+    assert says(checkers.enough_was_done(100, 2, 3, 3, 3), "read back")
+    assert says(checkers.enough_was_done(100, 3, 2, 3, 3), "2 deletes and updates")
+    assert says(checkers.enough_was_done(100, 3, 3, 2, 3), "2 answers of a materialized view")
 
 
 def test_deleted_rows_stay_away_and_the_others_stay() -> None:
@@ -208,6 +209,20 @@ def test_deleted_rows_stay_away_and_the_others_stay() -> None:
     assert says(checkers.changes_hold(wanted, [*held, Found(rows[0], 7)]), "twice")
     assert says(checkers.changes_hold(wanted, [*held, Found(rows[4], 7)]), "nobody sent")
     assert checkers.found_of("d", {"client": "c1", "n": 0, "v": 7}) == Found(rows[0], 7)
+
+
+def test_a_view_says_what_is_left_of_its_rows() -> None:
+    wanted = {Row("d", 1, 0): 7, Row("d", 1, 1): 9, Row("d", 1, 2): 1, Row("d", 1, 3): GONE}
+    right = [{"half": "h0", "rows": 2, "total": 8}, {"half": "h1", "rows": 1, "total": 9}]
+    assert checkers.view_says(wanted, right) == []
+    assert checkers.view_says({Row("d", 1, 0): GONE}, []) == []
+    for wrong in (
+        right[:1],
+        [*right, right[0]],
+        [right[0] | {"total": 9}, right[1]],
+        [right[0] | {"rows": 3}, right[1]],
+    ):
+        assert says(checkers.view_says(wanted, wrong), "a view says")
 
 
 def test_the_archive_reads_headers_and_entries(tmp_path: Path) -> None:
