@@ -117,6 +117,19 @@ def test_l31_a_dropped_table_shows_nothing_and_is_named() -> None:
     assert (snapshot.tables, snapshot.dropped) == ({7: ()}, frozenset({7}))
 
 
+def test_l25_from_where_on_changes_can_be_seen_comes_with_the_files_and_is_kept_with_them() -> None:
+    """A materialized view rests on it; the second answer leaves out what its asker has of the same Checkpoint."""
+    kept, found = KeptTails(2**20), state()
+    found.partitions[7, 1].changes_from = 55
+    for files_known in (False, True):
+        ask = kept.ask(3, [7])
+        told = answer(found, ask.wanted)
+        assert told.files_known is files_known
+        assert [part.changes_from for part in kept.merge(ask, told).tables[7]] == [55]
+    whole = whole_snapshot(answer(found, TailWanted({7: None})), [7])
+    assert [part.changes_from for part in whole.tables[7]] == [55]
+
+
 def test_l36_cutoffs_come_with_the_answer() -> None:
     found = state()
     found.cutoffs = {1: Cutoff(5_000, 9)}
