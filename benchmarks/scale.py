@@ -31,6 +31,7 @@ import pyarrow as pa
 
 from benchmarks.engine import FIELDS, HOSTS, TAGS, Snapshots, make_rows
 from engine.engine import Engine, EngineLimits
+from examples.runnel_client import RunnelClient
 from storage.budget import MemoryBudget
 from storage.bundlemerge import bundle_job, changes_of, merge_bundles
 from storage.bundleplan import bundles_of
@@ -120,8 +121,9 @@ async def _ask(engine: Engine, source: Snapshots | Links, statement: str) -> lis
 
 
 async def deleted() -> None:
-    """Through HTTP; every count is compared with what must be."""
-    with tempfile.TemporaryDirectory() as folder, RunningNode(Path(folder) / "data") as node:
+    """Through HTTP and gRPC; every count is compared with what must be."""
+    flags = ("--grpc", "127.0.0.1:0")
+    with tempfile.TemporaryDirectory() as folder, RunningNode(Path(folder) / "data", *flags) as node:
         node.write("t,host=h0 v=0i,u=0.5 1")
         for first in range(1, DELETED_ROWS, STEP_ROWS):
             _sql(
@@ -138,6 +140,9 @@ async def deleted() -> None:
             _timed(node, f"delete {rows} rows {what}", f"DELETE FROM t WHERE {condition}", rows)
             left -= rows
             _timed(node, "count at once", "SELECT count(*) AS n FROM t", left)
+            with RunnelClient(node.grpc_address) as client:
+                (found,) = client.query("db", "SELECT count(*) AS n FROM t").to_pylist()
+            print(f"{'count over gRPC':40} {'' if found['n'] == left else f'WRONG: {found}'}", flush=True)
             _timed(node, "count again", "SELECT count(*) AS n FROM t", left)
         node.request("POST", "/api/runnel/checkpoint")
         _timed(node, "count after a checkpoint", "SELECT count(*) AS n FROM t", left)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PROGRAMS: Final[dict[str, tuple[str, ...]]] = {
     "compaction": ("benchmarks.compaction",),
+    "merging": ("benchmarks.merging",),
     "scale": ("benchmarks.scale",),
     "views": ("benchmarks.views",),
     "rungs": ("benchmarks.rungs",),
