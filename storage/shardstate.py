@@ -199,6 +199,8 @@ class ShardState:
         self.prepared: PreparedCheckpoint | None = None
         self._gap_at = 0
         """The object after the last that was not applied: what a partition had there is not known."""
+        self._jumped: dict[PartitionKey, int] = {}
+        """Where partitions ended before an object was given up, until rows follow: older versions went on there."""
         self._tables = tables
         self._full_bytes = full_bytes
         self._only = only
@@ -340,7 +342,8 @@ class ShardState:
             known = key in following
             expected = following[key] if known else self._next_offset(key)
             seen = known or (key in self.partitions and self.partitions[key].changed_at >= self._gap_at)
-            if entry.base_offset < expected or (entry.base_offset > expected and seen):
+            least = expected if known else self._jumped.get(key, expected)
+            if entry.base_offset < least or (entry.base_offset > expected and seen):
                 raise CorruptObject(f"{where}: offset {entry.base_offset} where {expected} must follow")
             following[key] = entry.base_offset + entry.offset_count
 
@@ -350,7 +353,10 @@ class ShardState:
     def _apply_batch(self, header: Header, entry: Entry, batch: TailBatch) -> None:
         if entry.write_id != NO_WRITE_ID and self._only is None:  # L7: replay only adds
             self.write_ids[entry.write_id] = Remembered(header.sequence, entry.base_offset, header.written_at_ms)
-        state = self.partitions.setdefault((entry.table_id, entry.partition), PartitionState())
+        key = (entry.table_id, entry.partition)
+        state = self.partitions.setdefault(key, PartitionState())
+        if self._jumped.pop(key, entry.base_offset) <= entry.base_offset < state.next_offset:
+            state.changes_from = entry.base_offset  # written by a version that did not jump
         state.next_offset = entry.base_offset + entry.offset_count
         if batch.delete is None:
             state.time_high = max(state.time_high, entry.time_high)
@@ -378,7 +384,8 @@ class ShardState:
 
     def _apply_skip(self) -> None:
         """An object was given up (L3). What it had cannot be seen any more (L25); its offsets are not given again."""
-        for state in self.partitions.values():
+        for key, state in self.partitions.items():
+            self._jumped.setdefault(key, state.next_offset)
             state.next_offset = state.changes_from = state.next_offset + LOST_OFFSETS
 
     def checkpointed(self, sequence: int, covered: int, sections: Sequence[Entry]) -> None:

@@ -292,6 +292,8 @@ class Run:
 
     def _judge_view(self) -> list[str]:
         """A materialized view says what its SELECT says; it is there once its client has made it."""
+        if self.plan.module is not None:  # a stand-in for nodes has none
+            return []
         gateway = self.random.choice(self.cluster.names("gateway"))
         if not self.cluster.query(gateway, "SHOW MATERIALIZED VIEWS", self.database):
             return []
@@ -322,8 +324,9 @@ class Run:
         wanted = plan.faults if findings.rounds >= 2 * len(plan.faults) else ()
         findings.violations += checkers.faults_fired(findings.fired, wanted)
         acknowledged = findings.outcomes[Outcome.ACKNOWLEDGED]
+        views = findings.views if plan.module is None else findings.rounds  # a stand-in has none
         findings.violations += checkers.enough_was_done(
-            acknowledged, findings.read_backs, findings.changes, findings.views, findings.rounds
+            acknowledged, findings.read_backs, findings.changes, views, findings.rounds
         )
         if plan.module is None and not findings.objects:
             findings.violations.append("no object of a Log was read: the checks of the Logs have shown nothing")

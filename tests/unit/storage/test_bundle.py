@@ -163,7 +163,7 @@ def test_one_that_nothing_goes_with_is_a_file_of_its_own() -> None:
     store = MemoryStore()
     tables = [table_of(n, [], {"x": kind}) for n, kind in enumerate([TypeKind.FLOAT64, TypeKind.INT64], 1)]
     tails = [tail(t, TailBatch(0, rows_of(t, [{"time": 1, "x": 1}]))) for t in tables]
-    assert [file.kind for file in write_tails(store, 3, 7, tails)] == ["parquet", "parquet"]
+    assert [file.kind for file in write_tails(store, 3, 7, tails)] == ["parquet-whole", "parquet-whole"]
 
 
 def test_what_is_few() -> None:

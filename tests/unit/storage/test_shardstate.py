@@ -328,6 +328,33 @@ def test_l3_offsets_may_have_a_hole_where_an_object_was_given_up() -> None:
     assert [e.batch.first_offset for e in state.partitions[1, 1].tail] == [0, 7]
 
 
+@pytest.mark.parametrize("base", [2, 5])
+def test_f6_a_log_is_read_whose_offsets_went_on_where_an_object_was_given_up(base: int) -> None:
+    """Versions without materialized views gave no new range of offsets after it."""
+    skip = record_entry(EntryKind.SKIP, {"sequence": 3, "skipped_at_ms": 1}, base_offset=3)
+    state = new_state()
+    state.apply(data_object(2, rows_at(0, 2)))
+    state.apply(data_object(4, skip))
+    state.apply(data_object(5, rows_at(base)))
+    part = state.partitions[1, 1]
+    assert (part.next_offset, part.changes_from) == (base + 1, base)
+    state.apply(data_object(6, rows_at(base + 1)))
+    with pytest.raises(CorruptObject):
+        state.apply(data_object(7, rows_at(base)))
+
+
+def test_l24_no_offset_that_an_object_given_up_may_have_had_is_given_again() -> None:
+    skip = record_entry(EntryKind.SKIP, {"sequence": 3, "skipped_at_ms": 1}, base_offset=3)
+    state = new_state()
+    state.apply(data_object(2, rows_at(0, 2)))
+    state.apply(data_object(4, skip))
+    (placed,) = state.place([rows_at(0)])
+    assert placed.base_offset == state.partitions[1, 1].changes_from == 2 + 2**40
+    state.apply(data_object(5, rows_at(2 + 2**40)))
+    with pytest.raises(CorruptObject):
+        state.apply(data_object(6, rows_at(2)))
+
+
 def bad_entries() -> dict[str, Entry]:
     rows = rows_at(1)
     return {
