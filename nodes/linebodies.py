@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 READ_BYTES: Final = 1 << 20
 BODY_BYTES_MAX: Final = 4 << 20
@@ -67,13 +67,13 @@ def open_lines(path: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
         yield stack.enter_context(inflate(raw, "rb")), raw
 
 
-def bodies(path: str, lines_max: int) -> Iterator[Body]:
+def bodies(path: str, lines_max: int) -> Generator[Body, None, None]:
     """The file in bodies of at most ``lines_max`` lines. Raises OSError; a broken gzip is an OSError too."""
     with open_lines(path) as (stream, raw):
         yield from bodies_of(stream, raw, path, lines_max)
 
 
-def bodies_of(stream: IO[bytes], raw: IO[bytes], name: str, lines_max: int) -> Iterator[Body]:
+def bodies_of(stream: IO[bytes], raw: IO[bytes], name: str, lines_max: int) -> Generator[Body, None, None]:
     """The same of an open file that is called ``name``; ``raw`` is what lies under ``stream``."""
     cutter = re.compile(rb"%b{1,%d}+" % (_LINE, lines_max))
     first_line, buffer, is_end = 1, b"", False

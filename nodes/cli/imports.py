@@ -23,7 +23,7 @@ from nodes.linebodies import Body, halves
 from nodes.rowlines import REFUSED, joined, to_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
 BODY_BYTES_MAX: Final = 4 << 20
 """Below the server's default of 10 MiB."""
@@ -96,7 +96,9 @@ def precision(file: str, options: ImportOptions, known: Mapping[str, str]) -> st
     return "ns"
 
 
-def bodies(file: str, options: ImportOptions, known: Mapping[str, str], outcome: Outcome) -> Iterator[Body]:
+def bodies(
+    file: str, options: ImportOptions, known: Mapping[str, str], outcome: Outcome
+) -> Generator[Body, None, None]:
     """The file's rows as lines, in bodies; a body's lines are numbered as the file's rows, from 1."""
     tags = tags_of(known) | set(options.tags)
     first = 1
@@ -107,7 +109,7 @@ def bodies(file: str, options: ImportOptions, known: Mapping[str, str], outcome:
         first += rows.num_rows
 
 
-def _cut(file: str, first: int, lines: Any, position: int, outcome: Outcome) -> Iterator[Body]:
+def _cut(file: str, first: int, lines: Any, position: int, outcome: Outcome) -> Generator[Body, None, None]:
     """The good lines; a refused row is counted and leaves a comment, so that numbers stay those of rows."""
     for number in pc.indices_nonzero(lines.is_null()).to_pylist():
         outcome.lines += 1

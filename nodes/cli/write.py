@@ -19,7 +19,7 @@ from nodes.exitcodes import ExitCode, ServerRefused, ServerUnreachable
 from nodes.linebodies import Body, bodies, halves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
 RETRY_SECONDS_MAX: Final = 300.0
 """How long one body is tried again while the server is busy."""
@@ -103,12 +103,16 @@ async def _write(files: Sequence[str], options: WriteOptions, host: str | None) 
 async def write_bodies(
     client: Client,
     options: WriteOptions,
-    source: Iterator[Body],
+    source: Generator[Body, None, None],
     outcome: Outcome,
     on_written: Callable[[Body, Outcome], None],
 ) -> None:
-    """Send every body, at most ``options.parallel`` at once; the first error that is not about lines ends it."""
+    """Send every body, at most ``options.parallel`` at once; the first error that is not about lines ends it.
+
+    Closes ``source``, and with it its file, whatever happens.
+    """
     free = asyncio.Semaphore(options.parallel)
+    reading: set[asyncio.Future[Body | None]] = set()
 
     async def send(body: Body) -> None:
         try:
@@ -121,12 +125,17 @@ async def write_bodies(
         async with asyncio.TaskGroup() as group:
             while True:
                 await free.acquire()
-                body = await asyncio.to_thread(next, source, None)
+                one = asyncio.ensure_future(asyncio.to_thread(next, source, None))
+                reading = {one}
+                body = await asyncio.shield(one)
                 if body is None:
                     break
                 group.create_task(send(body))
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+    finally:
+        await asyncio.gather(*reading, return_exceptions=True)  # a generator that runs cannot be closed
+        source.close()
 
 
 async def _send(client: Client, options: WriteOptions, body: Body, outcome: Outcome) -> None:
