@@ -24,7 +24,7 @@ from nodes.node import run_node
 from nodes.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from nodes.node import Ready
@@ -104,7 +104,7 @@ async def _load_table(client: Client, table: sample.Sample, progress: Progress) 
         raise CommandFailed(f"{outcome.rejected_lines:,} lines of {first.file} were rejected: {first.message}")
 
 
-def _bodies(name: str, encoded: Any) -> Iterator[Body]:
+def _bodies(name: str, encoded: Any) -> Generator[Body, None, None]:
     for first, count_lines, data in lines.bodies(encoded, LINES_IN_BODY):
         yield Body(name, first, count_lines, data, 0)
 
