@@ -99,8 +99,6 @@ def precision(file: str, options: ImportOptions, known: Mapping[str, str]) -> st
 def bodies(
     file: str, options: ImportOptions, known: Mapping[str, str], outcome: Outcome
 ) -> Generator[Body, None, None]:
-    file: str, options: ImportOptions, known: Mapping[str, str], outcome: Outcome
-) -> Generator[Body, None, None]:
     """The file's rows as lines, in bodies; a body's lines are numbered as the file's rows, from 1."""
     tags = tags_of(known) | set(options.tags)
     first = 1
