@@ -24,7 +24,7 @@ from nodes.node import run_node
 from nodes.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
     from pathlib import Path
 
     from nodes.node import Ready
