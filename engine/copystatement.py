@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from engine.errors import InvalidStatement
-from engine.names import Token, first_word, tokens
+from engine.names import Token, first_word, without_end
 
 USAGE: Final = "write COPY (SELECT ...) TO 'file', COPY table TO 'file', or COPY table FROM 'file'"
 
@@ -30,9 +30,7 @@ def is_copy(statement: str) -> bool:
 
 def copy_of(statement: str) -> Copy:
     """What a COPY asks for. Raises InvalidStatement."""
-    found = list(tokens(statement))
-    while found[-1].text == ";":
-        found.pop()
+    found = without_end(statement)
     if len(found) < 4 or found[-1].kind != "string" or found[-1].text[0] != "'" or found[-2].kind != "word":
         raise InvalidStatement(USAGE)
     direction, file = found[-2].text.lower(), found[-1].text[1:-1].replace("''", "'")

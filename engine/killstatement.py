@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from engine.errors import InvalidStatement
-from engine.names import tokens
+from engine.names import without_end
 
 CHARACTERS_MAX: Final = 1_000
 USAGE: Final = "write KILL QUERY 'id', with an id from system.queries"
@@ -20,9 +20,7 @@ def killed_id(statement: str) -> str | None:
         return None
     if len(statement) > CHARACTERS_MAX:
         raise InvalidStatement(f"{USAGE}; this one has {len(statement)} characters")
-    kinds = [(token.kind, token.text) for token in tokens(statement)]
-    while kinds[-1] == ("symbol", ";"):
-        kinds.pop()
+    kinds = [(token.kind, token.text) for token in without_end(statement)]
     match kinds:
         case [("word", _), ("word", word), ("string", quoted)] if word.lower() == "query" and quoted[0] == "'":
             return quoted[1:-1].replace("''", "'")

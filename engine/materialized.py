@@ -1,7 +1,7 @@
 """Materialized views as frames: stored rows for buckets that are folded, computed ones for those that are not.
 
 `engine.planner` drives it, from its planning thread. What makes frames (`*_frame`, `read`, `fold`) goes on under the
-planner's lock, what runs them (`state`, `unfolded`) does not. The rules are in `engine.viewstate`.
+planner's lock, what runs them (`state_of`, `unfolded_of`) does not. The rules are in `engine.viewstate`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from engine.views import Pushed, View, probe_name
 from engine.viewsql import NEWER, OLDER, OP, quote
 from engine.viewstatements import BUCKETS_FIRST
 from storage.catalogplan import STATE_FIELD
+from storage.deletes import TIME_MAX, TIME_MIN
 from storage.schema import OFFSET_COLUMN, TIME_COLUMN, Op, Role
 
 if TYPE_CHECKING:
@@ -215,8 +216,8 @@ def unfolded_of(
 def _with_never_folded(view: ViewSnapshots, ranges: Sequence[Range]) -> tuple[Range, ...]:
     """These ranges, and what is around those that are folded; ascending."""
     low, high = viewstate.foldable(view.definition)
-    around = ((viewstate.TIME_MIN, low - 1), *ranges, (high + 1, viewstate.TIME_MAX))
-    return viewstate.clipped(around, view.visible_from, viewstate.TIME_MAX)
+    around = ((TIME_MIN, low - 1), *ranges, (high + 1, TIME_MAX))
+    return viewstate.clipped(around, view.visible_from, TIME_MAX)
 
 
 def _collected(frame: DataFrame) -> pa.Table | None:
@@ -264,8 +265,7 @@ def _span(view: ViewSnapshots) -> Range:
 def _fold_text(table: Table) -> str:
     """A full join by key, in which NULL tags are equal; see `viewsql.join_layers`."""
     columns = viewsql.shown(table)
-    keys = viewsql.keys(table)
-    matches = " AND ".join(f"({NEWER}.{quote(c.name)} IS NOT DISTINCT FROM {OLDER}.{quote(c.name)})" for c in keys)
+    matches = viewsql.same_key(table)
     items = [
         f"coalesce({NEWER}.{quote(c.name)}, {OLDER}.{quote(c.name)}) AS {quote(c.name)}"
         if c.role is not Role.FIELD

@@ -65,6 +65,11 @@ class Token(NamedTuple):
     end: int
 
     @property
+    def word(self) -> str:
+        """An unquoted word in lower case; "" for any other token."""
+        return self.text.lower() if self.kind == "word" else ""
+
+    @property
     def name(self) -> str:
         """The identifier that a word or quoted token means."""
         return self.text[1:-1].replace('""', '"') if self.kind == "quoted" else self.text
@@ -168,7 +173,15 @@ def _may_be_name(all_tokens: Sequence[Token], i: int) -> bool:
 def first_word(statement: str) -> str:
     """The word that a statement begins with, in lower case."""
     found = tokens(statement)
-    return found[0].text.lower() if found and found[0].kind == "word" else ""
+    return found[0].word if found else ""
+
+
+def without_end(statement: str) -> list[Token]:
+    """The tokens of a statement without the semicolons that end it."""
+    found = list(tokens(statement))
+    while found and found[-1].kind == "symbol" and found[-1].text == ";":
+        found.pop()
+    return found
 
 
 def is_change(statement: str) -> bool:
@@ -207,7 +220,7 @@ def times(statement: str) -> tuple[int, int] | None:
     where it is in doubt: what it leaves out cannot be put back.
     """
     found = tokens(statement)
-    lowered = [token.text.lower() if token.kind == "word" else "" for token in found]
+    lowered = [token.word for token in found]
     if any(lowered.count(word) != 1 for word in ("select", "from", "where")) or _NOT_PLAIN.intersection(lowered):
         return None
     table, where = lowered.index("from") + 1, lowered.index("where")

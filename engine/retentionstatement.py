@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from engine.errors import AmbiguousName, InvalidStatement
-from engine.names import Token, first_word, tokens
+from engine.names import Token, first_word, without_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -47,18 +47,16 @@ def retain_of(statement: str) -> Retain | None:
     """What an ALTER of this kind asks for; None if the statement is another one. Raises InvalidStatement."""
     if first_word(statement) != "alter":
         return None
-    found = list(tokens(statement))
-    while found[-1].text == ";":
-        found.pop()
-    if len(found) < 5 or _word(found[1]) not in ("table", "database") or _word(found[3]) not in ("set", "reset"):
+    found = without_end(statement)
+    if len(found) < 5 or found[1].word not in ("table", "database") or found[3].word not in ("set", "reset"):
         return None
     if found[4].text != "(":
         return None
     name = found[2]
     if name.kind not in ("word", "quoted") or found[-1].text != ")":
         raise InvalidStatement(USAGE)
-    settings = _settings(found[5:-1], is_set=_word(found[3]) == "set")
-    return Retain(_word(found[1]) == "table", name.name, name.kind == "quoted", settings)
+    settings = _settings(found[5:-1], is_set=found[3].word == "set")
+    return Retain(found[1].word == "table", name.name, name.kind == "quoted", settings)
 
 
 def _settings(found: Sequence[Token], *, is_set: bool) -> dict[str, str | None]:
@@ -71,7 +69,7 @@ def _settings(found: Sequence[Token], *, is_set: bool) -> dict[str, str | None]:
             items[-1].append(token)
     settings: dict[str, str | None] = {}
     for item in items:
-        key = _word(item[0]) if item else ""
+        key = item[0].word if item else ""
         if key not in (AGE, BYTES) or key in settings:
             raise InvalidStatement(USAGE)
         if not is_set and len(item) == 1:
@@ -89,7 +87,3 @@ def _value(token: Token) -> str:
     if token.kind in ("word", "number"):
         return token.text
     raise InvalidStatement(USAGE)
-
-
-def _word(token: Token) -> str:
-    return token.text.lower() if token.kind == "word" else ""

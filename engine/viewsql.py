@@ -78,7 +78,7 @@ def join_layers(table: Table, frames: Sequence[Frame], has_ops: bool = False, ha
     """
     merged = [quote(c.name) for c in shown(table)]
     kept = [*merged, *([OP] if has_ops else []), *([SERIES, KEY] if has_keys else [])]
-    match = _match(table, has_keys)
+    match = same_key(table, has_keys)
     text = frames[0].name
     for count, frame in enumerate(frames[1:], 1):
         newer = frames[:count]
@@ -114,7 +114,7 @@ def _patched(table: Table, newer: str, older: Frame, match: str, has_ops: bool, 
     return f"SELECT {', '.join(items)} FROM {newer} AS {NEWER} FULL JOIN {older.name} AS {OLDER} ON {match}"
 
 
-def _match(table: Table, has_keys: bool) -> str:
+def same_key(table: Table, has_keys: bool = False) -> str:
     """Whether two rows have the same key: by the hashes of their series, and then by what was hashed (F22).
 
     What is an equality DataFusion hashes; the one term of another kind it looks at where those hold: hashing the

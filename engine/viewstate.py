@@ -1,8 +1,8 @@
 """How far a materialized view is, and what has changed since: pure, in buckets of time.
 
 A view is folded up to an offset of each partition of the table that it reads. Rows and deletes from there on say which
-buckets are out of date; where deletes are gone without a trace (LOG L25, `changes_from`), all are. `engine.unfolded`
-looks into files, `engine.materialized` makes rows of it.
+buckets are out of date; where deletes are gone without a trace (LOG L25, `changes_from`), all are.
+`engine.materialized` looks into files, and makes rows of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.layers import join_closest, join_touching
+from storage.deletes import TIME_MAX, TIME_MIN
 from storage.errors import CorruptObject, UnsupportedFormat
 from storage.schema import TIME_COLUMN
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 RANGES_MAX: Final = 64
 """Over so many separate ranges of buckets the nearest are joined: folding a bucket that has not changed is no harm."""
-TIME_MIN: Final = -(2**63)
-TIME_MAX: Final = 2**63 - 1
 EVERYTHING: Final[tuple[Range, ...]] = ((TIME_MIN, TIME_MAX),)
 FOLDED_LOW: Final = -(2**62)
 FOLDED_HIGH: Final = 2**62 - 1
@@ -110,7 +109,8 @@ def changes_since(part: PartitionSnapshot, since: int, table: Table, view: ViewD
     name = table.by_name[TIME_COLUMN].storage_name
     times = [_times(batch, since, name) for batch in part.tail if batch.delete is None and batch.end > since]
     if times:
-        found += buckets(view, np.concatenate(times), np.concatenate(times))
+        every = np.concatenate(times)
+        found += buckets(view, every, every)
     files = tuple(file for file in part.files if file.order_high >= since)
     return Changes(joined(found), files)
 

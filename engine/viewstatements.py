@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from engine.errors import InvalidStatement
-from engine.names import tokens
+from engine.names import without_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,13 +65,11 @@ ViewStatement = CreateStatement | RefreshStatement | DropStatement | ShowStateme
 
 def view_statement(statement: str) -> ViewStatement | None:
     """What a statement asks of materialized views; None if it is another one. Raises InvalidStatement."""
-    found = tokens(statement)
-    words = [token.text.lower() if token.kind == "word" else "" for token in found[:2]]
+    found = without_end(statement)
+    words = _words(found[:2])
     if len(words) < 2 or words[0] not in _VERBS or words[1] != "materialized":
         return None
-    rest = list(found[2:])
-    while rest and rest[-1].text == ";" and rest[-1].kind == "symbol":
-        rest.pop()
+    rest = found[2:]
     verb = words[0]
     if verb == "show":
         if _words(rest) == ["views"]:
@@ -83,13 +81,8 @@ def view_statement(statement: str) -> ViewStatement | None:
     raise InvalidStatement(_USAGE[verb])
 
 
-def is_planned(statement: str) -> bool:
-    """Whether it is one that the engine plans and that changes something."""
-    return isinstance(view_statement(statement), CreateStatement | RefreshStatement)
-
-
 def _words(found: Sequence[Token]) -> list[str]:
-    return [token.text.lower() if token.kind == "word" else "" for token in found]
+    return [token.word for token in found]
 
 
 def _about_one(statement: str, verb: str, rest: list[Token]) -> ViewStatement | None:

@@ -21,15 +21,14 @@ from engine.scan import SystemTable
 from nodes.appender import ANSWER_SECONDS_MAX, SILENT, Appender
 from nodes.batchparts import parts_of
 from nodes.compaction import new_compactor
-from nodes.copying import copy_if_asked
 from nodes.engineparts import file_cache_status, new_engine
 from nodes.housekeeping import Housekeeper
 from nodes.idempotency import KeyedIds
-from nodes.localqueries import LocalQueries, kill_if_asked, origin
+from nodes.localqueries import LocalQueries, origin
 from nodes.outcomes import all_or_worst
+from nodes.ownstatements import done_here
 from nodes.rayhead import merges_on_ray, new_workers
 from nodes.resulttext import result_text
-from nodes.retention import retention_if_asked
 from nodes.rowchanges import carry_out
 from nodes.shardparts import log_status, shard_limits
 from nodes.status import BackendStatus, DatabaseStatus, LogStatus, TableStatus
@@ -45,7 +44,6 @@ from nodes.systemtables import (
     retention,
 )
 from nodes.viewkeeper import ViewKeeper
-from nodes.views import drop_if_asked
 from storage.budget import MemoryBudget
 from storage.catalog import Catalog
 from storage.catalogstate import CatalogLimits, CatalogSnapshot
@@ -279,10 +277,7 @@ class EmbeddedBackend:
 
     async def query(self, request: QueryRequest, principal: Principal) -> QueryResult:
         """Plan and start one statement over one snapshot of each table (L14); or carry out what changes something."""
-        done = await kill_if_asked(request, self._queries)
-        done = done or await copy_if_asked(request, self, principal, self._settings.copy_dir)
-        done = done or await drop_if_asked(request, self, principal)
-        done = done or await retention_if_asked(request, self, principal)
+        done = await done_here(request, self, self._queries, principal, self._settings.copy_dir)
         if done is not None:
             return done
         stream = await self._run(request)

@@ -20,19 +20,16 @@ import structlog
 from cluster.errors import ClusterError, PeerUnavailable
 from nodes.batchparts import parts_of
 from nodes.clusterqueries import ClusterQueries
-from nodes.copying import copy_if_asked
 from nodes.gateway.movedcalls import MovedCalls
 from nodes.gateway.remotequery import RemoteQueries, RemoteResult
 from nodes.idempotency import KeyedIds
-from nodes.localqueries import kill_if_asked
 from nodes.messages import changes_to, write_id_to
 from nodes.outcomes import all_or_worst
+from nodes.ownstatements import done_here
 from nodes.resulttext import result_text
-from nodes.retention import retention_if_asked
 from nodes.rowchanges import carry_out
 from nodes.rpcerrors import write_error
 from nodes.status import BackendStatus, DatabaseStatus, TableStatus
-from nodes.views import drop_if_asked
 from protos import internal_pb2, internal_pb2_grpc
 from storage.appends import encode_append
 from storage.errors import (
@@ -168,10 +165,7 @@ class RemoteBackend:
 
     async def _done(self, request: QueryRequest, principal: Principal) -> ReadyResult | None:
         """The answer to a statement that no query node sees as it is."""
-        killed = await kill_if_asked(request, self.cluster_queries)
-        done = killed or await copy_if_asked(request, self, principal, self._member.settings.copy_dir)
-        done = done or await drop_if_asked(request, self, principal)
-        return done or await retention_if_asked(request, self, principal)
+        return await done_here(request, self, self.cluster_queries, principal, self._member.settings.copy_dir)
 
     async def _carry_out(self, request: QueryRequest, rows: RemoteResult, principal: Principal) -> QueryResult:
         return await carry_out(self, request, rows, self._run, principal)

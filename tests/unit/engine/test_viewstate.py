@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import viewstate
-from engine.viewstate import FOLDED_HIGH, FOLDED_LOW, RANGES_MAX, TIME_MAX, TIME_MIN, WIDTH_MAX, ViewState
+from engine.viewstate import FOLDED_HIGH, FOLDED_LOW, RANGES_MAX, WIDTH_MAX, ViewState
+from storage.deletes import TIME_MAX, TIME_MIN
 from storage.errors import CorruptObject, UnsupportedFormat
 from storage.schema import ViewDefinition
 
