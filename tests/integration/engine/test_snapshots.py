@@ -370,6 +370,24 @@ def check_history(world: World, text: str, holds: Any) -> None:
     assert sorted_rows(some) == sorted_rows(wanted)
 
 
+@pytest.mark.parametrize("again", [{"n": 9, "s": "w"}, {"n": 9}], ids=["whole", "a field"])
+def test_f22_a_hash_never_stands_for_a_key(
+    tmp_path: Path, again: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All series have one hash: only rows of one key are one row, however the layers are merged."""
+    monkeypatch.setattr(storage.datafile, "SERIES_ROWS_MIN", 1)
+    monkeypatch.setattr(storage.keys, "key_hash", lambda _: 7)
+    table = make_table(tags=("host", "rack"), fields={"n": TypeKind.INT64, "s": TypeKind.STRING})
+    world = World(tmp_path, table)
+    hosts = ("a", "b", None)
+    first = world.add_file([{"time": t, "host": h, "n": t, "s": "v"} for h in hosts for t in range(3)])
+    second = world.add_file([{"time": t, "host": "b", **again} for t in range(3)])
+    assert (first.has_keys, second.has_keys) == (True, True)
+    found = world.ask("SELECT * FROM cpu")
+    assert sorted_rows(found) == sorted_rows(world.expected())
+    assert len(found) == 9
+
+
 STEP: list[Row] = [
     {}, {"n": 1}, {"s": "v"}, {"n": 2, OP_COLUMN: Op.PUT.code}, {"s": "w", OP_COLUMN: Op.PUT.code},
     {OP_COLUMN: Op.DELETE.code},
