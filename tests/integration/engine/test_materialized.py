@@ -13,6 +13,7 @@ from engine.errors import InvalidStatement, NotReadOnly, NotSupported, UnknownTa
 from nodes.views import STATE_TIME_NS
 from storage.catalogplan import STATE_FIELD
 from storage.deletes import RangeDelete, TagValues
+from storage.errors import SnapshotTooOld
 from storage.schema import OP_COLUMN, Column, Op, Role, Table, TypeKind, ViewDefinition
 from tests.harness.queries import World, make_table, sorted_rows
 
@@ -239,6 +240,18 @@ def test_a_refresh_reads_only_the_buckets_that_changed(world: Viewed) -> None:
         world.add_tail([row(10.5)])
         assert await world.refresh(engine) == (1, False)
         assert [r["total"] for r in await world.rows(engine, "SELECT * FROM hourly WHERE total > 2")] == [999]
+
+    world.run(work)
+
+
+def test_l16_a_file_that_is_gone_before_it_was_looked_into_is_no_empty_one(world: Viewed) -> None:
+    async def work(engine: Engine) -> None:
+        world.add_file([row(hour) for hour in range(3)])
+        await world.refresh(engine)
+        file = world.add_file([row(1.5)])
+        (world.folder / file.path).unlink()
+        with pytest.raises(SnapshotTooOld):
+            await world.rows(engine, "SELECT * FROM hourly")
 
     world.run(work)
 
