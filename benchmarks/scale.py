@@ -4,8 +4,8 @@ rewritten: aggregates over 5 M rows of which a tenth was written again, whole or
 without that (goal: at most 4 times for all whole rows). deleted: 1 M rows of 10 M deleted by a field's value and by a
 tag, and counted at once, through a node. scan: a file of 100 MB linked a hundred times, as a hundred partitions, read
 whole in a process with 1.5 GB (as root, in a memory cgroup: it would be killed); scan-whole: a thousand times, 100 GB,
-only when it is named. tiny: 10,000 tables of one row each in one shard, checkpointed (goal: 2 s of CPU), replayed,
-asked and merged. Times are in seconds, of CPU where they say so.
+only when it is named; scan-busy: the same with a million rows in memory. tiny: 10,000 tables of one row each in one
+shard, checkpointed (goal: 2 s of CPU), replayed, asked and merged. Times are in seconds, of CPU where they say so.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from storage.bundlemerge import bundle_job, changes_of, merge_bundles
 from storage.bundleplan import bundles_of
 from storage.log import Identity
 from storage.objects import open_store
-from storage.schema import DataFile, PartitionSnapshot, TableSnapshot
+from storage.schema import DataFile, PartitionSnapshot, TableSnapshot, TailBatch
 from storage.shard import Append, Shard, ShardLimits
 from tests.harness.node import RunningNode
 from tests.harness.tables import make_rows as one_row
@@ -63,6 +63,7 @@ DELETED_ROWS: Final = 10_000_000
 STEP_ROWS: Final = 1_000_000
 LINKS: Final = 100
 LINKS_WHOLE: Final = 1_000
+TAIL_ROWS: Final = 1_000_000
 LINK_BYTES: Final = 100_000_000
 SCAN_BYTES: Final = 1_500_000_000
 SCAN_POOL_BYTES: Final = 600_000_000
@@ -172,15 +173,17 @@ def _timed(node: RunningNode, what: str, statement: str, wanted: int) -> None:
 
 
 class Links(Snapshots):
-    """One file under many names, each a partition of its own: no two are merged, as without a key."""
+    """One file under many names, each a partition of its own: no two are merged, as without a key. And a tail."""
 
-    def __init__(self, folder: Path, files: Sequence[DataFile]) -> None:
+    def __init__(self, folder: Path, files: Sequence[DataFile], tail: tuple[TailBatch, ...]) -> None:
         super().__init__(folder)
         self.files = files
+        self.tail = tail
 
     async def snapshot(self, tables: Sequence[Table]) -> Sequence[TableSnapshot]:
-        parts = tuple(PartitionSnapshot(i, (1, 1, 1), (file,), ()) for i, file in enumerate(self.files))
-        return [TableSnapshot(self.table, parts) for _ in tables]
+        parts = [PartitionSnapshot(i, (1, 1, 1), (file,), ()) for i, file in enumerate(self.files)]
+        parts.append(PartitionSnapshot(len(parts), (1, 1, 1), (), self.tail))
+        return [TableSnapshot(self.table, tuple(parts)) for _ in tables]
 
 
 def _busy_rows(times: int) -> pa.RecordBatch:
@@ -193,7 +196,7 @@ def _busy_rows(times: int) -> pa.RecordBatch:
     return rows
 
 
-async def scan(links: int = LINKS) -> None:
+async def scan(links: int = LINKS, tail_times: int = 0) -> None:
     """In a process of its own, which must not have more memory."""
     with tempfile.TemporaryDirectory() as folder:
         source = Snapshots(Path(folder))
@@ -202,7 +205,7 @@ async def scan(links: int = LINKS) -> None:
         for number in range(1, links):
             os.link(Path(folder) / "0.parquet", Path(folder) / f"{number}.parquet")
         print(f"{links} files of {file.bytes} bytes, {file.rows * links} rows", flush=True)
-        described = json.dumps([links, file.time_low, file.time_high, file.rows, file.bytes])
+        described = json.dumps([links, tail_times, file.time_low, file.time_high, file.rows, file.bytes])
         command = [*_limited(), sys.executable, "-m", "benchmarks.scale", "--child", folder, described]
         code = subprocess.run(command, check=False).returncode
         print("completed" if code == 0 else f"ended with {code}")
@@ -211,6 +214,11 @@ async def scan(links: int = LINKS) -> None:
 async def scan_whole() -> None:
     """All of it: some ten minutes on two cores."""
     await scan(LINKS_WHOLE)
+
+
+async def scan_busy() -> None:
+    """As many files of a table that is being written: a million of its rows are in memory."""
+    await scan(LINKS_WHOLE, TAIL_ROWS // HOSTS)
 
 
 def _limited() -> list[str]:
@@ -229,11 +237,12 @@ def _limited() -> list[str]:
 
 async def scan_child(folder: str, described: str) -> None:
     """Read everything and say what it took."""
-    links, low, high, rows, size = json.loads(described)
+    links, tail_times, low, high, rows, size = json.loads(described)
     files = [DataFile(f"{n}.parquet", 1, n, 0, rows - 1, 0, rows - 1, low, high, rows, size, 1) for n in range(links)]
     limits = EngineLimits(SCAN_POOL_BYTES, Path(folder), query_seconds=SCAN_SECONDS_MAX)
     engine = Engine(folder, limits)
-    source = Links(Path(folder), files)
+    tail = (TailBatch(0, _busy_rows(tail_times)),) if tail_times else ()
+    source = Links(Path(folder), files, tail)
     for statement in (EVERY_FIELD, BY_HOST):
         cpu, begun = time.process_time(), time.perf_counter()
         found = await _ask(engine, source, statement)
@@ -321,7 +330,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     for name in arguments or PARTS:
         print(f"== {name}", flush=True)
-        asyncio.run({**PARTS, "scan-whole": scan_whole}[name]())
+        asyncio.run({**PARTS, "scan-whole": scan_whole, "scan-busy": scan_busy}[name]())
 
 
 if __name__ == "__main__":

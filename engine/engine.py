@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from engine import names
 from engine.errors import (
     NotReadOnly,
     NotSupported,
@@ -25,7 +26,7 @@ from engine.files import FileRoot
 from engine.ladder import LadderLimits
 from engine.materialized import ViewSnapshots
 from engine.names import first_word, is_change
-from engine.planner import Planner, PlannerLimits, PlanRequest, bind, mentioned_tables
+from engine.planner import Planner, PlannerLimits, PlanRequest, bind
 from engine.running import UNKNOWN_ORIGIN, Phase, RunningQueries
 from engine.stream import QueryStream
 from engine.viewstatements import SHOWN, CreateStatement, DropStatement, ShowStatement, view_statement
@@ -156,7 +157,7 @@ class Engine:
         """
         params = params or {}
         bind(params)
-        mentioned_tables(statement, ())
+        names.mentioned_tables(statement, ())
         asked = view_statement(statement)
         if isinstance(asked, ShowStatement):
             statement, asked = SHOWN, None
@@ -306,7 +307,7 @@ def _mentioned(statement: _Statement) -> Sequence[Table]:
     if isinstance(statement.asked, CreateStatement):
         return ()
     if statement.asked is None:
-        return mentioned_tables(statement.text, statement.tables)
+        return names.mentioned_tables(statement.text, statement.tables)
     name = statement.asked.name
     found = [table for table in statement.tables if table.name == name and table.view is not None]
     if not found:

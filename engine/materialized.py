@@ -14,8 +14,9 @@ import pyarrow as pa
 from engine import viewsql, viewstate
 from engine.changes import ViewProgress
 from engine.filescans import Place, file_schema, place_of, scan
+from engine.pushed import Pushed, probe_name
 from engine.session import CATALOG, LAYERS_SCHEMA, SCHEMA, running_error
-from engine.views import Pushed, View, probe_name
+from engine.views import View
 from engine.viewsql import NEWER, OLDER, OP, quote
 from engine.viewstatements import BUCKETS_FIRST
 from storage.catalogplan import STATE_FIELD
@@ -126,7 +127,7 @@ class Materialized:
             return stored
         fresh, source = self._fresh(view, ranges)
         kept = stored.frame.filter(f"NOT ({viewsql.in_ranges(view.stored.table, ranges)})")
-        return View(kept.union(fresh), False, (*stored.files, *source.files), stored.cached | source.cached)
+        return _both(kept.union(fresh), stored, source)
 
     def fold(
         self, view: ViewSnapshots, unfolded: Unfolded, buckets_max: int | None
@@ -146,7 +147,7 @@ class Materialized:
         stored = self._views.narrowed(view.stored, self._tails[table.id], self._lease, pushed)
         kept = stored.frame.filter(viewsql.in_ranges(table, now))
         frame = self._joined(table, fresh, kept)
-        return frame, progress, View(frame, False, (*stored.files, *source.files), stored.cached | source.cached)
+        return frame, progress, _both(frame, stored, source)
 
     def _fresh(self, view: ViewSnapshots, ranges: Sequence[Range]) -> tuple[DataFrame, View]:
         """The view's rows in these buckets, computed from its table."""
@@ -180,6 +181,12 @@ class Materialized:
             return self._context.sql(_fold_text(table))
         finally:
             catalog.register_schema(LAYERS_SCHEMA, Schema.memory_schema())
+
+
+def _both(frame: DataFrame, stored: View, source: View) -> View:
+    """A frame that reads what two views read."""
+    files, cached = (*stored.files, *source.files), stored.cached | source.cached
+    return View(frame, False, files, cached, stored.tails_bytes + source.tails_bytes)
 
 
 def state_of(frame: DataFrame, view: ViewSnapshots) -> ViewState:

@@ -13,10 +13,12 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from engine.errors import AmbiguousName
+from engine.errors import AmbiguousName, InvalidStatement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from storage.schema import Table
 
 STATEMENTS_KEPT: Final = 256
 _TOKEN: Final = re.compile(
@@ -54,6 +56,11 @@ _NOT_PLAIN: Final = frozenset(_NOT_PLAIN_WORDS.split())
 CHANGES: Final = frozenset({"insert", "update", "delete", "truncate"})
 _BEFORE_TARGET: Final = frozenset({"into", "from", "table"})
 _AFTER_WHERE: Final = frozenset({"group", "order", "limit", "having", "offset"})
+DESCRIBING: Final = frozenset({"show", "describe", "desc"})
+INFORMATION_SCHEMA: Final = "information_schema"
+STATEMENT_CHARS_MAX: Final = 2**20
+OPERATORS_MAX: Final = 2_000
+"""DataFusion walks expressions by recursion and ends the process when a stack overflows (at about 10,000)."""
 
 
 class Token(NamedTuple):
@@ -96,6 +103,25 @@ def tokens(statement: str) -> tuple[Token, ...]:
 def words(statement: str) -> frozenset[str]:
     """The unquoted words of a statement in lower case."""
     return frozenset(token.text.lower() for token in tokens(statement) if token.kind == "word")
+
+
+def mentioned_tables(statement: str, tables: Sequence[Table]) -> list[Table]:
+    """The tables whose rows a statement may read. Raises InvalidStatement for one too long or too deep."""
+    if len(statement) > STATEMENT_CHARS_MAX:
+        raise InvalidStatement(f"the statement is longer than {STATEMENT_CHARS_MAX} characters")
+    if operators(statement) > OPERATORS_MAX:
+        raise InvalidStatement(f"the statement has more than {OPERATORS_MAX} operators; use IN (...) for long lists")
+    if first_word(statement) in DESCRIBING:
+        return []
+    # A quoted string may be a table's name too, but next to information_schema it is a value to compare with.
+    in_strings = not describes(statement)
+    found = set(mentioned(statement, [table.name for table in tables], in_strings))
+    return [table for table in tables if table.name in found]
+
+
+def describes(statement: str) -> bool:
+    """Whether a statement is about the schema; the DESC of an ORDER BY is not."""
+    return first_word(statement) in DESCRIBING or INFORMATION_SCHEMA in words(statement)
 
 
 def mentioned(statement: str, names: Iterable[str], in_strings: bool = True) -> list[str]:

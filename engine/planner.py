@@ -21,7 +21,8 @@ from engine.errors import EngineError, InvalidParameter, InvalidStatement, NotSu
 from engine.files import FileRoot, FileTables
 from engine.ladder import Rung
 from engine.materialized import Materialized, state_of, unfolded_of
-from engine.scans import scan_conditions, scan_counts
+from engine.pushed import TIMES, probe_name, usable
+from engine.scans import pushed_scans, scan_counts
 from engine.session import (
     CATALOG,
     SCHEMA,
@@ -35,9 +36,10 @@ from engine.session import (
     set_partitions,
 )
 from engine.starting import started
+from engine.stoppable import joins
 from engine.tails import TailCache
 from engine.viewdefinition import SHAPE, check_steady, definition, with_names
-from engine.views import TIMES, Views, probe_name, usable
+from engine.views import Views
 from engine.viewsql import keys, quote, shown
 from engine.viewstatements import CreateStatement
 from storage.errors import SnapshotTooOld
@@ -63,14 +65,13 @@ if TYPE_CHECKING:
     from storage.objects import S3Options
     from storage.schema import Column, DataFile, Table, TableSnapshot
 
-DESCRIBING: Final = frozenset({"show", "describe", "desc"})
-INFORMATION_SCHEMA: Final = "information_schema"
 DESCRIBE_BYTES: Final = 64 * 2**20
 """Memory pool of a statement about the schema: it has its own context, which no other query can change."""
 CONDITIONS: Final = frozenset({"where", "join", "having", "on", "using"})
-STATEMENT_CHARS_MAX: Final = 2**20
-OPERATORS_MAX: Final = 2_000
-"""DataFusion walks expressions by recursion and ends the process when a stack overflows (at about 10,000)."""
+HEAVY_TAILS_BYTES: Final = 8 * 2**20
+"""More rows in memory are not carried with a plan that is written down if a second plan can do without some of them."""
+HEAVY_FILES_BYTES: Final = 32 * 2**20
+"""Statements that read less of files are not written down for it."""
 
 
 @dataclass(frozen=True)
@@ -120,25 +121,6 @@ class PlannerLimits:
     query_bytes_max: int = 0
     """Of one query, in a pool of its own; 0: all share one."""
     query_spill_bytes_max: int = 0
-
-
-def mentioned_tables(statement: str, tables: Sequence[Table]) -> list[Table]:
-    """The tables whose rows a statement may read. Raises InvalidStatement for one too long or too deep."""
-    if len(statement) > STATEMENT_CHARS_MAX:
-        raise InvalidStatement(f"the statement is longer than {STATEMENT_CHARS_MAX} characters")
-    if names.operators(statement) > OPERATORS_MAX:
-        raise InvalidStatement(f"the statement has more than {OPERATORS_MAX} operators; use IN (...) for long lists")
-    if names.first_word(statement) in DESCRIBING:
-        return []
-    # A quoted string may be a table's name too, but next to information_schema it is a value to compare with.
-    in_strings = not describes(statement)
-    found = set(names.mentioned(statement, [table.name for table in tables], in_strings))
-    return [table for table in tables if table.name in found]
-
-
-def describes(statement: str) -> bool:
-    """Whether a statement is about the schema; the DESC of an ORDER BY is not."""
-    return names.first_word(statement) in DESCRIBING or INFORMATION_SCHEMA in names.words(statement)
 
 
 def bind(params: Mapping[str, object]) -> dict[str, pa.Scalar]:
@@ -199,7 +181,7 @@ class Planner:
             named = self._name(request, inputs)
             lease.keep(named.cached)
         try:
-            source = self._source(named, _bytes(tails), request.runs_on)
+            source = self._source(named, request.runs_on)
         except EngineError as error:
             _check_cached(lease)  # rather than the statement, one of them may be to blame
             if isinstance(error, QueryFailed):
@@ -219,14 +201,14 @@ class Planner:
 
     def _name(self, request: PlanRequest, inputs: _Inputs) -> _Named:
         """Plan up to names. A statement about the schema has a context of its own, which no other query can change."""
-        if describes(request.statement):
+        if names.describes(request.statement):
             context, views = self._new_context(min(DESCRIBE_BYTES, self._limits.memory_bytes), None)
             return _Naming(context, views, request, inputs, describes=True).named()
         with self._lock:
             context, views = self._shared()
             self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
             named = _Naming(context, views, request, inputs).named()
-            return dataclasses.replace(named, offer=self._offer(named, request, _bytes(inputs.tails)))
+            return dataclasses.replace(named, offer=self._offer(named, request))
 
     def _unfolded(self, view: ViewSnapshots, tails: Mapping[int, Tails], lease: Lease) -> Unfolded:
         """What the stored rows of a materialized view do not have. Runs statements of its own."""
@@ -238,21 +220,27 @@ class Planner:
             ranges, frames, files = materialized.changed_frames(view, before)
         return unfolded_of(view, before, ranges, frames, files)
 
-    def _offer(self, named: _Named, request: PlanRequest, tails_bytes: int) -> Offer | None:
+    def _offer(self, named: _Named, request: PlanRequest) -> Offer | None:
         """The statement as its rung has it; one that ran out of memory once has had its chance."""
         if self._distribution is None or request.frugal:
             return None
         size = sum(file.bytes for file in named.files.values())
         return self._distribution.offer(
-            named.context, named.frame, size, tails_bytes, lambda count: self._set_partitions(named.context, count)
+            named.context,
+            named.frame,
+            size,
+            named.tails_bytes,
+            lambda count: self._set_partitions(named.context, count),
         )
 
-    def _source(self, named: _Named, tails_bytes: int, runs_on: Callable[[Rung, int], None]) -> Source:
+    def _source(self, named: _Named, runs_on: Callable[[Rung, int], None]) -> Source:
         """Plan physically and start."""
 
         def local() -> Source:
             runs_on(Rung.LOCAL, 0)
-            return started(named.context, named.frame, tails_bytes, self._own_pool(), self._limits.query_bytes_max)
+            return started(
+                named.context, named.frame, named.tails_bytes, self._own_pool(), self._limits.query_bytes_max
+            )
 
         if self._distribution is None or named.offer is None:
             return local()
@@ -327,7 +315,8 @@ class _Inputs:
 class _Named:
     """A statement whose names are resolved; it reads ``files``, by their paths, of which ``cached`` are in the cache.
 
-    ``change``: of a statement that writes, what its rows are for. ``offer``: how it may run on workers.
+    It reads ``tails_bytes`` of rows in memory. ``change``: of a statement that writes, what its rows are for.
+    ``offer``: how it may run on workers.
     """
 
     context: SessionContext
@@ -335,6 +324,7 @@ class _Named:
     change: RowChange | None
     files: Mapping[str, DataFile]
     cached: frozenset[str]
+    tails_bytes: int
     offer: Offer | None = None
 
 
@@ -355,10 +345,11 @@ class _Naming:
         self._range: RangeDelete | None = None
         self._files: dict[str, DataFile] = {}
         self._cached: frozenset[str] = frozenset()
+        self._tails_bytes = 0
 
     def named(self) -> _Named:
         """The statement with what its names mean."""
-        return _Named(self._context, self._frame(), self._change, self._files, self._cached)
+        return _Named(self._context, self._frame(), self._change, self._files, self._cached, self._tails_bytes)
 
     def _frame(self) -> DataFrame:
         if isinstance(self._request.asked, CreateStatement):
@@ -375,10 +366,8 @@ class _Naming:
         frame, statement = self._plan(self._request.statement)
         self._refuse_described(frame, providers)
         self._look_for_range(statement, providers)
-        wide = [s for s in self._request.snapshots if views[s.table.name].narrows]
-        if not wide or not names.words(statement) & CONDITIONS:
-            return self._counted(frame)
-        narrowed = self._narrow(statement, providers, wide)
+        wide = self._wide(frame, statement, views)
+        narrowed = self._narrow(statement, providers, wide) if wide else {}
         if not narrowed:
             return self._counted(frame)
         self._register(providers | {name: view.provider for name, view in narrowed.items()})
@@ -397,7 +386,7 @@ class _Naming:
     def _new_view(self, asked: CreateStatement) -> DataFrame:
         """No rows: what the view is stands in the change."""
         check_steady(asked.query)
-        tables = mentioned_tables(asked.query, self._request.tables)
+        tables = names.mentioned_tables(asked.query, self._request.tables)
         self._register({table.name: self._views.probe(table) for table in tables})
         frame, text = self._plan(asked.query)
         counts = scan_counts(frame)
@@ -450,6 +439,7 @@ class _Naming:
     def _reads(self, views: Mapping[str, View]) -> None:
         self._files = {file.path: file for view in views.values() for file in view.files}
         self._cached = frozenset().union(*(view.cached for view in views.values()))
+        self._tails_bytes = sum(view.tails_bytes for view in views.values())
 
     def _plan(self, statement: str) -> tuple[DataFrame, str]:
         """Plan as written; if that fails, once more with names that differ in case only put right."""
@@ -487,7 +477,7 @@ class _Naming:
 
     def _known_names(self, statement: str) -> list[str]:
         tables = [s.table for s in self._request.snapshots] if not self._describes else list(self._request.tables)
-        tables += mentioned_tables(statement, self._request.tables)
+        tables += names.mentioned_tables(statement, self._request.tables)
         found = [table.name for table in self._request.tables]
         found += [column.name for table in tables for column in table.columns]
         return [*found, *self._inputs.system]
@@ -515,9 +505,13 @@ class _Naming:
         scanned = scan_counts(frame)
         for table in self._request.tables:
             spelt = (table.name, f"{SCHEMA}.{table.name}", f"{CATALOG}.{SCHEMA}.{table.name}")
-            if table.name not in providers and not table.name.startswith(INFORMATION_SCHEMA) and scanned.keys() & spelt:
+            if (
+                table.name not in providers
+                and not table.name.startswith(names.INFORMATION_SCHEMA)
+                and scanned.keys() & spelt
+            ):
                 raise InvalidStatement(
-                    f"write the name of table {table.name!r} in double quotes beside {INFORMATION_SCHEMA}"
+                    f"write the name of table {table.name!r} in double quotes beside {names.INFORMATION_SCHEMA}"
                 )
 
     def _described(self, table: Table) -> Any:
@@ -529,25 +523,41 @@ class _Naming:
         schema = pa.schema([(c.name, _described_type(c)) for c in columns])
         return Table(dataset.dataset(schema.empty_table()))
 
-    def _narrow(self, statement: str, providers: dict[str, Any], wide: Sequence[TableSnapshot]) -> dict[str, View]:
-        """Views of what the statement's conditions on keys leave: DataFusion pushes none into a merge.
+    def _wide(self, frame: DataFrame, statement: str, views: Mapping[str, View]) -> list[TableSnapshot]:
+        """The tables of which the statement may need so much less that it is worth planning it again.
 
-        The conditions are what the optimizer pushes into a plain table of the same name. A table that stands in
-        the statement twice keeps its whole view.
+        Conditions make merges cheaper, and large tails are lighter without columns that do not matter, where the plan
+        is written down: with joins, and with large files.
+        """
+        has_conditions = bool(names.words(statement) & CONDITIONS)
+        size = sum(file.bytes for file in self._files.values())
+        is_heavy = self._tails_bytes > HEAVY_TAILS_BYTES and (size > HEAVY_FILES_BYTES or joins(frame))
+        return [
+            snapshot
+            for snapshot in self._request.snapshots
+            for view in (views[snapshot.table.name],)
+            if (view.narrows and has_conditions) or (is_heavy and view.tails_bytes and snapshot.table.view is None)
+        ]
+
+    def _narrow(self, statement: str, providers: dict[str, Any], wide: Sequence[TableSnapshot]) -> dict[str, View]:
+        """Views of what the statement needs of tables: DataFusion pushes no condition into a merge.
+
+        It is what the optimizer pushes into a plain table of the same name. A table that also stands where a plan does
+        not show its scan keeps its whole view.
         """
         probes = {s.table.name: self._views.probe(s.table) for s in wide}
         self._register(providers | probes)
         plain = self._read(statement)
         counts = scan_counts(plain)
-        conditions = scan_conditions(plain)
+        scans = pushed_scans(plain)
         narrowed = {}
         for snapshot in wide:
             table = snapshot.table
-            found = conditions.get(probe_name(table), [])
-            if counts.get(probe_name(table)) != 1 or len(found) != 1:
+            found = scans.get(probe_name(table), [])
+            if not found or counts.get(probe_name(table)) != len(found):
                 continue
-            pushed = usable(table, found[0])
-            if pushed.conditions:
+            pushed = usable(table, found)
+            if pushed.conditions or pushed.columns is not None:
                 tails = self._tails[table.id]
                 narrowed[table.name] = self._views.narrowed(snapshot, tails, self._inputs.lease, pushed)
         return narrowed
@@ -567,10 +577,6 @@ def _changed_rows(frame: DataFrame, kind: ChangeKind, table: Table) -> DataFrame
     return frame
 
 
-def _bytes(tails: Mapping[int, Tails]) -> int:
-    return sum(layer.get_total_buffer_size() for parts in tails.values() for part in parts.values() for layer in part)
-
-
 def _check_cached(lease: Lease) -> None:
     """LOG L16, and of files in the cache the same: somebody may have laid hands on its folder. Damage is no answer."""
     lost = lease.lost()
@@ -587,7 +593,7 @@ def _system_tables(request: PlanRequest) -> dict[str, pa.Table]:
     known = [SYSTEM_SCHEMA, *(table.name for table in request.system)]
     found = set(names.mentioned(request.statement, known))
     wanted = found if SYSTEM_SCHEMA in found else set()
-    shown = request.system if describes(request.statement) else [t for t in request.system if t.name in wanted]
+    shown = request.system if names.describes(request.statement) else [t for t in request.system if t.name in wanted]
     return {table.name: table.build() if table.name in wanted else table.schema.empty_table() for table in shown}
 
 

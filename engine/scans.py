@@ -1,13 +1,20 @@
-"""Which tables a plan scans, and with which conditions. Driven by `engine.planner`."""
+"""Which tables a plan scans, and what of them. Driven by `engine.planner`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from datafusion import DataFrame, Expr
 
 SCAN_LINE: Final = "TableScan: "
+
+
+class Scan(NamedTuple):
+    """What one scan has to give: rows for which all ``conditions`` hold, of them these ``columns`` (None: all)."""
+
+    conditions: tuple[Expr, ...]
+    columns: tuple[str, ...] | None
 
 
 def scan_counts(frame: DataFrame) -> dict[str, int]:
@@ -21,11 +28,11 @@ def scan_counts(frame: DataFrame) -> dict[str, int]:
     return counts
 
 
-def scan_conditions(frame: DataFrame) -> dict[str, list[list[Expr]]]:
-    """For each scan in the optimized plan, outside of expressions, what is pushed into it."""
+def pushed_scans(frame: DataFrame) -> dict[str, list[Scan]]:
+    """By the table, each scan in the optimized plan, outside of expressions, with what is pushed into it."""
     from datafusion.expr import Expr, TableScan
 
-    found: dict[str, list[list[Expr]]] = {}
+    found: dict[str, list[Scan]] = {}
     try:
         pending = [frame.optimized_logical_plan()]
     except Exception:  # noqa: BLE001 - DataFusion raises bare Exception; the real plan will report it
@@ -36,5 +43,8 @@ def scan_conditions(frame: DataFrame) -> dict[str, list[list[Expr]]]:
         if node.display().startswith(SCAN_LINE):
             scan = node.to_variant()
             if isinstance(scan, TableScan):
-                found.setdefault(scan.table_name(), []).append([Expr(condition) for condition in scan.filters()])
+                columns = scan.projection()
+                names = None if columns is None else tuple(name for _, name in columns)
+                conditions = tuple(Expr(condition) for condition in scan.filters())
+                found.setdefault(scan.table_name(), []).append(Scan(conditions, names))
     return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +18,7 @@ from engine import viewsql
 from engine.deletedrows import divided, without_deleted
 from engine.filescans import Place, file_schema, place_of, scan, union
 from engine.layers import Span, levels, split
+from engine.pushed import TIMES, Pushed, probe_name
 from engine.session import CATALOG, LAYERS_SCHEMA
 from engine.viewsql import Frame
 from storage.cutoffs import higher
@@ -29,6 +29,7 @@ from storage.schema import (
     OP_COLUMN,
     TIME_COLUMN,
     Op,
+    Role,
     TypeKind,
 )
 
@@ -58,44 +59,24 @@ TAIL_SERIES_MAX: Final = 16_384
 
 FILES_MANY: Final = 24
 """A table of more files is worth a second plan that names only those in the query's range of time."""
-TIME_MIN: Final = -(2**63)
-TIME_MAX: Final = 2**63 - 1
-TIMES: Final = (TIME_MIN, TIME_MAX)
-"""Every time there is, in ns."""
-TRANSPARENT: Final = frozenset(
-    ("BinaryExpr", "Between", "Cast", "InList", "IsNotNull", "IsNull", "Like", "Not", "ScalarFunction")
-)
-"""Expressions whose operands DataFusion's Python API lists completely."""
-
 Tails = dict[int, tuple[pa.RecordBatch, ...]]
 """Folded tail layers by partition, older first."""
 Key = tuple[object, ...]
 
 
 @dataclass(frozen=True)
-class Pushed:
-    """Conditions on key columns that hold for every row a query can use, named as `qualifier`.column.
-
-    ``low`` and ``high`` are the inclusive times in ns that they leave.
-    """
-
-    qualifier: str
-    conditions: tuple[Expr | str, ...]
-    low: int = TIME_MIN
-    high: int = TIME_MAX
-
-
-@dataclass(frozen=True)
 class View:
     """A table to register. ``narrows`` says that a query's conditions on keys make a cheaper view of it.
 
-    ``files`` are those that it reads; of these it reads ``cached``, by their paths, from the cache.
+    ``files`` are those that it reads; of these it reads ``cached``, by their paths, from the cache. It reads
+    ``tails_bytes`` of rows in memory.
     """
 
     frame: DataFrame
     narrows: bool
     files: tuple[DataFile, ...]
     cached: frozenset[str]
+    tails_bytes: int = 0
 
     @functools.cached_property
     def provider(self) -> Provider:
@@ -146,11 +127,6 @@ class _Layer:
         return not self.is_clipped and any(low <= self.span.low and self.span.high <= high for low, high in ranges)
 
 
-def probe_name(table: Table) -> str:
-    """What plans call the scan of a table's probe."""
-    return f"_runnel_probe_{table.id}"
-
-
 class Views:
     """Builds and keeps views of snapshots; those kept hold at most ``tails_bytes_max`` of tails."""
 
@@ -198,57 +174,6 @@ class Views:
         return self.files.table(pa.schema(list(fields.items())), ["probe.parquet"], probe_name(table)).into_view()
 
 
-def usable(table: Table, conditions: Sequence[Expr]) -> Pushed:
-    """Those of `conditions` that touch key columns only. A condition on a field sees merged rows only (LOG L26)."""
-    keys = {column.name for column in viewsql.keys(table)}
-    qualifier = probe_name(table)
-    known = tuple(c for c in conditions if _touches_only(c, keys, qualifier))
-    return Pushed(qualifier, known, *time_range([str(c) for c in known], qualifier))
-
-
-def time_range(conditions: Sequence[str], qualifier: str) -> Range:
-    """The inclusive times in ns that conditions leave, as far as they compare the time with a constant."""
-    pattern = re.compile(rf"Expr\({qualifier}\.{TIME_COLUMN} (>=|>|<=|<|=) TimestampNanosecond\((-?\d+), None\)\)")
-    low, high = TIME_MIN, TIME_MAX
-    for condition in conditions:
-        match = pattern.fullmatch(condition)
-        if match is None:
-            continue
-        operator, value = match.group(1), int(match.group(2))
-        if operator in (">=", ">", "="):
-            low = max(low, value + (operator == ">"))
-        if operator in ("<=", "<", "="):
-            high = min(high, value - (operator == "<"))
-    return low, high
-
-
-def _touches_only(condition: Expr, names: Collection[str], qualifier: str) -> bool:
-    """Whether a condition is known to refer to `names` only: what its text and its tree say must agree."""
-    found = _columns(condition)
-    if found is None or str(condition).count(f"{qualifier}.") != len(found):
-        return False
-    return set(found) <= set(names)
-
-
-def _columns(expression: Expr) -> list[str] | None:
-    """The columns that an expression refers to; None if it holds anything that is not known here."""
-    variant = expression.variant_name()
-    if variant == "Literal":
-        return []
-    if variant == "Column":
-        name: str = expression.to_variant().name()
-        return [name]
-    if variant not in TRANSPARENT:
-        return None
-    found: list[str] = []
-    for operand in expression.rex_call_operands():
-        inner = _columns(operand)
-        if inner is None:
-            return None
-        found += inner
-    return found
-
-
 def _leaves_out(snapshot: TableSnapshot, times: Range) -> bool:
     """Whether a file has no row within `times`."""
     low, high = times
@@ -291,6 +216,7 @@ class _Builder:
         self._used: dict[str, DataFile] = {}
         self._whole_tails: dict[pa.Schema, list[pa.RecordBatch]] = {}
         self._divided: dict[tuple[RangeDelete, ...], Divided] = {}
+        self._tails_bytes = 0
         self._merges = 0
         self._layers_used = 0
 
@@ -307,7 +233,7 @@ class _Builder:
             frame = union(self._finished_parts())
             narrows = self._merges > 0 or self._layers_used > FILES_MANY
             cached = frozenset(self._used.keys() & self._cached.keys())
-            return View(frame, narrows, tuple(self._used.values()), cached)
+            return View(frame, narrows, tuple(self._used.values()), cached, self._tails_bytes)
         finally:
             catalog.register_schema(LAYERS_SCHEMA, Schema.memory_schema())
 
@@ -345,7 +271,8 @@ class _Builder:
         elif ranges and (layer.deletes or not is_whole):
             self._parts.append(self._shown(*self._rows(layer), ranges))
         elif is_whole and isinstance(layer.source, pa.RecordBatch):
-            self._whole_tails.setdefault(layer.source.schema, []).extend(_slices(layer.source))
+            rows = self._needed(layer.source)
+            self._whole_tails.setdefault(rows.schema, []).extend(_slices(rows))
         elif is_whole:
             self._whole.append(layer.source)
 
@@ -414,7 +341,7 @@ class _Builder:
         found: list[tuple[DataFrame, Collection[str]]] = []
         for layer in level:
             if isinstance(layer.source, pa.RecordBatch) or layer.deletes:
-                found.append(self._rows(layer, with_keys))
+                found.append(self._rows(layer, with_keys, merges=True))
             else:
                 plain.setdefault(layer.has_ops, []).append(layer.source)
         for has_ops, files in plain.items():
@@ -438,11 +365,14 @@ class _Builder:
             )
         return self._parts
 
-    def _rows(self, layer: _Layer, with_keys: bool = False) -> tuple[DataFrame, Collection[str]]:
+    def _rows(
+        self, layer: _Layer, with_keys: bool = False, *, merges: bool = False
+    ) -> tuple[DataFrame, Collection[str]]:
         """A layer's rows, without those that range deletes take, and the storage names that it has."""
         source = layer.source
         if isinstance(source, pa.RecordBatch):
-            return self._context.read_batches(_slices(source)), source.schema.names
+            rows = self._needed(source, merges)
+            return self._context.read_batches(_slices(rows)), rows.schema.names
         schema = file_schema(self._table, source.has_ops, with_keys)
         (frame,) = self._scans(schema, [source])
         if layer.deletes:
@@ -450,6 +380,20 @@ class _Builder:
                 self._divided[layer.deletes] = divided(layer.deletes)
             frame = without_deleted(self._context, self._table, frame, self._divided[layer.deletes])
         return frame, schema.names
+
+    def _needed(self, tail: pa.RecordBatch, merges: bool = False) -> pa.RecordBatch:
+        """A tail without the columns that nobody looks at: a merge looks at keys, and at what is ours.
+
+        Where a plan is written down its rows in memory are written with it, as they are here.
+        """
+        columns = None if self._pushed is None else self._pushed.columns
+        if columns is not None:
+            known = self._table.by_storage_name
+            tail = tail.select(
+                [name for name in tail.schema.names if _is_needed(name, known.get(name), columns, merges)]
+            )
+        self._tails_bytes += tail.get_total_buffer_size()
+        return tail
 
     def _scans(self, schema: pa.Schema, files: Sequence[DataFile]) -> list[DataFrame]:
         """One scan of those that are cached, one of those in the store: a scan reads from one place only.
@@ -516,6 +460,13 @@ def _value(column: Column, present: Collection[str]) -> Expr:
         return functions.arrow_cast(lit(None), viewsql.SQL_TYPES[column.kind])
     value = col(viewsql.quote(column.storage_name))
     return functions.arrow_cast(value, "Utf8View") if column.kind is TypeKind.STRING else value
+
+
+def _is_needed(name: str, column: Column | None, columns: Collection[str], merges: bool) -> bool:
+    """Whether a column of a tail, which is one of ours if the table does not know it, is looked at."""
+    if column is None:
+        return merges or name == OP_COLUMN
+    return column.name in columns or column.role is Role.TIME or (merges and column.role is Role.TAG)
 
 
 def _op(table: Table, present: Collection[str]) -> Expr:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import engine.planner
+import engine.starting
 import engine.views
 import storage.datafile
 import storage.keys
@@ -325,6 +328,7 @@ CONDITIONS: list[tuple[str, Any]] = [
     st.sampled_from([1, 6]),
     st.sampled_from(["no keys", "keys", "one hash"]),
     st.sampled_from([Op.PATCH, Op.PUT]),
+    st.booleans(),
 )
 def test_any_history_reads_as_its_fold(
     tmp_path: Path,
@@ -335,8 +339,12 @@ def test_any_history_reads_as_its_fold(
     joins_max: int,
     keys: str,
     default_op: Op,
+    is_heavy: bool,
 ) -> None:
-    """Of tables of patches and of puts; without keys in the files, with them, and where all have one hash (F22)."""
+    """Of tables of patches and of puts; without keys in the files, with them, and where all have one hash (F22).
+
+    As it is, and as if tails were so large that they are read without the columns that do not matter.
+    """
     fields = {"n": TypeKind.INT64, "s": TypeKind.STRING}
     table = make_table(tags=("host", "rack"), fields=fields)
     world = World(tmp_path, dataclasses.replace(table, default_op=default_op))
@@ -346,11 +354,75 @@ def test_any_history_reads_as_its_fold(
         patch.setattr(storage.datafile, "SERIES_ROWS_MIN", 10**9 if keys == "no keys" else 1)
         if keys == "one hash":
             patch.setattr(storage.keys, "key_hash", lambda _: 7)
+        if is_heavy:
+            patch.setattr(engine.planner, "HEAVY_TAILS_BYTES", -1)
+            patch.setattr(engine.planner, "HEAVY_FILES_BYTES", -1)
         for rows, flush, partition, is_whole in steps:
             world.add_tail([{"n": 0, "s": ""} | row for row in rows] if is_whole else rows, partition=partition)
             if flush:
                 world.checkpoint(partition=partition)
         check_history(world, *condition)
+
+
+@pytest.mark.parametrize("is_heavy", [False, True])
+@pytest.mark.parametrize("in_file", [False, True], ids=["alone", "merged"])
+def test_large_tails_are_read_without_the_columns_that_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_file: bool, is_heavy: bool
+) -> None:
+    wide = {f"f{number}": TypeKind.INT64 for number in range(50)}
+    world = World(tmp_path, make_table(fields=wide))
+    rows: list[Row] = [{"time": t, "host": "a", **dict.fromkeys(wide, t)} for t in range(100)]
+    if in_file:
+        world.add_file([rows[7]])
+    world.add_tail(rows)
+    seen: list[int] = []
+    started = engine.starting.started
+
+    def spied(context: Any, frame: Any, tails_bytes: int, *more: Any) -> Any:
+        seen.append(tails_bytes)
+        return started(context, frame, tails_bytes, *more)
+
+    monkeypatch.setattr("engine.planner.started", spied)
+    if is_heavy:
+        monkeypatch.setattr(engine.planner, "HEAVY_TAILS_BYTES", -1)
+        monkeypatch.setattr(engine.planner, "HEAVY_FILES_BYTES", -1)
+    assert world.ask("SELECT sum(f7) AS s, count(*) AS n FROM cpu") == [{"s": sum(range(100)), "n": 100}]
+    assert len(world.ask("SELECT * FROM cpu")[50]) == 52
+    some, everything = seen
+    assert (some * 5 < everything) == is_heavy, seen
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("SELECT count(*) AS n FROM cpu", [{"n": 3}]),  # a delete in memory hides nothing but counts as no row
+        ("SELECT max(s) AS s, count(n) AS n FROM cpu WHERE host = 'b'", [{"s": "v", "n": 1}]),
+        ("SELECT a.n, b.host FROM cpu AS a JOIN cpu AS b ON a.s = b.s WHERE a.host = 'a'",
+         [{"n": 1, "host": "a"}, {"n": 1, "host": "b"}]),
+        ("SELECT a.n, b.n AS m FROM cpu AS a JOIN cpu AS b ON a.s = b.s WHERE b.host = 'a'",
+         [{"n": 1, "m": 1}, {"n": 2, "m": 1}]),
+        ("SELECT n, (SELECT max(s) FROM cpu) AS s FROM cpu WHERE n > 1", [{"n": 2, "s": "w"}, {"n": 3, "s": "w"}]),
+        ("SELECT n FROM cpu WHERE EXISTS (SELECT 1 FROM cpu AS o WHERE o.s = cpu.s AND o.n > cpu.n)", [{"n": 1}]),
+        ("SELECT n FROM cpu WHERE CASE WHEN s = 'w' THEN true END", [{"n": 3}]),
+        ("SELECT o.n FROM (SELECT n, s, host FROM cpu) AS o ORDER BY o.s DESC, o.n DESC LIMIT 1", [{"n": 3}]),
+        ("SELECT sum(n) AS n FROM cpu NATURAL JOIN mem", [{"n": 2}]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("in_file", [False, True], ids=["alone", "merged"])
+def test_large_tails_give_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_file: bool, statement: str, expected: list[Row]
+) -> None:
+    fields = {"n": TypeKind.INT64, "s": TypeKind.STRING}
+    world = World(tmp_path, make_table(fields=fields), make_table("mem", fields={"n": TypeKind.INT64}, id=2))
+    rows = [{"host": "a", "n": 1, "s": "v"}, {"host": "b", "n": 2, "s": "v"}, {"host": "c", "n": 3, "s": "w"}]
+    if in_file:
+        world.add_file([{"time": at, "host": "d", "n": 9, "s": "z"} for at in range(2)])
+    gone = [{"time": at, "host": "d", OP_COLUMN: Op.DELETE.code} for at in range(2)]
+    world.add_tail([{"time": 1, **row, OP_COLUMN: Op.PATCH.code} for row in rows] + gone)
+    world.add_tail([{"time": 1, "host": "b", "n": 2}], world.tables[1])
+    monkeypatch.setattr(engine.planner, "HEAVY_TAILS_BYTES", -1)
+    monkeypatch.setattr(engine.planner, "HEAVY_FILES_BYTES", -1)
+    assert sorted_rows(world.ask(statement)) == sorted_rows(expected)
 
 
 def check_history(world: World, text: str, holds: Any) -> None:
@@ -362,12 +434,17 @@ def check_history(world: World, text: str, holds: Any) -> None:
     else:
         wanted = [r for r in expected if holds(r)]
 
-    async def ask(engine: Engine) -> Any:
-        return [await world.rows(engine, "SELECT * FROM cpu" + where) for where in ("", f" WHERE {text}")]
+    pairs = "SELECT count(*) AS n FROM cpu AS a JOIN cpu AS b ON a.s = b.s"
 
-    whole, some = world.run(ask)
+    async def ask(engine: Engine) -> Any:
+        texts = ("SELECT * FROM cpu", f"SELECT * FROM cpu WHERE {text}", f"SELECT n FROM cpu WHERE {text}", pairs)
+        return [await world.rows(engine, one) for one in texts]
+
+    whole, some, column, joined = world.run(ask)
     assert sorted_rows(whole) == sorted_rows(expected)
     assert sorted_rows(some) == sorted_rows(wanted)
+    assert sorted_rows(column) == sorted_rows([{"n": r["n"]} if "n" in r else {} for r in wanted])
+    assert joined == [{"n": sum(count**2 for count in Counter(r["s"] for r in expected if "s" in r).values())}]
 
 
 @pytest.mark.parametrize("again", [{"n": 9, "s": "w"}, {"n": 9}], ids=["whole", "a field"])

@@ -15,7 +15,7 @@ from engine.errors import (
     NotSupported,
     UnknownTable,
 )
-from engine.planner import describes
+from engine.names import describes
 from engine.scan import SystemTable
 from storage.schema import TypeKind
 from tests.harness.queries import World, make_table, sorted_rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.views import TIME_MAX, TIME_MIN, time_range
+from engine.pushed import time_range
+from storage.deletes import TIME_MAX, TIME_MIN
 
 
 @pytest.mark.parametrize(
