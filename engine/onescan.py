@@ -31,7 +31,7 @@ BYTES_WHOLE_MAX: Final = 256 * 2**20
 """Files with so many bytes together are one scan, for no more than they have can be waiting to be taken back."""
 FILE_BYTES_MIN: Final = 256 * 2**10
 """Mean size of files that are worth parts: DataFusion divides a part among all its threads from 1 MiB on only."""
-TAILS_BYTES_MAX: Final = 64 * 2**20
+TAILS_BYTES_MAX: Final = 128 * 2**20
 """A written plan holds the rows in memory that it reads; with more of them the parts run one beside the other."""
 PART_NAME: Final = "files_part"
 """What plans call a part."""
