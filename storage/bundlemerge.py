@@ -73,7 +73,8 @@ def bundle_job(
         assert table is not None, "bundles with rows of tables that are not known are not chosen"
         names = names_for(table, CREATE_TRIES_MAX) if is_grown(run) else ()
         runs.append(merge_job(table, partitions[table.id, run[0].partition], run, names))
-    return BundleJob(tuple(runs), names_for(None, 2 * len(bundles) + CREATE_TRIES_MAX))
+    # Columns that do not agree may keep each run in an object of its own, also of tables that shared one before.
+    return BundleJob(tuple(runs), names_for(None, len(runs) + CREATE_TRIES_MAX))
 
 
 def _partitions(bundle: BundleSlices) -> Iterator[tuple[int, int]]:

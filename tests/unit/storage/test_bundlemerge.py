@@ -4,6 +4,7 @@ L25, FORMAT F11, F18), held against a dictionary."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -336,6 +337,24 @@ def test_a_delete_by_a_tag_that_came_later_finds_no_other_tables_field_of_that_n
     assert not world.parts[2, 1].pending
     assert world.read((2, 1)) == {(2, "a"): {"v": 2}, (3, "a"): {"v": 3}}
     assert sum(file.rows for file in world.parts[1, 1].files) == 2, "the other's rows are all there"
+
+
+def test_l20_there_are_names_for_all_objects_that_a_merge_makes() -> None:
+    """Tables of which no two agree need one each: with too few names the merge failed, and so did each after it."""
+    kinds = (TypeKind.FLOAT64, TypeKind.INT64, TypeKind.STRING)
+    chosen = [dict(zip("abc", found, strict=True)) for found in itertools.product(kinds, repeat=3)][:20]
+    values: Row = {"float64": 1.5, "int64": 1, "string": "s"}
+    world = World()
+    for number, fields in enumerate(chosen):
+        tails = {}
+        for table_id in range(1 + number, 101, 20):
+            world.tables[table_id] = table = table_of(table_id, ["host"], fields)
+            row = {"time": 1, "host": "h"} | {name: values[kind.value] for name, kind in fields.items()}
+            tails[table_id, 1] = [TailBatch(0, rows_of(table, [row]))]
+        world.checkpoint(tails)
+    assert len(paths(world)) == 20
+    assert world.merge(world.known()) == 20
+    assert {(file.table_id, file.rows) for file in world.files()} == {(n, 1) for n in range(1, 101)}
 
 
 @pytest.mark.parametrize("checkpoints", [200])
