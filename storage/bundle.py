@@ -6,6 +6,7 @@ however little is in it; ten thousand tables of one row are ten thousand objects
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -196,7 +197,7 @@ def create_bundles(
     for rows in _cut(folded):
         numbers = numbers_of(rows)
         data = encode_bundle(rows, slices)
-        path = create_datafile(store, (next(names) for _ in range(CREATE_TRIES_MAX)), data)
+        path = create_datafile(store, itertools.islice(names, CREATE_TRIES_MAX), data)
         made += _entries(rows, numbers, slices, path, data.size)
     return made
 

@@ -73,7 +73,8 @@ def bundle_job(
         assert table is not None, "bundles with rows of tables that are not known are not chosen"
         names = names_for(table, CREATE_TRIES_MAX) if is_grown(run) else ()
         runs.append(merge_job(table, partitions[table.id, run[0].partition], run, names))
-    return BundleJob(tuple(runs), names_for(None, 2 * len(bundles) + CREATE_TRIES_MAX))
+    # Columns that do not agree may keep each run in an object of its own, also of tables that shared one before.
+    return BundleJob(tuple(runs), names_for(None, len(runs) + CREATE_TRIES_MAX))
 
 
 def _partitions(bundle: BundleSlices) -> Iterator[tuple[int, int]]:
@@ -164,15 +165,18 @@ def _part(runs: Sequence[MergeJob], bundle: _Bundle, numbers: Sequence[int], one
     kept = np.repeat(is_wanted, read.counts)
     for place in np.flatnonzero(is_wanted).tolist():
         number, file = bundle.slices[place]
-        deletes = of_file(file, runs[number].deletes, ()) if runs[number].deletes else ()
-        rows = read.rows.slice(read.starts[place], read.counts[place])
-        for delete in deletes:
-            kept[read.starts[place] : read.starts[place] + read.counts[place]] &= ~delete.matches(
-                runs[number].table, rows
-            )
+        table, start, count = runs[number].table, read.starts[place], read.counts[place]
+        for delete in of_file(file, runs[number].deletes, ()):
+            kept[start : start + count] &= ~delete.matches(table, _keys(table, read.rows.slice(start, count)))
     wanted = [name for name in read.rows.column_names if name in one.kinds or name in (OFFSET_COLUMN, OP_COLUMN)]
     rows = with_number(read.rows.select(wanted), of_run[read.numbers()])
     return rows if kept.all() else rows.filter(pa.array(kept))
+
+
+def _keys(table: Table, rows: pa.Table) -> pa.Table:
+    """What a range delete looks at: of a tag that came later there may be a namesake, another table's field (F18)."""
+    is_text = {field.name for field in rows.schema if pa.types.is_string(field.type)}
+    return rows.select([TIME_COLUMN, *(tag for tag in tags_of(table) if tag in is_text)])
 
 
 def _without_deletes(runs: Sequence[MergeJob], rows: pa.Table) -> pa.Table:

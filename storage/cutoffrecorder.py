@@ -97,15 +97,17 @@ class CutoffRecorder:
         since = time.monotonic() - self._recorded.get(scope, float("-inf"))
         if known is not None and min(now_ms - known.recorded_ms, since * 1000) < CUTOFF_EVERY_MS:
             return
-        hidden = None if known is None else known.time_ns
+        hidden = None if known is None else known.for_period(retention_ns)  # of a longer period: less than recorded
         if not state.hides_a_row(table_ids, now_ms * 1_000_000 - retention_ns, hidden):
             return
         clock_ms = min(now_ms, await self._clock_ms())
         cutoff = clock_ms * 1_000_000 - retention_ns
         if (hidden is not None and cutoff <= hidden) or not state.hides_a_row(table_ids, cutoff, hidden):
             return
-        # By the same clock: what it would have been for a longer period is told from it (`Cutoff.for_period`).
-        await self._append([_entry((own_table, BY_AGE), Cutoff(cutoff, clock_ms, 0, database_id))])
+        # What is recorded never decreases, else it is ignored; under a longer period the clock beside it says what
+        # holds (`Cutoff.for_period`), so that must be the same clock.
+        time_ns = cutoff if known is None else max(cutoff, known.time_ns + 1)
+        await self._append([_entry((own_table, BY_AGE), Cutoff(time_ns, clock_ms, 0, database_id))])
         self._recorded[scope] = time.monotonic()
 
     async def by_bytes(self, catalog: CatalogSnapshot) -> None:

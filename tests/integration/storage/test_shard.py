@@ -492,6 +492,28 @@ async def test_l36_after_a_minute_it_rises_only_if_another_row_is_hidden_and_nev
 
 
 @looped
+async def test_l36_a_period_that_was_made_longer_goes_on_hiding_rows(tmp_path: Path) -> None:
+    """It did not for as long as it was made longer by, and showed rows that were older by as much."""
+    async with node_at(tmp_path) as node:
+        ids = await aged(node, [3 * HOUR, 5 * HOUR])
+        shard, now = node.shards[1], time.time_ns()
+        with mock.patch("storage.cutoffrecorder.CUTOFF_EVERY_MS", 0):
+            await shard.cutoffs.by_age(1, ids, HOUR)
+            before = cutoff_of(shard, HOUR) or 0
+            later = now + 3 * HOUR // 2
+            with (
+                mock.patch("storage.cutoffrecorder.time.time_ns", return_value=later),
+                mock.patch.object(type(node.store), "clock_ms", return_value=later // 10**6),
+            ):
+                await shard.cutoffs.by_age(1, ids, 4 * HOUR)
+            assert cutoff_of(shard, 4 * HOUR) == later // 10**6 * 10**6 - 4 * HOUR, "the newer row is that old by now"
+            shorter = cutoff_of(shard, HOUR) or 0
+            assert 0 < before < shorter <= later - HOUR, "and a period made shorter again hides no less than before"
+    async with node_at(tmp_path) as node:
+        assert cutoff_of(node.shards[1], HOUR) == shorter
+
+
+@looped
 async def test_l36_the_smaller_clock_counts(tmp_path: Path) -> None:
     async with node_at(tmp_path) as node:
         ids = await aged(node, [5 * HOUR])

@@ -4,6 +4,7 @@ L25, FORMAT F11, F18), held against a dictionary."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from storage.bundlemerge import bundle_job, changes_of, merge_bundles
 from storage.bundleplan import Known, bundles_of, plan_bundles
 from storage.bundlereader import slice_as_file
 from storage.datafile import write_datafile
-from storage.deletes import PendingDelete, RangeDelete, waiting_files
+from storage.deletes import PendingDelete, RangeDelete, TagValues, waiting_files
 from storage.filechange import FileChange, FileLists, changed_lists, standing
 from storage.merge import MergeJob
 from storage.pendingdeletes import pending_after_changes
@@ -27,6 +28,7 @@ from storage.shardstate import PartitionState
 from storage.store import bundle_path, data_path
 from tests.harness.stores import MemoryStore
 from tests.harness.tables import make_rows, make_table
+from tests.unit.storage.test_bundle import rows_of, table_of
 
 if TYPE_CHECKING:
     import random
@@ -308,6 +310,51 @@ def test_l25_a_layer_between_two_slices_keeps_them_apart() -> None:
     assert [len(world.parts[n, 1].files) for n in (5, 7)] == [1, 1]
     assert world.read((1, 1)) == world.wanted[1, 1]
     assert world.merge(world.known()) == 0, "what one merge has made is not worth another by itself"
+
+
+def test_a_delete_by_a_tag_that_came_later_finds_no_other_tables_field_of_that_name() -> None:
+    """Of another type, in a bundle that is older: merging it failed for ever, and the delete was never carried out."""
+    world = World()
+    other, before = table_of(1, ["host"], {"x": TypeKind.FLOAT64}), table_of(2, ["host"], {"v": TypeKind.INT64})
+    world.tables |= {1: other, 2: before}
+    rows = [{"time": time, "host": "a", "v": time} for time in (1, 2)]
+    world.checkpoint({
+        (1, 1): [TailBatch(0, rows_of(other, [{"time": 1, "host": "a", "x": 1.5}]))],
+        (2, 1): [TailBatch(0, rows_of(before, rows))],
+    })  # fmt: skip
+    world.tables[2] = grown = dataclasses.replace(
+        before, columns=(*before.columns, Column(90, "x", "x", Role.TAG, TypeKind.STRING)), version=2
+    )
+    deletes = [RangeDelete(1, 2, (TagValues(90, ("foo",)),)), RangeDelete(1, 1, (TagValues(90, (None,)),))]
+    world.checkpoint({
+        (1, 1): [TailBatch(1, rows_of(other, [{"time": 2, "host": "a", "x": 2.5}]))],
+        (2, 1): [
+            *(TailBatch(2 + at, NO_ROWS, delete) for at, delete in enumerate(deletes)),
+            TailBatch(4, rows_of(grown, [{"time": 3, "host": "a", "x": "foo", "v": 3}])),
+        ],
+    })  # fmt: skip
+    assert world.merge(world.known()) == 1
+    assert not world.parts[2, 1].pending
+    assert world.read((2, 1)) == {(2, "a"): {"v": 2}, (3, "a"): {"v": 3}}
+    assert sum(file.rows for file in world.parts[1, 1].files) == 2, "the other's rows are all there"
+
+
+def test_l20_there_are_names_for_all_objects_that_a_merge_makes() -> None:
+    """Tables of which no two agree need one each: with too few names the merge failed, and so did each after it."""
+    kinds = (TypeKind.FLOAT64, TypeKind.INT64, TypeKind.STRING)
+    chosen = [dict(zip("abc", found, strict=True)) for found in itertools.product(kinds, repeat=3)][:20]
+    values: Row = {"float64": 1.5, "int64": 1, "string": "s"}
+    world = World()
+    for number, fields in enumerate(chosen):
+        tails = {}
+        for table_id in range(1 + number, 101, 20):
+            world.tables[table_id] = table = table_of(table_id, ["host"], fields)
+            row = {"time": 1, "host": "h"} | {name: values[kind.value] for name, kind in fields.items()}
+            tails[table_id, 1] = [TailBatch(0, rows_of(table, [row]))]
+        world.checkpoint(tails)
+    assert len(paths(world)) == 20
+    assert world.merge(world.known()) == 20
+    assert {(file.table_id, file.rows) for file in world.files()} == {(n, 1) for n in range(1, 101)}
 
 
 @pytest.mark.parametrize("checkpoints", [200])
