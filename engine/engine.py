@@ -26,8 +26,9 @@ from engine.files import FileRoot
 from engine.ladder import LadderLimits
 from engine.materialized import ViewSnapshots
 from engine.names import first_word, is_change
-from engine.planner import Planner, PlannerLimits, PlanRequest, bind
+from engine.planner import Planner, PlannerLimits, PlanRequest
 from engine.running import UNKNOWN_ORIGIN, Phase, RunningQueries
+from engine.session import bind
 from engine.stream import QueryStream
 from engine.viewstatements import SHOWN, CreateStatement, DropStatement, ShowStatement, view_statement
 from storage.errors import SnapshotTooOld

@@ -17,7 +17,7 @@ from engine import names, onescan
 from engine.changes import ChangeKind, RowChange
 from engine.deleterange import range_delete
 from engine.distribution import Distribution
-from engine.errors import EngineError, InvalidParameter, InvalidStatement, NotSupported, QueryFailed, UnknownTable
+from engine.errors import EngineError, InvalidStatement, NotSupported, QueryFailed, UnknownTable
 from engine.files import FileRoot, FileTables
 from engine.ladder import Rung
 from engine.materialized import Materialized, state_of, unfolded_of
@@ -28,6 +28,7 @@ from engine.session import (
     SCHEMA,
     SYSTEM_SCHEMA,
     assigned,
+    bind,
     change_statement,
     new_context,
     read_statement,
@@ -121,19 +122,6 @@ class PlannerLimits:
     query_bytes_max: int = 0
     """Of one query, in a pool of its own; 0: all share one."""
     query_spill_bytes_max: int = 0
-
-
-def bind(params: Mapping[str, object]) -> dict[str, pa.Scalar]:
-    """Values for ``$name``. Raises InvalidParameter."""
-    bound = {}
-    for name, value in params.items():
-        if value is not None and not isinstance(value, (bool, int, float, str)):
-            raise InvalidParameter(f"parameter {name!r}: use a number, a string, true, false or null")
-        try:
-            bound[name.removeprefix("$")] = pa.scalar(value)
-        except (OverflowError, pa.ArrowInvalid, UnicodeEncodeError) as error:
-            raise InvalidParameter(f"parameter {name!r}: {error}") from error
-    return bound
 
 
 class Planner:

@@ -10,9 +10,12 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+import pyarrow as pa
+
 from engine.changes import ChangeKind
 from engine.errors import (
     EngineError,
+    InvalidParameter,
     InvalidStatement,
     NotReadOnly,
     NotSupported,
@@ -130,6 +133,19 @@ def s3_store(bucket: str, options: S3Options) -> AmazonS3:
         endpoint=options.endpoint,
         allow_http=options.allow_http,
     )
+
+
+def bind(params: Mapping[str, object]) -> dict[str, pa.Scalar]:
+    """Values for ``$name``. Raises InvalidParameter."""
+    bound = {}
+    for name, value in params.items():
+        if value is not None and not isinstance(value, (bool, int, float, str)):
+            raise InvalidParameter(f"parameter {name!r}: use a number, a string, true, false or null")
+        try:
+            bound[name.removeprefix("$")] = pa.scalar(value)
+        except (OverflowError, pa.ArrowInvalid, UnicodeEncodeError) as error:
+            raise InvalidParameter(f"parameter {name!r}: {error}") from error
+    return bound
 
 
 def read_statement(context: SessionContext, statement: str, params: Mapping[str, Any] | None = None) -> DataFrame:

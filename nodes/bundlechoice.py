@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from storage.bundleplan import Known, bundles_of, plan_bundles
+from storage.bundleplan import Known, bundles_of, made_by, plan_bundles
 from storage.deletes import waiting_files
 from storage.store import bundles_folder
 
@@ -69,10 +69,11 @@ class BundleChoice:
         for look in self._looks.values():
             look.nothing_found.clear()
 
-    def made(self, shard: Shard, files: Iterable[DataFile]) -> None:
+    def made(self, shard: Shard, merged: Iterable[DataFile], files: Iterable[DataFile]) -> None:
         """By one merge."""
         self._merges += 1
-        self._looks[shard.log_id].made_by.update((file.path, self._merges) for file in files if file.is_slice)
+        old, new = ({file.path for file in some if file.is_slice} for some in (merged, files))
+        self._looks[shard.log_id].made_by.update(made_by(self._merges, old, new))
 
     async def chosen(
         self, shard: Shard, upto: Mapping[tuple[int, int, int], int] | None, failed: Collection[str]

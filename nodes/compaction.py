@@ -232,7 +232,7 @@ class Compactor:
                 answer = await self._answer(shard, job, job.files, "bundles")
                 if answer is None:
                     break
-                self._bundles.made(shard, answer.files)
+                self._bundles.made(shard, job.files, answer.files)
                 for change in changes_of(job, zip(answer.runs, answer.files, strict=True)):
                     batch.add(change)
             done += batch.stood

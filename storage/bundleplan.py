@@ -32,6 +32,10 @@ TIER_WEIGHT: Final = 64 * 2**10
 """Smaller ones are as large as this: the lowest tier. Each tier is `RUN_LAYERS_MIN` times the one below it."""
 
 
+STUCK: Final = 0
+"""The merge of all bundles that could not be put together with others: with each other they cannot be either."""
+
+
 @dataclass(frozen=True, slots=True)
 class BundleSlices:
     """One bundle: the slices of it that are named, and what they take in memory."""
@@ -61,6 +65,12 @@ class Known:
     files: Mapping[Partition, tuple[DataFile, ...]]
     made_by: Mapping[str, int]
     is_asked_for: bool = False
+
+
+def made_by(number: int, merged: Collection[str], made: Collection[str]) -> dict[str, int]:
+    """What is to be known of the bundles ``made`` of those ``merged`` (paths), by a merge with a number above 0."""
+    is_stuck = 1 < len(merged) <= len(made)
+    return dict.fromkeys(made, STUCK if is_stuck else number)
 
 
 def bundles_of(files: Iterable[DataFile], tables: Mapping[int, Table]) -> list[BundleSlices]:

@@ -86,8 +86,23 @@ class Bin:
 
 def binned(slices: Iterable[Slice]) -> list[Bin]:
     """Put slices, numbered from 0, into as few bins as is found at once."""
+    numbered = list(enumerate(slices))
+    bins = _packed(numbered)
+    if len(bins) > BINS_OPEN_MAX:  # of so many kinds by turns the bin that would take a slice is not looked at any more
+        bins = min(bins, _packed(sorted(numbered, key=_signature)), key=len)
+    for one in bins:
+        one.numbers.sort()
+    return bins
+
+
+def _signature(numbered: tuple[int, Slice]) -> list[tuple[str, str]]:
+    """Slices of tables with the same columns have the same."""
+    return sorted((column.storage_name, column.kind.value) for column in numbered[1].known)
+
+
+def _packed(numbered: Iterable[tuple[int, Slice]]) -> list[Bin]:
     bins: list[Bin] = []
-    for number, one in enumerate(slices):
+    for number, one in numbered:
         if not any(found.takes(number, one) for found in bins[-BINS_OPEN_MAX:]):
             bins.append(Bin())
             bins[-1].takes(number, one)

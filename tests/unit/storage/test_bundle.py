@@ -201,6 +201,18 @@ def test_bins_are_bounded() -> None:
     assert same.takes(1, Slice((2, 1), columns[7], columns[7], FOLD_CELLS_MAX // 17 - 1))
 
 
+def test_many_kinds_by_turns_have_a_bin_each() -> None:
+    kinds = [
+        tuple(
+            Column(i, f"c{i}", f"c{i}", Role.FIELD, TypeKind.INT64 if kind >> i & 1 else TypeKind.BOOL)
+            for i in range(5)
+        )
+        for kind in range(32)
+    ]
+    bins = binned(Slice((n, 1), kinds[n % 32], kinds[n % 32], 1) for n in range(320))
+    assert sorted(one.numbers for one in bins) == [list(range(kind, 320, 32)) for kind in range(32)]
+
+
 def test_rows_of_a_bundle_are_bounded_and_no_slice_is_cut() -> None:
     store = MemoryStore()
     with mock.patch.object(bundle, "ROWS_MAX", 25):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from storage.bundle import SLICE_ROWS_MAX, sorted_out, write_tails
 from storage.bundlemerge import bundle_job, changes_of, merge_bundles
-from storage.bundleplan import Known, bundles_of, plan_bundles
+from storage.bundleplan import Known, bundles_of, made_by, plan_bundles
 from storage.bundlereader import slice_as_file
 from storage.datafile import write_datafile
 from storage.deletes import PendingDelete, RangeDelete, TagValues, waiting_files
@@ -113,7 +113,9 @@ class World:
         )  # fmt: skip
         made = merge_bundles(self.store, job)
         self.merges += 1
-        self.made_by.update((file.path, self.merges) for _, file in made)
+        self.made_by |= made_by(
+            self.merges, {one.path for one in chosen}, {file.path for _, file in made if file.is_slice}
+        )
         self.commit(changes_of(job, made))
         return len(chosen)
 
@@ -337,6 +339,25 @@ def test_a_delete_by_a_tag_that_came_later_finds_no_other_tables_field_of_that_n
     assert not world.parts[2, 1].pending
     assert world.read((2, 1)) == {(2, "a"): {"v": 2}, (3, "a"): {"v": 3}}
     assert sum(file.rows for file in world.parts[1, 1].files) == 2, "the other's rows are all there"
+
+
+def test_bundles_that_cannot_be_put_together_are_tried_once() -> None:
+    """More of them than one merge takes: each was made by another merge than some of the others."""
+    world = World()
+    for pair in range(90):
+        kinds = [TypeKind.INT64 if pair >> bit & 1 else TypeKind.FLOAT64 for bit in range(7)]
+        fields = tuple(Column(4 + i, f"f{i}", f"f{i}", Role.FIELD, kind) for i, kind in enumerate(kinds))
+        rows = pa.record_batch({"time": pa.array([1], pa.timestamp("ns")), "f0": pa.array([1], fields[0].arrow_type)})
+        for table_id in (2 * pair + 1, 2 * pair + 2):
+            table = make_table(table_id)
+            world.tables[table_id] = dataclasses.replace(table, columns=(small_table(1).columns[0], *fields))
+        world.checkpoint({(2 * pair + 1, 1): [TailBatch(0, rows)], (2 * pair + 2, 1): [TailBatch(0, rows)]})
+    assert len({file.path for file in world.files() if file.is_slice}) == 90
+    merges = 0
+    while world.merge(world.known()):
+        merges += 1
+        assert merges < 10, "the same bundles are written again and again"
+    assert len({file.path for file in world.files()}) == 90
 
 
 def test_l20_there_are_names_for_all_objects_that_a_merge_makes() -> None:
