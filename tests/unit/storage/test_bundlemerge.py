@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -341,8 +342,10 @@ def test_a_delete_by_a_tag_that_came_later_finds_no_other_tables_field_of_that_n
     assert sum(file.rows for file in world.parts[1, 1].files) == 2, "the other's rows are all there"
 
 
-def test_bundles_that_cannot_be_put_together_are_tried_once() -> None:
-    """More of them than one merge takes: each was made by another merge than some of the others."""
+def test_bundles_that_cannot_be_put_together_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than one merge takes: some were made by another merge than the others."""
+    numbers = itertools.count()
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=next(numbers)))  # names in the order of their making
     world = World()
     for pair in range(90):
         kinds = [TypeKind.INT64 if pair >> bit & 1 else TypeKind.FLOAT64 for bit in range(7)]
@@ -356,7 +359,7 @@ def test_bundles_that_cannot_be_put_together_are_tried_once() -> None:
     merges = 0
     while world.merge(world.known()):
         merges += 1
-        assert merges < 10, "the same bundles are written again and again"
+        assert merges <= 2, "the same bundles are written again and again"
     assert len({file.path for file in world.files()}) == 90
 
 
