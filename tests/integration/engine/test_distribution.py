@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from engine.ladder import Gathered
     from engine.stages import Stages
+    from storage.schema import DataFile
     from tests.harness.queries import Row
 
 FIELDS = {"a": TypeKind.INT64, "b": TypeKind.FLOAT64, "text": TypeKind.STRING}
@@ -195,6 +197,33 @@ def test_a_task_that_fails_makes_the_statement_run_here(world: World) -> None:
     (rows,) = Held(world, workers, SHUFFLE).ask(GROUPED)
     assert sorted_rows(rows) == sorted_rows(world.ask(GROUPED))
     assert len(workers.runs) == 1
+
+
+def test_l16_files_that_went_away_while_workers_had_the_statement_are_no_empty_ones(world: World) -> None:
+    """It is planned once more where it runs after all: DataFusion then takes a file that is not there for empty."""
+
+    class Overtaken(LocalWorkers):
+        async def run(self, stages: Stages, began: Callable[[int], None]) -> Gathered:
+            for part in range(3):
+                files = world.part(TABLE, part).files
+                files[:] = [moved(world, file) for file in files]
+            world.sequence += 1
+            return await super().run(stages, began)
+
+    wanted = world.ask(GROUPED)
+    workers = Overtaken(failure=REFUSED)
+    (rows,) = Held(world, workers, SHUFFLE).ask(GROUPED)
+    assert sorted_rows(rows) == sorted_rows(wanted)
+    assert len(workers.runs) > 1, "over a new snapshot"
+
+
+def moved(world: World, file: DataFile) -> DataFile:
+    """The same rows under another name, as after a merge; the old one is collected. Twice moved it keeps its name."""
+    if file.path.startswith("data/new-"):
+        return file
+    path = f"data/new-{file.path.rpartition('/')[2]}"
+    (world.folder / file.path).rename(world.folder / path)
+    return dataclasses.replace(file, path=path)
 
 
 async def place(held: Held, workers: LocalWorkers, statement: str) -> tuple[str | None, int]:
