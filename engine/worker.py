@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import engine
 from engine.session import new_context, register_s3, set_option
-from engine.tasks import TaskContext, TaskInputs
+from engine.tasks import INPUT_BYTES_MAX, TaskContext, TaskInputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,11 +56,13 @@ class Build:
 class WorkerSetup:
     """What every worker gets. ``memory_bytes`` is one pool for its tasks; ``bucket``: of the S3 store, if it is one.
 
-    ``owns_process``: nothing else runs in its process, which may be ended.
+    ``output_bytes_max`` is what one task may hand on. ``owns_process``: nothing else runs in its process, which may be
+    ended.
     """
 
     build: Build
     memory_bytes: int
+    output_bytes_max: int = INPUT_BYTES_MAX
     spill_bytes_max: int = 10 * 2**30
     batch_rows: int = 8_192
     tasks_max: int = 2
@@ -160,4 +162,4 @@ def _task_context(setup: WorkerSetup) -> TaskContext:
     set_option(context, "execution.enable_file_stream_work_stealing", "false")
     if setup.bucket is not None and setup.s3 is not None:
         register_s3(context, setup.bucket, setup.s3)
-    return TaskContext(context)
+    return TaskContext(context, setup.output_bytes_max)

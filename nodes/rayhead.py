@@ -61,9 +61,11 @@ def worker_setup(settings: Settings) -> WorkerSetup:
 
     url = settings.store_url
     bucket = url.removeprefix("s3://").partition("/")[0] if url.startswith("s3://") else None
+    ray = settings.ray
     return WorkerSetup(
-        this_build(), settings.ray.worker_memory, settings.query.spill_bytes_max, bucket=bucket, s3=s3_options(settings)
-    )
+        this_build(), ray.worker_memory, ray.shuffle_bytes_max, settings.query.spill_bytes_max,
+        bucket=bucket, s3=s3_options(settings),
+    )  # fmt: skip
 
 
 class RayHead:

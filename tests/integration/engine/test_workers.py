@@ -23,9 +23,11 @@ import pytest
 
 import engine.workers
 from engine.ladder import OPTIONS, Rung, TaskFailed, WorkersLost
+from engine.stages import CannotBeCut
+from engine.tasks import TaskFigures
 from engine.worker import RUNAWAY_EXIT, ForeignWorker, QueryWorker, Runaway, WorkerSetup, this_build
 from engine.workers import RayWorkers
-from nodes.rayhead import RayHead, new_workers
+from nodes.rayhead import RayHead, new_workers, worker_setup
 from tests.harness.ports import free_port
 from tests.harness.raydriver import (
     ENDLESS,
@@ -252,6 +254,35 @@ def test_a_worker_of_another_build_serves_nothing(context: SessionContext) -> No
         with pytest.raises(ForeignWorker):
             asyncio.run(worker.run(task, []))
         assert asyncio.run(worker.hello()) == (os.getpid(), own)
+
+
+def test_what_a_task_hands_on_is_bounded_while_it_is_made(context: SessionContext) -> None:
+    """It is kept in memory until the task is done."""
+    task = stages_of(context, "SELECT v FROM t WHERE v >= 0").tasks(0)[0]
+
+    def run(output_bytes_max: int) -> int:
+        setup = WorkerSetup(this_build(), 2**26, output_bytes_max, batch_rows=100, owns_process=False)
+        figures, _ = asyncio.run(QueryWorker(setup).run(task, []))
+        assert isinstance(figures, TaskFigures)
+        return figures.bytes
+
+    size = run(2**20)
+    assert run(size) == size
+    with pytest.raises(CannotBeCut, match=f"more than {size // 2} bytes .ray.shuffle_bytes_max"):
+        run(size // 2)
+
+
+def test_workers_are_told_the_limits_of_the_settings(tmp_path: Path) -> None:
+    setup = worker_setup(make_settings(tmp_path, worker_memory=2**27, shuffle_bytes_max=2**21))
+    assert (setup.memory_bytes, setup.output_bytes_max, setup.spill_bytes_max) == (2**27, 2**21, 10 * 2**30)
+
+
+def test_a_task_that_would_hand_on_terabytes_ends_at_once(context: SessionContext) -> None:
+    stages = stages_of(context, "SELECT v FROM t UNION ALL SELECT value FROM range(0, 1000000000000)")
+    task = stages.tasks(0)[-1]
+    setup = WorkerSetup(this_build(), 2**26, 2**20, owns_process=False)
+    with pytest.raises(CannotBeCut, match="hands on more"):
+        asyncio.run(QueryWorker(setup).run(task, []))
 
 
 def test_a_runaway_is_told_by_its_cpu_and_by_whom_it_works_for() -> None:
