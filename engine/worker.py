@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import engine
 from engine.session import new_context, register_s3, set_option
+from engine.spillfolder import own_folder
 from engine.tasks import INPUT_BYTES_MAX, TaskContext, TaskInputs
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _inputs(task: Task, counts: Sequence[int], data: Sequence[Any]) -> TaskInput
 
 
 def _task_context(setup: WorkerSetup) -> TaskContext:
-    spill = Path(tempfile.gettempdir())
+    spill = own_folder(Path(tempfile.gettempdir()))
     context = new_context(setup.memory_bytes, spill, 1, setup.batch_rows, setup.spill_bytes_max)
     # One partition of a scan would read the files of all: with it tasks give rows several times.
     set_option(context, "execution.enable_file_stream_work_stealing", "false")
