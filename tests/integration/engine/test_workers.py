@@ -16,6 +16,8 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -26,7 +28,7 @@ from engine.ladder import OPTIONS, Rung, TaskFailed, WorkersLost
 from engine.stages import CannotBeCut
 from engine.tasks import TaskFigures
 from engine.worker import RUNAWAY_EXIT, ForeignWorker, QueryWorker, Runaway, WorkerSetup, this_build
-from engine.workers import RayWorkers
+from engine.workers import SILENT_SECONDS, RayWorkers, _Actor, _give_up_silent
 from nodes.rayhead import RayHead, new_workers, worker_setup
 from tests.harness.ports import free_port
 from tests.harness.raydriver import (
@@ -149,6 +151,22 @@ def test_workers_killed_in_mid_query_change_no_answer(context: SessionContext, w
     is_as_in_one_process(context, workers)
 
 
+def test_a_frozen_worker_is_done_without(
+    context: SessionContext, workers: RayWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process has not ended, so Ray waits for it."""
+    monkeypatch.setattr(engine.workers, "SILENT_SECONDS", 2.0)
+    started(workers)
+    frozen, _ = actors()
+    os.kill(frozen.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert asyncio.run(read(source_of(context, workers, QUICK))) == context.sql(QUICK).to_pylist()
+    assert time.monotonic() - began < 20.0
+    eventually(lambda: frozen.pid not in {process.pid for process in actors()}, "it is killed", 30.0)
+    started(workers)
+    is_as_in_one_process(context, workers)
+
+
 def test_the_head_killed_in_mid_query_changes_no_answer_and_comes_back(
     context: SessionContext, workers: RayWorkers
 ) -> None:
@@ -237,6 +255,35 @@ def test_nothing_is_started_before_somebody_asks(tmp_path: Path) -> None:
     assert isinstance(made, RayWorkers)
     assert made._keeper is None
     asyncio.run(made.aclose())
+
+
+@pytest.mark.parametrize(("answers", "moves", "is_lost"), [(0, 0, True), (1, 0, False), (0, 1, False), (1, 1, False)])
+def test_a_worker_that_answers_or_finishes_tasks_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, answers: bool, moves: bool, is_lost: bool
+) -> None:
+    now, lost = 100.0, list[str]()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def ask() -> SimpleNamespace:
+        future = Future[None]()
+        if answers:
+            future.set_result(None)
+        return SimpleNamespace(future=lambda: future)
+
+    def actor() -> _Actor:
+        return _Actor(SimpleNamespace(hello=SimpleNamespace(remote=ask)), 1)
+
+    run = SimpleNamespace(given={actor(), actor()}, moved_at=now, lose=lost.append)
+    other = SimpleNamespace(given={_Actor(run.given.copy().pop().handle, 2)}, moved_at=now + 99, lose=lost.append)
+    session: Any = SimpleNamespace(running={id(run): run, id(other): other}.values())
+    for _ in range(8):
+        _give_up_silent(session)
+        assert not lost
+        now += SILENT_SECONDS / 8
+        run.moved_at = now if moves else run.moved_at
+    _give_up_silent(session)
+    assert bool(lost) == is_lost
+    assert len(lost) <= 1
 
 
 def test_a_port_without_a_ray_head_costs_no_query(tmp_path: Path) -> None:
