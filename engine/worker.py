@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import engine
+from engine.ownfolder import own_folder
 from engine.session import new_context, register_s3, set_option
-from engine.spillfolder import own_folder
 from engine.tasks import INPUT_BYTES_MAX, TaskContext, TaskInputs
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ RUNAWAY_SECONDS: Final = 3
 RUNAWAY_SHARE: Final = 0.1
 """Of a core, between two looks: one that rests uses a hundredth, and on a busy machine a runaway gets no more."""
 RUNAWAY_EXIT: Final = 70
+SPILL_PREFIX: Final = "runnel-worker-"
 
 
 class ForeignWorker(Exception):
@@ -157,7 +158,7 @@ def _inputs(task: Task, counts: Sequence[int], data: Sequence[Any]) -> TaskInput
 
 
 def _task_context(setup: WorkerSetup) -> TaskContext:
-    spill = own_folder(Path(tempfile.gettempdir()))
+    spill = own_folder(Path(tempfile.gettempdir()), SPILL_PREFIX)
     context = new_context(setup.memory_bytes, spill, 1, setup.batch_rows, setup.spill_bytes_max)
     # One partition of a scan would read the files of all: with it tasks give rows several times.
     set_option(context, "execution.enable_file_stream_work_stealing", "false")

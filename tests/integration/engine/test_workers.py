@@ -10,13 +10,17 @@ import dataclasses
 import importlib.util
 import itertools
 import os
+import secrets
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +33,7 @@ from engine.stages import CannotBeCut
 from engine.tasks import TaskFigures
 from engine.worker import RUNAWAY_EXIT, ForeignWorker, QueryWorker, Runaway, WorkerSetup, this_build
 from engine.workers import SILENT_SECONDS, RayWorkers, _Actor, _give_up_silent
-from nodes.rayhead import RayHead, new_workers, worker_setup
+from nodes.rayhead import RayHead, new_workers, worker_setup, write_token
 from tests.harness.ports import free_port
 from tests.harness.raydriver import (
     ENDLESS,
@@ -49,7 +53,6 @@ from tests.harness.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from datafusion import SessionContext
 
@@ -224,6 +227,40 @@ def test_nothing_of_ray_listens_beyond_this_machine(workers: RayWorkers) -> None
     assert set(addresses) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
+def test_nobody_else_reaches_the_sockets_of_ray(workers: RayWorkers) -> None:
+    """Whoever may write where they are can put another in the place of one: workers believe what comes through it."""
+    started(workers)
+    sockets = {
+        Path(str(connection.laddr)).parent
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]
+        for connection in process.net_connections("unix")
+        if "session_" in str(connection.laddr)
+    }
+    assert sockets
+    for folder in sockets:
+        modes = [stat.S_IMODE(above.stat().st_mode) for above in folder.parents]
+        assert 0o700 in modes
+
+
+@pytest.mark.parametrize("length", [8, 40])
+def test_a_session_has_a_folder_that_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """Below the system's folder for temporary files, unless the paths of sockets would be too long there."""
+    system = Path("/tmp", secrets.token_hex(8))
+    system = system.with_name(system.name[:length].ljust(length, "x"))
+    system.mkdir()
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(tempfile, "tempdir", str(system))
+    try:
+        head = RayHead(make_settings(tmp_path))
+        first, second = (Path(head.prepare()["_temp_dir"]).parent for _ in range(2))
+        assert first != second
+        assert second.parent == (system if length < 10 else Path("/tmp"))
+        assert (first.exists(), stat.S_IMODE(second.stat().st_mode)) == (False, 0o700)
+        shutil.rmtree(second)
+    finally:
+        shutil.rmtree(system)
+
+
 def test_the_token_is_in_the_data_folder_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())
     head = RayHead(make_settings(tmp_path, token_file=""))
@@ -234,6 +271,19 @@ def test_the_token_is_in_the_data_folder_and_nobody_elses(tmp_path: Path, monkey
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     head.prepare()
     assert token.read_text() == first
+    assert [path.name for path in tmp_path.iterdir()] == ["ray-token"]
+
+
+def test_a_token_that_could_not_be_written_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty file would be taken for one for ever."""
+
+    def fails(bytes: int) -> str:
+        raise OSError(f"no {bytes} bytes")
+
+    monkeypatch.setattr(secrets, "token_hex", fails)
+    with pytest.raises(OSError, match="no 32 bytes"):
+        write_token(tmp_path / "token")
+    assert not (tmp_path / "token").exists()
 
 
 # -- without a cluster -----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""A folder of a worker's own for what its tasks spill. DataFusion removes spilled rows when a query ends, but a worker
-may be killed in the middle of one, or end itself: then the next one on this machine removes them. Used by
-`engine.worker`.
+"""A folder of a process's own for what is worth nothing without it: what a worker's tasks spill, the session of a Ray
+that was started here. Who is killed cannot remove it; then the next one on this machine does. Used by `engine.worker`
+and `nodes.rayhead`.
 
 A folder is held by a lock that goes with the process, however it ends.
 """
@@ -15,17 +15,15 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
-from typing import Final
-
-PREFIX: Final = "runnel-worker-"
 
 
-def own_folder(parent: Path) -> Path:
-    """A new folder in ``parent`` that is this process's until it ends. Those of processes that have ended go."""
-    for folder in parent.glob(f"{PREFIX}*"):
+def own_folder(parent: Path, prefix: str) -> Path:
+    """A new folder in ``parent``, called ``prefix`` and something, that is this process's until it ends, and open to
+    this user only. Those of processes that have ended go."""
+    for folder in parent.glob(f"{prefix}*"):
         _remove_if_left(folder)
     while True:
-        made = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        made = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         if _lock(made) is not None and made.exists():  # else another worker took it for one that was left
             atexit.register(shutil.rmtree, made, ignore_errors=True)
             return made

@@ -1,4 +1,4 @@
-"""Folders for spilled rows: one for each worker, and none stays of a worker that was killed."""
+"""Folders of one process each: none stays of a process that was killed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING
 
-from engine.spillfolder import PREFIX, own_folder
+from engine.ownfolder import own_folder
 from engine.worker import QueryWorker, WorkerSetup, this_build
 from tests.harness.node import ROOT
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
     import pytest
 
+PREFIX = "own-"
 HOLDS = """
 import sys
 from pathlib import Path
-from engine.spillfolder import own_folder
-folder = own_folder(Path(sys.argv[1]))
+from engine.ownfolder import own_folder
+folder = own_folder(Path(sys.argv[1]), "own-")
 (folder / "spilled").write_bytes(b"rows")
 print(folder, flush=True)
 sys.stdin.read()
@@ -42,7 +43,7 @@ def test_a_killed_process_leaves_its_folder_to_the_next_and_a_living_one_keeps_i
     dead.kill()
     dead.communicate()
     assert os.listdir(left) == ["spilled"]
-    own = own_folder(tmp_path)
+    own = own_folder(tmp_path, PREFIX)
     assert {str(path) for path in tmp_path.iterdir()} == {its, str(own)}
     assert os.listdir(its) == ["spilled"]
     living.communicate("")
@@ -55,7 +56,7 @@ def test_what_only_looks_like_a_folder_of_a_worker_stays(tmp_path: Path) -> None
     (tmp_path / "precious" / "file").touch()
     (tmp_path / f"{PREFIX}link").symlink_to(tmp_path / "precious")
     (tmp_path / f"{PREFIX}file").touch()
-    own_folder(tmp_path)
+    own_folder(tmp_path, PREFIX)
     assert (tmp_path / "precious" / "file").exists()
     assert (tmp_path / f"{PREFIX}link").is_symlink()
     assert (tmp_path / f"{PREFIX}file").exists()
@@ -73,7 +74,7 @@ def test_a_folder_that_was_taken_for_one_that_was_left_is_made_anew(
         return made[-1]
 
     monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
-    assert str(own_folder(tmp_path)) == made[1]
+    assert str(own_folder(tmp_path, PREFIX)) == made[1]
 
 
 def test_a_worker_spills_into_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
