@@ -225,6 +225,15 @@ def with_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
+def with_names(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch with the names of ``schema`` and types of its own. Raises ValueError unless it has as many columns."""
+    fields = [field.with_name(name) for field, name in zip(batch.schema, schema.names, strict=True)]
+    named = pa.schema(fields, schema.metadata)
+    if not fields or batch.schema.equals(named, check_metadata=True):
+        return batch
+    return pa.RecordBatch.from_arrays(batch.columns, schema=named)
+
+
 def _nullable(schema: pa.Schema) -> pa.Schema:
     """Of the inputs of a UNION some may have NULLs where others promise to have none, and each task sees one."""
     return pa.schema([field.with_nullable(True) for field in schema], schema.metadata)
