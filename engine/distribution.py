@@ -78,9 +78,11 @@ class Distribution:
         offer: Offer,
         frame: DataFrame,
         local: Callable[[], Source],
+        after_all: Callable[[], Source],
         runs_on: Callable[[Rung, int], None],
     ) -> Source:
-        """The statement's batches; ``local`` starts it in this process, ``runs_on`` hears of workers that have it.
+        """The statement's batches. ``local`` starts it in this process at once, ``after_all`` when workers had it and
+        did not finish it; ``runs_on`` hears of workers that have it.
 
         Raises what `local` raises.
         """
@@ -93,7 +95,7 @@ class Distribution:
         assert offer.frame is not None
         runs_on(choice.rung, 0)
         staged = StagedSource(
-            stages, self._workers, self._task_context(context), offer.frame.schema(), local, self._gather_bytes_max,
+            stages, self._workers, self._task_context(context), offer.frame.schema(), after_all, self._gather_bytes_max,
             lambda workers: runs_on(choice.rung, workers),
         )  # fmt: skip
         return AnalyzedSource(staged, frame.schema(), lines) if offer.is_analyzed else staged

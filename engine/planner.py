@@ -230,9 +230,14 @@ class Planner:
                 named.context, named.frame, named.tails_bytes, self._own_pool(), self._limits.query_bytes_max
             )
 
+        def after_all() -> Source:
+            source = local()
+            self._check_files(named.files.keys() - named.cached)  # again: it is planned now, and `start` looked before
+            return source
+
         if self._distribution is None or named.offer is None:
             return local()
-        return self._distribution.source(named.context, named.offer, named.frame, local, runs_on)
+        return self._distribution.source(named.context, named.offer, named.frame, local, after_all, runs_on)
 
     def _set_partitions(self, context: SessionContext, partitions: int) -> None:
         if partitions != self._partitions:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-import pyarrow as pa
 import structlog
 
 from engine.ladder import TaskFailed, WorkersLost
-from engine.tasks import with_schema
+from engine.tasks import with_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pyarrow as pa
 
     from engine.batches import BatchSource, Source
     from engine.ladder import Gathered, Workers
@@ -105,8 +106,8 @@ class StagedSource:
     def _named(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """With the names that the statement gives: a UNION has those of its first part, which a task may not see."""
         try:
-            return with_schema(batch, self._schema)
-        except pa.ArrowException as error:
+            return with_names(batch, self._schema)
+        except ValueError as error:
             raise TaskFailed(f"the stages made other columns than the statement has: {error}") from error
 
     def drop(self) -> None:

@@ -73,9 +73,12 @@ class QueryStream:
     async def fetch_first(self) -> None:
         """Run up to the first batch, so that what fails at once fails before anything is sent."""
         try:
-            self._first = await anext(self)
+            self._first = first = await anext(self)
         except StopAsyncIteration:
             return
+        # DataFusion's planner says of a UNION the types of its first part; the rows have those that fit all parts.
+        if first.schema.types != self.schema.types:
+            self.schema = with_types(self.schema, first.schema)
 
     def take_over(self) -> None:
         """The reader has this stream now, so that the query ends with it, or is killed through it."""
@@ -130,3 +133,8 @@ class QueryStream:
             finished()
         if self._owns_query:
             self._query.end(self.outcome)
+
+
+def with_types(schema: pa.Schema, rows: pa.Schema) -> pa.Schema:
+    """A statement's schema with the types that its rows have."""
+    return pa.schema([field.with_type(found.type) for field, found in zip(schema, rows, strict=True)], schema.metadata)

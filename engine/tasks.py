@@ -62,8 +62,10 @@ class TaskFigures:
 class TaskContext:
     """A DataFusion context in which tasks run. May be used by several threads."""
 
-    def __init__(self, context: SessionContext) -> None:
+    def __init__(self, context: SessionContext, output_bytes_max: int = INPUT_BYTES_MAX) -> None:
+        """``output_bytes_max``: what all outputs of one task may have together; they are kept until it is done."""
         self.context = context
+        self._output_bytes_max = output_bytes_max
         self._schemas: dict[pa.Schema, pb.Schema] = {}
 
     def start(self, plan: bytes, inputs: TaskInputs) -> BatchSource:
@@ -84,13 +86,14 @@ class TaskContext:
 
     async def _outputs(self, task: Task, inputs: TaskInputs) -> tuple[Node, list[_Output]]:
         node, plan = await asyncio.to_thread(self._ready, task.plan, inputs)
+        room = _Room(self._output_bytes_max)
         try:
-            return node, [await self._output(plan, number) for number in range(task.outputs)]
+            return node, [await self._output(plan, number, room) for number in range(task.outputs)]
         finally:
             del plan  # a traceback would keep it, and with it what feeds its repartition
 
-    async def _output(self, plan: ExecutionPlan, number: int) -> _Output:
-        output = _Output()
+    async def _output(self, plan: ExecutionPlan, number: int, room: _Room) -> _Output:
+        output = _Output(room)
         source = BatchSource(self.context.execute(plan, number))
         del plan
         try:
@@ -169,10 +172,23 @@ class TaskContext:
         return _nullable(pa.schema(list(batch.schema)[1:], batch.schema.metadata))
 
 
+class _Room:
+    """What the outputs of one task may still take."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = self._left = bytes_max
+
+    def take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise CannotBeCut(f"a task hands on more than {self._bytes_max} bytes (ray.shuffle_bytes_max)")
+
+
 class _Output:
     """One output that is being made."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: _Room) -> None:
+        self._room = room
         self.schema: pa.Schema | None = None
         self._sink = pa.BufferOutputStream()
         self._writer: Any = None
@@ -181,7 +197,9 @@ class _Output:
     def add(self, batch: pa.RecordBatch) -> None:
         if self._writer is None:
             self._open(_nullable(batch.schema))
+        before = self._sink.tell()
         self._writer.write_batch(with_schema(_compacted(batch), self.schema))
+        self._room.take(self._sink.tell() - before)
         self._rows += batch.num_rows
 
     def close(self, schema: pa.Schema) -> Blob:
@@ -205,6 +223,15 @@ def with_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         for column, field in zip(batch.columns, schema, strict=True)
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def with_names(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch with the names of ``schema`` and types of its own. Raises ValueError unless it has as many columns."""
+    fields = [field.with_name(name) for field, name in zip(batch.schema, schema.names, strict=True)]
+    named = pa.schema(fields, schema.metadata)
+    if not fields or batch.schema.equals(named, check_metadata=True):
+        return batch
+    return pa.RecordBatch.from_arrays(batch.columns, schema=named)
 
 
 def _nullable(schema: pa.Schema) -> pa.Schema:

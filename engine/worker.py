@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import engine
+from engine.ownfolder import own_folder
 from engine.session import new_context, register_s3, set_option
-from engine.tasks import TaskContext, TaskInputs
+from engine.tasks import INPUT_BYTES_MAX, TaskContext, TaskInputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ RUNAWAY_SECONDS: Final = 3
 RUNAWAY_SHARE: Final = 0.1
 """Of a core, between two looks: one that rests uses a hundredth, and on a busy machine a runaway gets no more."""
 RUNAWAY_EXIT: Final = 70
+SPILL_PREFIX: Final = "runnel-worker-"
 
 
 class ForeignWorker(Exception):
@@ -56,11 +58,13 @@ class Build:
 class WorkerSetup:
     """What every worker gets. ``memory_bytes`` is one pool for its tasks; ``bucket``: of the S3 store, if it is one.
 
-    ``owns_process``: nothing else runs in its process, which may be ended.
+    ``output_bytes_max`` is what one task may hand on. ``owns_process``: nothing else runs in its process, which may be
+    ended.
     """
 
     build: Build
     memory_bytes: int
+    output_bytes_max: int = INPUT_BYTES_MAX
     spill_bytes_max: int = 10 * 2**30
     batch_rows: int = 8_192
     tasks_max: int = 2
@@ -154,10 +158,10 @@ def _inputs(task: Task, counts: Sequence[int], data: Sequence[Any]) -> TaskInput
 
 
 def _task_context(setup: WorkerSetup) -> TaskContext:
-    spill = Path(tempfile.gettempdir())
+    spill = own_folder(Path(tempfile.gettempdir()), SPILL_PREFIX)
     context = new_context(setup.memory_bytes, spill, 1, setup.batch_rows, setup.spill_bytes_max)
     # One partition of a scan would read the files of all: with it tasks give rows several times.
     set_option(context, "execution.enable_file_stream_work_stealing", "false")
     if setup.bucket is not None and setup.s3 is not None:
         register_s3(context, setup.bucket, setup.s3)
-    return TaskContext(context)
+    return TaskContext(context, setup.output_bytes_max)

@@ -44,6 +44,8 @@ HELLO_SECONDS: Final = 30.0
 """The same for one that is started again; when none of them answers, Ray is let go, and joined anew."""
 PING_SECONDS: Final = 3.0
 """An actor lost from sight gets so long to say that it is there, before a statement goes on without it."""
+SILENT_SECONDS: Final = 30.0
+"""An actor that neither answers nor finishes a task for so long is given up, with the statements that wait for it."""
 STOP_SECONDS: Final = 2.0
 """An actor that does not answer so long after its tasks were cancelled is killed; Ray starts it again."""
 CONCURRENCY: Final = 64
@@ -81,6 +83,14 @@ class _Actor:
     handle: Any
     pid: int
     is_lost: bool = False
+    _asked: Future[Any] | None = None
+    _asked_at: float = 0.0
+
+    def silent_seconds(self, now: float) -> float:
+        """How long it has not answered what it was asked; then it is asked anew."""
+        if self._asked is None or self._asked.done():
+            self._asked, self._asked_at = self.handle.hello.remote().future(), now
+        return now - self._asked_at
 
 
 @dataclass(eq=False)
@@ -238,6 +248,7 @@ class RayWorkers:
             log.info("large queries run on Ray", address=session.address, workers=len(session.actors))
         lost = [actor for actor in session.actors if actor.is_lost]
         _ping(session, lost, PING_SECONDS)
+        _give_up_silent(session)
         if session.silent_since is None and session.actors and not session.able():
             _ping(session, session.actors, HELLO_SECONDS)
             if not session.able():
@@ -366,6 +377,10 @@ class _Run(_Waiting):
         self.actors = actors
         self.is_done = False
         self.pending = 0
+        self.given: frozenset[_Actor] = frozenset()
+        """Those that have tasks of it."""
+        self.moved_at = time.monotonic()
+        """When the last of its tasks was done."""
         self._stages = stages
         self._bytes_max = bytes_max
         self._refs: list[Any] = []
@@ -374,7 +389,8 @@ class _Run(_Waiting):
 
     async def result(self, began: Callable[[int], None]) -> Gathered:
         """Raises WorkersLost, TaskFailed."""
-        began(await asyncio.to_thread(self._submit))
+        self.given = await asyncio.to_thread(self._submit)
+        began(len(self.given))
         figures = await self._unless_lost(self._finish())
         last = self._stages.last
         inputs = await self._unless_lost(self._inputs(last))
@@ -388,10 +404,10 @@ class _Run(_Waiting):
             with contextlib.suppress(Exception):
                 self._session.ray.cancel(ref)
 
-    def _submit(self) -> int:
-        """Hand all tasks in; how many actors have some. Blocking. Raises TaskFailed."""
+    def _submit(self) -> frozenset[_Actor]:
+        """Hand all tasks in; the actors that have some. Blocking. Raises TaskFailed."""
         try:
-            return len(self._submit_all())
+            return frozenset(self._submit_all())
         except Exception as error:
             raise TaskFailed(f"its tasks could not be handed in: {error}") from error
 
@@ -429,6 +445,7 @@ class _Run(_Waiting):
             for done in asyncio.as_completed(waiting):
                 found.append(await done)
                 self.pending -= 1
+                self.moved_at = time.monotonic()
                 if sum(one.bytes for one in found) > self._bytes_max:
                     raise TaskFailed(f"its stages exchange more than ray.shuffle_bytes_max ({self._bytes_max} bytes)")
         finally:
@@ -477,6 +494,17 @@ def _ping(session: _Session, actors: Sequence[_Actor], seconds: float) -> None:
             actor.is_lost = False
         except Exception:  # noqa: BLE001 - whatever it is, the actor gets no task
             actor.is_lost = True
+
+
+def _give_up_silent(session: _Session) -> None:
+    """Let statements go on without a worker that is frozen: no process has ended, so Ray says nothing of it."""
+    now = time.monotonic()
+    running = list(session.running)
+    given = set[_Actor]().union(*(run.given for run in running))
+    silent = {actor for actor in given if actor.silent_seconds(now) >= SILENT_SECONDS}
+    for run in running:
+        if run.given & silent and now - run.moved_at >= SILENT_SECONDS:
+            run.lose(f"a worker did not answer for {SILENT_SECONDS:.0f} s")
 
 
 def _kill_silent(session: _Session, actors: Sequence[_Actor]) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.ownfolder import own_folder
 from nodes import machine
 from nodes.settings import SettingsError, set_environment
 from nodes.settings_kinds import AUTO, parse_address
@@ -37,6 +40,11 @@ JOINED: Final = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3600"}
 Not where Ray is started here: its own processes have it too then, and outlive a node that was killed by an hour."""
 
 
+SESSION_PREFIX: Final = "runnel-ray-"
+SYSTEM_FOLDER_CHARS_MAX: Final = 20
+"""Ray's sockets lie deep below it, and their paths may have a hundred characters."""
+
+
 def merges_on_ray(settings: Settings) -> bool:
     """Whether Ray workers are to merge files. On this machine the node's own process does it as well."""
     wanted, address = settings.compaction.on_ray, settings.ray.address
@@ -61,9 +69,11 @@ def worker_setup(settings: Settings) -> WorkerSetup:
 
     url = settings.store_url
     bucket = url.removeprefix("s3://").partition("/")[0] if url.startswith("s3://") else None
+    ray = settings.ray
     return WorkerSetup(
-        this_build(), settings.ray.worker_memory, settings.query.spill_bytes_max, bucket=bucket, s3=s3_options(settings)
-    )
+        this_build(), ray.worker_memory, ray.shuffle_bytes_max, settings.query.spill_bytes_max,
+        bucket=bucket, s3=s3_options(settings),
+    )  # fmt: skip
 
 
 class RayHead:
@@ -73,6 +83,7 @@ class RayHead:
         self._settings = settings
         self._address = settings.ray.address
         self._is_local = self._address == LOCAL
+        self._session: Path | None = None
 
     @property
     def label(self) -> str:
@@ -99,10 +110,22 @@ class RayHead:
             return {"address": self._address}
         return {
             "address": LOCAL,
+            "_temp_dir": str(self._session_folder()),
             "num_cpus": self._settings.ray.workers or machine.cpus_allowed(),
             "include_dashboard": False,
             "object_store_memory": self._settings.ray.object_memory,
         }
+
+    def _session_folder(self) -> Path:
+        """Where a Ray that is started here has its sockets, logs and spilled rows. Ray lets everybody write into its
+        folders, put a socket of their own in the place of one for example: so they are in one that only this user may
+        enter. Those of earlier sessions go."""
+        if self._session is not None:
+            shutil.rmtree(self._session, ignore_errors=True)
+        system = tempfile.gettempdir()
+        parent = Path(system if len(system) <= SYSTEM_FOLDER_CHARS_MAX else "/tmp")  # noqa: S108 - a new folder in it
+        self._session = own_folder(parent, SESSION_PREFIX)
+        return self._session / "r"  # of this one too it changes the permissions
 
     def _token_file(self) -> Path:
         given = self._settings.ray.token_file
@@ -110,8 +133,9 @@ class RayHead:
 
 
 def write_token(path: Path) -> None:
-    """A new token in a file that only this user reads."""
+    """A new token in a file that only this user reads; whole or not there, for an empty one would stay in the way."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(TOKEN_BYTES))
+    os.replace(name, path)

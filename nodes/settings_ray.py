@@ -37,7 +37,12 @@ class RaySettings:
     workers: int | None = setting(
         AUTO, optional(at_least(COUNT, 1), AUTO), "Worker processes, about 170 MB each. auto: the CPUs that Ray has."
     )
-    worker_memory: int = setting("512 MiB", at_least(SIZE, SIZE_MIN), "Memory for the tasks of one worker; they spill.")
+    worker_memory: int = setting(
+        "512 MiB",
+        at_least(SIZE, SIZE_MIN),
+        "Memory for the tasks of one worker; they spill, up to `query.spill_bytes_max`, into the system's folder for "
+        "temporary files.",
+    )
     object_memory: int = setting(
         "256 MiB", at_least(SIZE, 80 * SIZE_MIN), "Shared memory for what tasks hand on, where Ray is started here."
     )

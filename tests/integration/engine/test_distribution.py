@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from engine.ladder import Gathered
     from engine.stages import Stages
+    from storage.schema import DataFile
     from tests.harness.queries import Row
 
 FIELDS = {"a": TypeKind.INT64, "b": TypeKind.FLOAT64, "text": TypeKind.STRING}
@@ -152,6 +154,38 @@ def test_l25_l26_what_deletes_take_is_left_out_on_every_rung(world: World, ladde
     assert sorted_rows(found[2]) == sorted_rows([row for row in world.expected() if "a" in row])
 
 
+@LIMITS
+def test_a_union_has_the_types_that_fit_all_its_parts_on_every_rung(world: World, ladder: LadderLimits) -> None:
+    """DataFusion's planner says those of the first part: text that looks like a number is no number for that."""
+    world.add_file([{"time": t, "host": f"00{t}", "weight": 3} for t in range(9)], OTHER)
+    numbers, texts = "SELECT weight AS x FROM o WHERE weight = 2", "SELECT host FROM o WHERE host = '007'"
+    statements: dict[str, list[Row]] = {
+        f"{numbers} UNION ALL {texts}": [{"x": "2"}, {"x": "007"}],
+        f"{numbers} UNION SELECT 1.5 * weight FROM o WHERE weight IN (1, 2)": [{"x": 1.5}, {"x": 2.0}, {"x": 3.0}],
+    }
+    for statement, rows in statements.items():
+        workers = LocalWorkers()
+        (got,) = Held(world, workers, ladder).ask(statement)
+        assert sorted_rows(got) == sorted_rows(rows)
+        assert sorted_rows(world.ask(statement)) == sorted_rows(rows)
+        assert len(workers.runs) == 1
+
+
+@pytest.mark.parametrize("slots", [0, 3], ids=["here", "on workers"])
+def test_a_result_says_the_types_of_its_rows_before_they_come(world: World, slots: int) -> None:
+    async def main() -> None:
+        engine = Engine(str(world.folder), Held(world, LocalWorkers(), SHUFFLE).limits, workers=LocalWorkers(slots))
+        try:
+            stream = await world.start(engine, "SELECT a AS x FROM m WHERE a < 9 UNION ALL SELECT text FROM m")
+            batches = [batch async for batch in stream]
+            assert {tuple(batch.schema.types) for batch in batches} == {tuple(stream.schema.types)}
+            assert {tuple(batch.schema.names) for batch in batches} == {("x",)} == {tuple(stream.schema.names)}
+        finally:
+            await engine.close()
+
+    asyncio.run(main())
+
+
 def test_every_row_of_a_table_is_not_sent_to_workers_and_back(world: World) -> None:
     workers = LocalWorkers()
     (rows,) = Held(world, workers, SHUFFLE).ask("SELECT host, weight FROM o")
@@ -195,6 +229,33 @@ def test_a_task_that_fails_makes_the_statement_run_here(world: World) -> None:
     (rows,) = Held(world, workers, SHUFFLE).ask(GROUPED)
     assert sorted_rows(rows) == sorted_rows(world.ask(GROUPED))
     assert len(workers.runs) == 1
+
+
+def test_l16_files_that_went_away_while_workers_had_the_statement_are_no_empty_ones(world: World) -> None:
+    """It is planned once more where it runs after all: DataFusion then takes a file that is not there for empty."""
+
+    class Overtaken(LocalWorkers):
+        async def run(self, stages: Stages, began: Callable[[int], None]) -> Gathered:
+            for part in range(3):
+                files = world.part(TABLE, part).files
+                files[:] = [moved(world, file) for file in files]
+            world.sequence += 1
+            return await super().run(stages, began)
+
+    wanted = world.ask(GROUPED)
+    workers = Overtaken(failure=REFUSED)
+    (rows,) = Held(world, workers, SHUFFLE).ask(GROUPED)
+    assert sorted_rows(rows) == sorted_rows(wanted)
+    assert len(workers.runs) > 1, "over a new snapshot"
+
+
+def moved(world: World, file: DataFile) -> DataFile:
+    """The same rows under another name, as after a merge; the old one is collected. Twice moved it keeps its name."""
+    if file.path.startswith("data/new-"):
+        return file
+    path = f"data/new-{file.path.rpartition('/')[2]}"
+    (world.folder / file.path).rename(world.folder / path)
+    return dataclasses.replace(file, path=path)
 
 
 async def place(held: Held, workers: LocalWorkers, statement: str) -> tuple[str | None, int]:

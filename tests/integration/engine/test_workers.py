@@ -10,12 +10,18 @@ import dataclasses
 import importlib.util
 import itertools
 import os
+import secrets
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -23,9 +29,11 @@ import pytest
 
 import engine.workers
 from engine.ladder import OPTIONS, Rung, TaskFailed, WorkersLost
+from engine.stages import CannotBeCut
+from engine.tasks import TaskFigures
 from engine.worker import RUNAWAY_EXIT, ForeignWorker, QueryWorker, Runaway, WorkerSetup, this_build
-from engine.workers import RayWorkers
-from nodes.rayhead import RayHead, new_workers
+from engine.workers import SILENT_SECONDS, RayWorkers, _Actor, _give_up_silent
+from nodes.rayhead import RayHead, new_workers, worker_setup, write_token
 from tests.harness.ports import free_port
 from tests.harness.raydriver import (
     ENDLESS,
@@ -45,7 +53,6 @@ from tests.harness.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from datafusion import SessionContext
 
@@ -147,6 +154,22 @@ def test_workers_killed_in_mid_query_change_no_answer(context: SessionContext, w
     is_as_in_one_process(context, workers)
 
 
+def test_a_frozen_worker_is_done_without(
+    context: SessionContext, workers: RayWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process has not ended, so Ray waits for it."""
+    monkeypatch.setattr(engine.workers, "SILENT_SECONDS", 2.0)
+    started(workers)
+    frozen, _ = actors()
+    os.kill(frozen.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert asyncio.run(read(source_of(context, workers, QUICK))) == context.sql(QUICK).to_pylist()
+    assert time.monotonic() - began < 20.0
+    eventually(lambda: frozen.pid not in {process.pid for process in actors()}, "it is killed", 30.0)
+    started(workers)
+    is_as_in_one_process(context, workers)
+
+
 def test_the_head_killed_in_mid_query_changes_no_answer_and_comes_back(
     context: SessionContext, workers: RayWorkers
 ) -> None:
@@ -204,6 +227,40 @@ def test_nothing_of_ray_listens_beyond_this_machine(workers: RayWorkers) -> None
     assert set(addresses) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
+def test_nobody_else_reaches_the_sockets_of_ray(workers: RayWorkers) -> None:
+    """Whoever may write where they are can put another in the place of one: workers believe what comes through it."""
+    started(workers)
+    sockets = {
+        Path(str(connection.laddr)).parent
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]
+        for connection in process.net_connections("unix")
+        if "session_" in str(connection.laddr)
+    }
+    assert sockets
+    for folder in sockets:
+        modes = [stat.S_IMODE(above.stat().st_mode) for above in folder.parents]
+        assert 0o700 in modes
+
+
+@pytest.mark.parametrize("length", [8, 40])
+def test_a_session_has_a_folder_that_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """Below the system's folder for temporary files, unless the paths of sockets would be too long there."""
+    system = Path("/tmp", secrets.token_hex(8))
+    system = system.with_name(system.name[:length].ljust(length, "x"))
+    system.mkdir()
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(tempfile, "tempdir", str(system))
+    try:
+        head = RayHead(make_settings(tmp_path))
+        first, second = (Path(head.prepare()["_temp_dir"]).parent for _ in range(2))
+        assert first != second
+        assert second.parent == (system if length < 10 else Path("/tmp"))
+        assert (first.exists(), stat.S_IMODE(second.stat().st_mode)) == (False, 0o700)
+        shutil.rmtree(second)
+    finally:
+        shutil.rmtree(system)
+
+
 def test_the_token_is_in_the_data_folder_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())
     head = RayHead(make_settings(tmp_path, token_file=""))
@@ -214,6 +271,19 @@ def test_the_token_is_in_the_data_folder_and_nobody_elses(tmp_path: Path, monkey
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     head.prepare()
     assert token.read_text() == first
+    assert [path.name for path in tmp_path.iterdir()] == ["ray-token"]
+
+
+def test_a_token_that_could_not_be_written_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty file would be taken for one for ever."""
+
+    def fails(bytes: int) -> str:
+        raise OSError(f"no {bytes} bytes")
+
+    monkeypatch.setattr(secrets, "token_hex", fails)
+    with pytest.raises(OSError, match="no 32 bytes"):
+        write_token(tmp_path / "token")
+    assert not (tmp_path / "token").exists()
 
 
 # -- without a cluster -----------------------------------------------------------------------------------
@@ -237,6 +307,35 @@ def test_nothing_is_started_before_somebody_asks(tmp_path: Path) -> None:
     asyncio.run(made.aclose())
 
 
+@pytest.mark.parametrize(("answers", "moves", "is_lost"), [(0, 0, True), (1, 0, False), (0, 1, False), (1, 1, False)])
+def test_a_worker_that_answers_or_finishes_tasks_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, answers: bool, moves: bool, is_lost: bool
+) -> None:
+    now, lost = 100.0, list[str]()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def ask() -> SimpleNamespace:
+        future = Future[None]()
+        if answers:
+            future.set_result(None)
+        return SimpleNamespace(future=lambda: future)
+
+    def actor() -> _Actor:
+        return _Actor(SimpleNamespace(hello=SimpleNamespace(remote=ask)), 1)
+
+    run = SimpleNamespace(given={actor(), actor()}, moved_at=now, lose=lost.append)
+    other = SimpleNamespace(given={_Actor(run.given.copy().pop().handle, 2)}, moved_at=now + 99, lose=lost.append)
+    session: Any = SimpleNamespace(running={id(run): run, id(other): other}.values())
+    for _ in range(8):
+        _give_up_silent(session)
+        assert not lost
+        now += SILENT_SECONDS / 8
+        run.moved_at = now if moves else run.moved_at
+    _give_up_silent(session)
+    assert bool(lost) == is_lost
+    assert len(lost) <= 1
+
+
 def test_a_port_without_a_ray_head_costs_no_query(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         head = RayHead(make_settings(tmp_path, f"127.0.0.1:{listening.getsockname()[1]}"))
@@ -252,6 +351,35 @@ def test_a_worker_of_another_build_serves_nothing(context: SessionContext) -> No
         with pytest.raises(ForeignWorker):
             asyncio.run(worker.run(task, []))
         assert asyncio.run(worker.hello()) == (os.getpid(), own)
+
+
+def test_what_a_task_hands_on_is_bounded_while_it_is_made(context: SessionContext) -> None:
+    """It is kept in memory until the task is done."""
+    task = stages_of(context, "SELECT v FROM t WHERE v >= 0").tasks(0)[0]
+
+    def run(output_bytes_max: int) -> int:
+        setup = WorkerSetup(this_build(), 2**26, output_bytes_max, batch_rows=100, owns_process=False)
+        figures, _ = asyncio.run(QueryWorker(setup).run(task, []))
+        assert isinstance(figures, TaskFigures)
+        return figures.bytes
+
+    size = run(2**20)
+    assert run(size) == size
+    with pytest.raises(CannotBeCut, match=f"more than {size // 2} bytes .ray.shuffle_bytes_max"):
+        run(size // 2)
+
+
+def test_workers_are_told_the_limits_of_the_settings(tmp_path: Path) -> None:
+    setup = worker_setup(make_settings(tmp_path, worker_memory=2**27, shuffle_bytes_max=2**21))
+    assert (setup.memory_bytes, setup.output_bytes_max, setup.spill_bytes_max) == (2**27, 2**21, 10 * 2**30)
+
+
+def test_a_task_that_would_hand_on_terabytes_ends_at_once(context: SessionContext) -> None:
+    stages = stages_of(context, "SELECT v FROM t UNION ALL SELECT value FROM range(0, 1000000000000)")
+    task = stages.tasks(0)[-1]
+    setup = WorkerSetup(this_build(), 2**26, 2**20, owns_process=False)
+    with pytest.raises(CannotBeCut, match="hands on more"):
+        asyncio.run(QueryWorker(setup).run(task, []))
 
 
 def test_a_runaway_is_told_by_its_cpu_and_by_whom_it_works_for() -> None:
