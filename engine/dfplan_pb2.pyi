@@ -199,6 +199,7 @@ class PhysicalPlanNode(_message.Message):
     UNION_FIELD_NUMBER: _builtins.int
     SORT_PRESERVING_MERGE_FIELD_NUMBER: _builtins.int
     NESTED_LOOP_JOIN_FIELD_NUMBER: _builtins.int
+    ANALYZE_FIELD_NUMBER: _builtins.int
     INTERLEAVE_FIELD_NUMBER: _builtins.int
     PLACEHOLDER_ROW_FIELD_NUMBER: _builtins.int
     UNNEST_FIELD_NUMBER: _builtins.int
@@ -243,6 +244,8 @@ class PhysicalPlanNode(_message.Message):
     @_builtins.property
     def nested_loop_join(self) -> Global___NestedLoopJoinNode: ...
     @_builtins.property
+    def analyze(self) -> Global___AnalyzeNode: ...
+    @_builtins.property
     def interleave(self) -> Global___UnionNode: ...
     @_builtins.property
     def placeholder_row(self) -> Global___LeafNode: ...
@@ -282,6 +285,7 @@ class PhysicalPlanNode(_message.Message):
         union: Global___UnionNode | None = ...,
         sort_preserving_merge: Global___SortPreservingMergeNode | None = ...,
         nested_loop_join: Global___NestedLoopJoinNode | None = ...,
+        analyze: Global___AnalyzeNode | None = ...,
         interleave: Global___UnionNode | None = ...,
         placeholder_row: Global___LeafNode | None = ...,
         unnest: Global___UnnestNode | None = ...,
@@ -292,11 +296,11 @@ class PhysicalPlanNode(_message.Message):
         scalar_subquery: Global___ScalarSubqueryNode | None = ...,
         exchange: Global___ExchangeNode | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "coalesce_batches", b"coalesce_batches", "cooperative", b"cooperative", "cross_join", b"cross_join", "empty", b"empty", "exchange", b"exchange", "filter", b"filter", "generate_series", b"generate_series", "global_limit", b"global_limit", "hash_join", b"hash_join", "interleave", b"interleave", "kind", b"kind", "local_limit", b"local_limit", "memory_scan", b"memory_scan", "merge", b"merge", "nested_loop_join", b"nested_loop_join", "parquet_scan", b"parquet_scan", "placeholder_row", b"placeholder_row", "projection", b"projection", "repartition", b"repartition", "scalar_subquery", b"scalar_subquery", "sort", b"sort", "sort_merge_join", b"sort_merge_join", "sort_preserving_merge", b"sort_preserving_merge", "union", b"union", "unnest", b"unnest", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "analyze", b"analyze", "coalesce_batches", b"coalesce_batches", "cooperative", b"cooperative", "cross_join", b"cross_join", "empty", b"empty", "exchange", b"exchange", "filter", b"filter", "generate_series", b"generate_series", "global_limit", b"global_limit", "hash_join", b"hash_join", "interleave", b"interleave", "kind", b"kind", "local_limit", b"local_limit", "memory_scan", b"memory_scan", "merge", b"merge", "nested_loop_join", b"nested_loop_join", "parquet_scan", b"parquet_scan", "placeholder_row", b"placeholder_row", "projection", b"projection", "repartition", b"repartition", "scalar_subquery", b"scalar_subquery", "sort", b"sort", "sort_merge_join", b"sort_merge_join", "sort_preserving_merge", b"sort_preserving_merge", "union", b"union", "unnest", b"unnest", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "coalesce_batches", b"coalesce_batches", "cooperative", b"cooperative", "cross_join", b"cross_join", "empty", b"empty", "exchange", b"exchange", "filter", b"filter", "generate_series", b"generate_series", "global_limit", b"global_limit", "hash_join", b"hash_join", "interleave", b"interleave", "kind", b"kind", "local_limit", b"local_limit", "memory_scan", b"memory_scan", "merge", b"merge", "nested_loop_join", b"nested_loop_join", "parquet_scan", b"parquet_scan", "placeholder_row", b"placeholder_row", "projection", b"projection", "repartition", b"repartition", "scalar_subquery", b"scalar_subquery", "sort", b"sort", "sort_merge_join", b"sort_merge_join", "sort_preserving_merge", b"sort_preserving_merge", "union", b"union", "unnest", b"unnest", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "analyze", b"analyze", "coalesce_batches", b"coalesce_batches", "cooperative", b"cooperative", "cross_join", b"cross_join", "empty", b"empty", "exchange", b"exchange", "filter", b"filter", "generate_series", b"generate_series", "global_limit", b"global_limit", "hash_join", b"hash_join", "interleave", b"interleave", "kind", b"kind", "local_limit", b"local_limit", "memory_scan", b"memory_scan", "merge", b"merge", "nested_loop_join", b"nested_loop_join", "parquet_scan", b"parquet_scan", "placeholder_row", b"placeholder_row", "projection", b"projection", "repartition", b"repartition", "scalar_subquery", b"scalar_subquery", "sort", b"sort", "sort_merge_join", b"sort_merge_join", "sort_preserving_merge", b"sort_preserving_merge", "union", b"union", "unnest", b"unnest", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["parquet_scan", "empty", "projection", "global_limit", "local_limit", "aggregate", "hash_join", "sort", "coalesce_batches", "filter", "merge", "repartition", "window", "cross_join", "union", "sort_preserving_merge", "nested_loop_join", "interleave", "placeholder_row", "unnest", "cooperative", "generate_series", "sort_merge_join", "memory_scan", "scalar_subquery", "exchange"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["parquet_scan", "empty", "projection", "global_limit", "local_limit", "aggregate", "hash_join", "sort", "coalesce_batches", "filter", "merge", "repartition", "window", "cross_join", "union", "sort_preserving_merge", "nested_loop_join", "analyze", "interleave", "placeholder_row", "unnest", "cooperative", "generate_series", "sort_merge_join", "memory_scan", "scalar_subquery", "exchange"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -561,9 +565,29 @@ class FileRange(_message.Message):
 Global___FileRange: _TypeAlias = FileRange  # noqa: Y015
 
 @_typing.final
-class ScalarSubqueryNode(_message.Message):
-    """Only for what its inputs hold (engine/onescan.py): a plan that has one is not cut into stages."""
+class AnalyzeNode(_message.Message):
+    """These two only for what their inputs hold (engine/onescan.py): a plan that has one is not cut into stages."""
 
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def input(self) -> Global___PhysicalPlanNode: ...
+    def __init__(
+        self,
+        *,
+        input: Global___PhysicalPlanNode | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnalyzeNode: _TypeAlias = AnalyzeNode  # noqa: Y015
+
+@_typing.final
+class ScalarSubqueryNode(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INPUT_FIELD_NUMBER: _builtins.int

@@ -85,6 +85,8 @@ def _unions(root: pb.PhysicalPlanNode) -> Iterator[tuple[pb.PhysicalPlanNode, in
 
 def _below(node: pb.PhysicalPlanNode) -> Sequence[pb.PhysicalPlanNode]:
     kind = node.WhichOneof("kind")
+    if kind == "analyze":
+        return [node.analyze.input]
     if kind == "scalar_subquery":
         return [node.scalar_subquery.input, *node.scalar_subquery.subqueries]
     return [] if kind is None else inputs(node)

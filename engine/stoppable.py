@@ -30,7 +30,7 @@ JOINS: Final = frozenset({9, 16, 22, 34})
 """hash_join, cross_join, nested_loop_join, sort_merge_join."""
 CHILDREN: Final[dict[int, tuple[int, ...]]] = {
     4: (1,), 6: (1,), 7: (1,), 8: (4,), 9: (1, 2), 10: (1,), 11: (1,), 12: (1,), MERGE: (1,), 14: (1,), 15: (1,),
-    16: (1, 2), 19: (1,), 21: (1,), 22: (1, 2), 26: (1,), 30: (1,), COOPERATIVE: (1,), 34: (1, 2),
+    16: (1, 2), 19: (1,), 21: (1,), 22: (1, 2), 23: (3,), 26: (1,), 30: (1,), COOPERATIVE: (1,), 34: (1, 2),
 }  # fmt: skip
 """Where each kind of node has its children; a kind that is missing here and has children is left as it is."""
 TAILS_BYTES_MAX: Final = 8 * 2**20
