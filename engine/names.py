@@ -55,7 +55,7 @@ _NOT_PLAIN: Final = frozenset(_NOT_PLAIN_WORDS.split())
 """Next to one of these a comparison in the WHERE clause may not hold for every row, or not of the table."""
 CHANGES: Final = frozenset({"insert", "update", "delete", "truncate"})
 _BEFORE_TARGET: Final = frozenset({"into", "from", "table"})
-_AFTER_WHERE: Final = frozenset({"group", "order", "limit", "having", "offset"})
+_AFTER_WHERE: Final = frozenset({"group", "order", "limit", "having", "offset", "qualify", "window"})
 DESCRIBING: Final = frozenset({"show", "describe", "desc"})
 INFORMATION_SCHEMA: Final = "information_schema"
 STATEMENT_CHARS_MAX: Final = 2**20
@@ -266,11 +266,13 @@ def _conjuncts(found: Sequence[Token]) -> list[list[Token]]:
     """The conditions of a WHERE clause without OR."""
     conditions: list[list[Token]] = [[]]
     depth = 0
-    for token in found:
+    for token, after in itertools.zip_longest(found, found[1:]):
         depth += (token.text in "([{") - (token.text in ")]}") if token.kind == "symbol" else 0
         word = token.text.lower() if token.kind == "word" and depth == 0 else ""
         if word in _AFTER_WHERE or (token.text == ";" and token.kind == "symbol"):
             break
+        if after is not None and (token.text, after.text) == ("|", ">"):
+            break  # what a pipe does with the rows
         if word == "and":
             conditions.append([])
         else:

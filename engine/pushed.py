@@ -93,6 +93,20 @@ def time_range(conditions: Sequence[str], qualifier: str) -> Range:
     return low, high
 
 
+def constants(conditions: Sequence[Expr | str]) -> dict[str, Expr]:
+    """Columns that have to equal a constant, by their names."""
+    found: dict[str, Expr] = {}
+    for condition in conditions:
+        if isinstance(condition, str) or condition.variant_name() != "BinaryExpr":
+            continue
+        left, right = condition.rex_call_operands()
+        if condition.rex_call_operator() != "=":
+            continue
+        if left.variant_name() == "Column" and right.variant_name() == "Literal":
+            found[left.to_variant().name()] = right
+    return found
+
+
 def _touches_only(condition: Expr, names: Collection[str], qualifier: str) -> bool:
     """Whether a condition is known to refer to `names` only: what its text and its tree say must agree."""
     found = _columns(condition)

@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from engine import viewsql
 from engine.deletedrows import divided, without_deleted
-from engine.filescans import Place, file_schema, place_of, scan, union
+from engine.filescans import Place, file_schema, opaque, place_of, scan, union
 from engine.layers import Span, levels, split
-from engine.pushed import TIMES, Pushed, probe_name
+from engine.pushed import TIMES, Pushed, constants, probe_name
 from engine.session import CATALOG, LAYERS_SCHEMA
 from engine.viewsql import Frame
 from storage.cutoffs import higher
@@ -34,7 +34,7 @@ from storage.schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from datafusion import DataFrame, Expr, SessionContext
     from datafusion.catalog import Table as Provider
@@ -286,30 +286,39 @@ class _Builder:
         if len(found) > JOINS_MAX:
             has_ops = has_ops or self._table.default_op is not Op.PATCH
             frames = [self._merge_frame(level, ranges, _Own(offset=True, op=has_ops)) for level in found]
-            text = viewsql.group_layers(self._table, frames, has_ops)
+            text, is_patched = viewsql.group_layers(self._table, frames, has_ops), False
         else:
             found, has_keys = self._with_keys(found)
             frames = [self._merge_frame(level, ranges, _Own(op=has_ops, keys=has_keys)) for level in found]
             text = viewsql.join_layers(self._table, frames, has_ops, has_keys)
-        self._parts.append(self._hidden(self._context.sql(text)))
+            is_patched = not all(frame.is_whole for frame in frames[:-1])
+        self._parts.append(self._hidden(self._context.sql(text), is_patched))
 
-    def _hidden(self, merged: DataFrame) -> DataFrame:
-        """Merged rows with their keys hidden from the optimizer, if conditions on them are in the layers already.
+    def _hidden(self, merged: DataFrame, is_patched: bool) -> DataFrame:
+        """Merged rows with columns hidden from the optimizer, which makes mistakes with conditions on them.
 
-        DataFusion 55 takes `host = 'a' AND 'a' = host` for a contradiction where strings or times are compared, and
-        pushes a statement's own conditions down to ours. The greatest of one value is that value, at no cost.
+        Keys, where our own conditions on them are in the layers already: DataFusion 55 takes `host = 'a' AND 'a' =
+        host` for a contradiction where strings or times are compared, and pushes a statement's own conditions down to
+        ours. The greatest of one value is that value; what equals a constant is that, and the condition is gone. All
+        columns of patched rows, which are computed of those of two sides: see `opaque`.
         """
         from datafusion import col, functions
 
-        if self._pushed is None or not self._pushed.conditions:
+        conditions = () if self._pushed is None else self._pushed.conditions
+        if not conditions and not is_patched:
             return merged
-        hidden = {column.name for column in viewsql.keys(self._table)}
-        items = [
-            functions.greatest(column).alias(name) if name in hidden else column
-            for name in merged.schema().names
-            for column in (col(viewsql.quote(name)),)
-        ]
-        return merged.select(*items)
+        known = constants(conditions)
+        keys = {column.name for column in viewsql.keys(self._table)}
+
+        def item(name: str) -> Expr:
+            column = col(viewsql.quote(name))
+            if name in known:
+                return known[name].alias(name)
+            if is_patched:
+                return opaque(column).alias(name)
+            return functions.greatest(column).alias(name) if name in keys else column
+
+        return merged.select(*map(item, merged.schema().names))
 
     def _with_keys(self, found: list[list[_Layer]]) -> tuple[list[list[_Layer]], bool]:
         """The levels with the keys of tails, if then all layers have them; else as they are."""
@@ -327,7 +336,7 @@ class _Builder:
 
     def _merge_frame(self, level: Sequence[_Layer], ranges: Sequence[Range], own: _Own) -> Frame:
         limits = [] if all(layer.is_within(ranges) for layer in level) else ranges
-        parts = [self._shown(frame, names, limits, own) for frame, names in self._level_rows(level, own.keys)]
+        parts = [self._shown(frame, schema, limits, own) for frame, schema in self._level_rows(level, own.keys)]
         frame = union(parts)
         if self._pushed is not None:
             frame = frame.alias(self._pushed.qualifier)
@@ -335,10 +344,10 @@ class _Builder:
                 frame = frame.filter(condition)
         return Frame(self._name(frame), all(layer.is_whole(self._table) for layer in level))
 
-    def _level_rows(self, level: Sequence[_Layer], with_keys: bool) -> list[tuple[DataFrame, Collection[str]]]:
+    def _level_rows(self, level: Sequence[_Layer], with_keys: bool) -> list[tuple[DataFrame, pa.Schema]]:
         """The rows of layers that share no key; files of one kind are one scan, as far as deletes leave them whole."""
         plain: dict[bool, list[DataFile]] = {}
-        found: list[tuple[DataFrame, Collection[str]]] = []
+        found: list[tuple[DataFrame, pa.Schema]] = []
         for layer in level:
             if isinstance(layer.source, pa.RecordBatch) or layer.deletes:
                 found.append(self._rows(layer, with_keys, merges=True))
@@ -346,7 +355,7 @@ class _Builder:
                 plain.setdefault(layer.has_ops, []).append(layer.source)
         for has_ops, files in plain.items():
             schema = file_schema(self._table, has_ops, with_keys)
-            found += [(frame, schema.names) for frame in self._scans(schema, files)]
+            found += [(frame, schema) for frame in self._scans(schema, files)]
         return found
 
     def _finished_parts(self) -> list[DataFrame]:
@@ -356,30 +365,27 @@ class _Builder:
         """
         schema = file_schema(self._table)
         for tail_schema, batches in self._whole_tails.items():
-            self._parts.append(self._shown(self._context.read_batches(batches), tail_schema.names, []))
+            self._parts.append(self._shown(self._context.read_batches(batches), tail_schema, []))
         frames = self._scans(schema, self._whole)
-        self._parts[:0] = [self._shown(frame, schema.names, []) for frame in frames]
+        self._parts[:0] = [self._shown(frame, schema, []) for frame in frames]
         if not self._parts:
-            self._parts.append(
-                self._shown(self._context.read_batch(pa.RecordBatch.from_pylist([], schema)), schema.names, [])
-            )
+            nothing = self._context.read_batch(pa.RecordBatch.from_pylist([], schema))
+            self._parts.append(self._shown(nothing, schema, []))
         return self._parts
 
-    def _rows(
-        self, layer: _Layer, with_keys: bool = False, *, merges: bool = False
-    ) -> tuple[DataFrame, Collection[str]]:
-        """A layer's rows, without those that range deletes take, and the storage names that it has."""
+    def _rows(self, layer: _Layer, with_keys: bool = False, *, merges: bool = False) -> tuple[DataFrame, pa.Schema]:
+        """A layer's rows, without those that range deletes take, by storage names, and its schema."""
         source = layer.source
         if isinstance(source, pa.RecordBatch):
             rows = self._needed(source, merges)
-            return self._context.read_batches(_slices(rows)), rows.schema.names
+            return self._context.read_batches(_slices(rows)), rows.schema
         schema = file_schema(self._table, source.has_ops, with_keys)
         (frame,) = self._scans(schema, [source])
         if layer.deletes:
             if layer.deletes not in self._divided:  # files mostly have the same ones
                 self._divided[layer.deletes] = divided(layer.deletes)
             frame = without_deleted(self._context, self._table, frame, self._divided[layer.deletes])
-        return frame, schema.names
+        return frame, schema
 
     def _needed(self, tail: pa.RecordBatch, merges: bool = False) -> pa.RecordBatch:
         """A tail without the columns that nobody looks at: a merge looks at keys, and at what is ours.
@@ -415,7 +421,7 @@ class _Builder:
     def _shown(
         self,
         frame: DataFrame,
-        present: Collection[str],
+        schema: pa.Schema,
         ranges: Sequence[Range],
         own: _Own | None = None,
     ) -> DataFrame:
@@ -427,10 +433,10 @@ class _Builder:
 
         if ranges:
             frame = frame.filter(viewsql.in_ranges(self._table, ranges))
-        names = frozenset(present)  # not a list: ten thousand look-ups in ten thousand names took seconds
-        items = [_value(column, names).alias(column.name) for column in viewsql.shown(self._table)]
+        types = dict(zip(schema.names, schema.types, strict=True))  # ten thousand look-ups in a list took seconds
+        items = [_value(column, types).alias(column.name) for column in viewsql.shown(self._table)]
         if own is not None and own.op:
-            items.append(_op(self._table, names).alias(OP_COLUMN))
+            items.append(_op(self._table, types).alias(OP_COLUMN))
         if own is not None and own.keys:
             items.append(col(viewsql.SERIES))
             items.append(functions.arrow_cast(col(viewsql.KEY), "BinaryView").alias(KEY_COLUMN))
@@ -452,14 +458,16 @@ class _Builder:
         return [(max(low, cutoff), high) for low, high in ranges if high >= cutoff]
 
 
-def _value(column: Column, present: Collection[str]) -> Expr:
+def _value(column: Column, types: Mapping[str, pa.DataType]) -> Expr:
     """The column's value in a layer, as strings that DataFusion compares fastest, or NULL of its type."""
     from datafusion import col, functions, lit
 
-    if column.storage_name not in present:
+    if column.storage_name not in types:
         return functions.arrow_cast(lit(None), viewsql.SQL_TYPES[column.kind])
     value = col(viewsql.quote(column.storage_name))
-    return functions.arrow_cast(value, "Utf8View") if column.kind is TypeKind.STRING else value
+    if column.kind is not TypeKind.STRING or types[column.storage_name] == pa.string_view():
+        return value
+    return opaque(functions.arrow_cast(value, "Utf8View"))
 
 
 def _is_needed(name: str, column: Column | None, columns: Collection[str], merges: bool) -> bool:

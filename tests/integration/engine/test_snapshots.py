@@ -155,6 +155,44 @@ def test_files_outside_of_the_asked_time_are_not_planned(tmp_path: Path) -> None
     assert world.ask("SELECT count(*) AS n FROM cpu") == [{"n": len(world.expected())}]
 
 
+def test_conditions_that_come_after_where_leave_no_file_out(tmp_path: Path) -> None:
+    """Windows and pipes see rows that these conditions do not let through."""
+    world = World(tmp_path)
+    world.add_file(points(range(5), 1))
+    world.add_file(points(range(5, 10), 2))
+    late = "time >= '1970-01-01T00:00:00.000000005Z'"
+    number = "row_number() OVER (ORDER BY time)"
+    numbered = f"SELECT time, {number} AS n FROM cpu WHERE usage > 0 QUALIFY {number} <= 7 AND {late}"
+    assert sorted_rows(world.ask(numbered)) == [{"time": 5, "n": 6}, {"time": 6, "n": 7}]
+    assert len(world.ask(f"SELECT * FROM cpu WHERE usage > 0 |> EXTEND usage = 1 AND {late}")) == 10
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("form", ["files", "tail", "tail alone", "ops"])
+def test_a_column_that_must_have_one_value_may_be_sorted_by(tmp_path: Path, is_whole: bool, form: str) -> None:
+    """DataFusion 55 leaves it out of the sort, and where it is computed later it refused its own plan."""
+    fields = {"usage": TypeKind.INT64} | ({} if is_whole else {"idle": TypeKind.INT64})
+    world = World(tmp_path, make_table(tags=("host", "rack"), fields=fields))
+    if form != "tail alone":
+        world.add_file(points(range(9), 1))
+        world.add_file(points(range(5, 15), 2))
+    if form != "files":
+        op: Row = {OP_COLUMN: Op.PUT.code} if form == "ops" else {}
+        world.add_tail([row | op | {"rack": "r"} for row in points(range(20), 4)] + points(range(3), 4))
+    conditions = "host = 'a' AND usage = 4 AND (rack IS NULL OR rack > 'a')"
+    wanted = [r for r in world.expected() if r["usage"] == 4]
+    twice = "cpu AS c JOIN cpu AS d ON c.time = d.time AND c.rack IS NOT DISTINCT FROM d.rack"
+    for statement in (
+        f"SELECT host, time FROM cpu WHERE {conditions} ORDER BY time, host, rack",
+        f"SELECT host, time, usage FROM cpu WHERE {conditions} ORDER BY usage, time",
+        f"SELECT host, time, lag(time) OVER (PARTITION BY host ORDER BY usage, time) FROM cpu WHERE {conditions}",
+        f"SELECT c.host, c.time FROM {twice} WHERE c.host = 'a' AND c.usage = 4 ORDER BY c.host, c.usage, c.time",
+    ):
+        assert len(world.ask(statement)) == len(wanted), statement
+    grouped = f"SELECT host, usage, count(*) AS n FROM cpu WHERE {conditions} GROUP BY host, usage ORDER BY usage, host"
+    assert world.ask(grouped) == ([{"host": "a", "usage": 4, "n": len(wanted)}] if wanted else [])
+
+
 def test_a_table_that_stands_in_a_statement_twice_is_right_too(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.add_file(points(range(20), 1))
