@@ -24,15 +24,18 @@ from engine.errors import (
     QueryTooLarge,
     TooManyQueries,
 )
+from engine.running import Phase
 from storage.errors import SnapshotTooOld
 from storage.schema import TypeKind
 from tests.harness.queries import World, make_table, sorted_rows
+from tests.harness.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from engine.engine import Engine
+    from engine.planner import PlanRequest, Started
     from storage.schema import Table, TableSnapshot
 
 ENDLESS = "SELECT sum(value) FROM generate_series(1, 1000000000000) WHERE value % 7 = 3"
@@ -188,6 +191,51 @@ def test_queries_beyond_the_limits_wait_or_are_refused(world: World) -> None:
         await second.aclose()
 
     world.run(ask, queries_max=1, waiting_max=1)
+
+
+def test_where_nobody_may_wait_a_query_runs_all_the_same(world: World) -> None:
+    async def ask(engine: Engine) -> None:
+        first = await world.start(engine, ROWS)
+        with pytest.raises(TooManyQueries, match="1 queries run and 0 wait"):
+            await world.start(engine, "SELECT 1")
+        await first.aclose()
+        assert await world.rows(engine, "SELECT 1 AS x") == [{"x": 1}]
+
+    world.run(ask, queries_max=1, waiting_max=0)
+
+
+@pytest.mark.parametrize("end", [QueryTimeout, asyncio.CancelledError])
+def test_a_plan_that_nobody_waits_for_keeps_its_place_until_it_is_made(
+    world: World, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    """Its thread works on: with the place given back there would be ever more of them."""
+    gate = threading.Event()
+
+    async def ask(engine: Engine) -> None:
+        real = engine._planner.start
+
+        def start(request: PlanRequest) -> Started:
+            assert gate.wait(30.0)
+            return real(request)
+
+        monkeypatch.setattr(engine._planner, "start", start)
+        limit = 0.2 if end is QueryTimeout else 20.0
+        planned = asyncio.ensure_future(world.start(engine, "SELECT 1 AS x", timeout_seconds=limit))
+        await until(lambda: [view.phase for view in engine.running.views()] == [Phase.PLANNING])
+        if end is asyncio.CancelledError:
+            await asyncio.sleep(0.1)  # until the thread has it
+            planned.cancel()
+        with pytest.raises(end):
+            await planned
+        with pytest.raises(TooManyQueries):
+            await world.start(engine, "SELECT 1", timeout_seconds=0.1)
+        gate.set()
+        assert await world.rows(engine, "SELECT 1 AS x") == [{"x": 1}]
+
+    try:
+        world.run(ask, queries_max=1)
+    finally:
+        gate.set()
 
 
 def test_places_are_given_back_by_every_way_out(world: World) -> None:
