@@ -21,6 +21,7 @@ from engine.errors import EngineError, InvalidParameter, InvalidStatement, NotSu
 from engine.files import FileRoot, FileTables
 from engine.ladder import Rung
 from engine.materialized import Materialized, state_of, unfolded_of
+from engine.misread import refuse_misread
 from engine.scans import scan_conditions, scan_counts
 from engine.session import (
     CATALOG,
@@ -226,6 +227,7 @@ class Planner:
             context, views = self._shared()
             self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
             named = _Naming(context, views, request, inputs).named()
+            refuse_misread(context, named.frame, request.statement)
             return dataclasses.replace(named, offer=self._offer(named, request, _bytes(inputs.tails)))
 
     def _unfolded(self, view: ViewSnapshots, tails: Mapping[int, Tails], lease: Lease) -> Unfolded:
