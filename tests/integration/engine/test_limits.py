@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from engine.engine import Engine, EngineLimits
 from engine.errors import (
     EngineError,
     QueryCancelled,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from engine.engine import Engine
     from engine.planner import PlanRequest, Started
     from storage.schema import Table, TableSnapshot
 
@@ -191,6 +191,27 @@ def test_queries_beyond_the_limits_wait_or_are_refused(world: World) -> None:
         await second.aclose()
 
     world.run(ask, queries_max=1, waiting_max=1)
+
+
+def test_of_memory_and_disk_each_query_has_its_part(tmp_path: Path) -> None:
+    def parts(query_bytes_max: int) -> tuple[int, int]:
+        limits = EngineLimits(memory_bytes=100, query_bytes_max=query_bytes_max, spill_bytes_max=30, queries_max=3)
+        found = Engine(str(tmp_path), limits)._planner._limits
+        return found.query_bytes_max, found.query_spill_bytes_max
+
+    assert parts(50) == (50, 15)
+    assert parts(10) == (10, 10)
+    assert parts(400) == (100, 30)
+
+
+def test_a_query_that_has_ended_is_not_kept_until_its_time_limit(world: World) -> None:
+    async def ask(engine: Engine) -> None:
+        stream = await world.start(engine, "SELECT 1 AS x")
+        assert not stream._timer.cancelled()
+        assert len([batch async for batch in stream]) == 1
+        assert stream._timer.cancelled()
+
+    world.run(ask)
 
 
 def test_where_nobody_may_wait_a_query_runs_all_the_same(world: World) -> None:
