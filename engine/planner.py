@@ -21,6 +21,7 @@ from engine.errors import EngineError, InvalidStatement, NotSupported, QueryFail
 from engine.files import FileRoot, FileTables
 from engine.ladder import Rung
 from engine.materialized import Materialized, state_of, unfolded_of
+from engine.misread import refuse_misread
 from engine.pushed import TIMES, probe_name, usable
 from engine.scans import pushed_scans, scan_counts
 from engine.session import (
@@ -196,6 +197,7 @@ class Planner:
             context, views = self._shared()
             self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
             named = _Naming(context, views, request, inputs).named()
+            refuse_misread(context, named.frame, request.statement)
             return dataclasses.replace(named, offer=self._offer(named, request))
 
     def _unfolded(self, view: ViewSnapshots, tails: Mapping[int, Tails], lease: Lease) -> Unfolded:

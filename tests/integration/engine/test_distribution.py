@@ -6,25 +6,28 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 
+import engine.starting
 import storage.datafile
 import storage.keys
 from engine.engine import Engine, EngineLimits
-from engine.errors import QueryTimeout, StatementFailed
+from engine.errors import QueryMemoryExhausted, QueryTimeout, StatementFailed
 from engine.ladder import LadderLimits, Rung
 from engine.staged import StagedSource
+from engine.stages import Stages
 from storage.deletes import RangeDelete, TagValues
 from storage.schema import OP_COLUMN, Op, TypeKind
 from tests.harness.queries import POOL_BYTES, World, make_table, sorted_rows, to_rows
-from tests.harness.stages import LocalWorkers
+from tests.harness.stages import LocalWorkers, task_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from engine.batches import Source
     from engine.ladder import Gathered
-    from engine.stages import Stages
     from storage.schema import DataFile
     from tests.harness.queries import Row
 
@@ -186,11 +189,75 @@ def test_a_result_says_the_types_of_its_rows_before_they_come(world: World, slot
     asyncio.run(main())
 
 
-def test_every_row_of_a_table_is_not_sent_to_workers_and_back(world: World) -> None:
+@pytest.mark.parametrize(
+    ("statement", "runs"),
+    [
+        ("SELECT host, weight FROM o", 0),
+        ("SELECT host, weight FROM o ORDER BY weight, host", 0),
+        ("SELECT a.host, b.weight FROM o AS a JOIN o AS b ON a.host = b.host", 0),
+        ("SELECT host, weight FROM o ORDER BY weight, host LIMIT 3", 1),
+        ("SELECT host, weight FROM o WHERE host NOT IN (SELECT host FROM m WHERE host IS NOT NULL)", 1),
+        ("SELECT host, weight FROM o WHERE weight > 2", 1),
+    ],
+)
+def test_every_row_of_a_table_is_not_sent_to_workers_and_back(world: World, statement: str, runs: int) -> None:
+    world.add_file([{"time": t, "host": f"h{t}", "weight": t} for t in range(100, 120)], OTHER)
     workers = LocalWorkers()
-    (rows,) = Held(world, workers, SHUFFLE).ask("SELECT host, weight FROM o")
-    assert len(rows) == 4
-    assert not workers.runs
+    (rows,) = Held(world, workers, SHUFFLE).ask(statement)
+    assert sorted_rows(rows) == sorted_rows(world.ask(statement))
+    assert len(workers.runs) == runs
+
+
+@pytest.mark.parametrize("losses", [0, 2])
+def test_only_a_statement_that_ran_here_says_so(world: World, losses: int) -> None:
+    lines = plan_lines(Held(world, LocalWorkers(losses=losses), SHUFFLE).ask(f"EXPLAIN ANALYZE {GROUPED}")[0])
+    assert "ran here" not in lines
+    assert "stage 0 task 0" in lines
+
+
+def test_a_statement_that_ran_out_of_memory_once_is_not_given_to_workers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = LocalWorkers(failure=REFUSED)
+    real = engine.starting.started
+
+    def started(*arguments: Any) -> Source:
+        if len(workers.runs) == 1 and not refused:
+            refused.append(True)
+            raise QueryMemoryExhausted("a test has it all")
+        return real(*arguments)
+
+    refused: list[bool] = []
+    wanted = world.ask(GROUPED)
+    monkeypatch.setattr("engine.planner.started", started)
+    (rows,) = Held(world, workers, SHUFFLE).ask(GROUPED)
+    assert sorted_rows(rows) == sorted_rows(wanted)
+    assert (len(refused), len(workers.runs)) == (1, 1)
+
+
+def test_a_source_that_is_dropped_while_it_starts_is_dropped(world: World) -> None:
+    dropped: list[bool] = []
+
+    class Late:
+        async def next(self) -> None:
+            return None
+
+        def drop(self) -> None:
+            dropped.append(True)
+
+    async def main() -> None:
+        stages = Stages((), ())
+        source = StagedSource(
+            stages, LocalWorkers(failure=REFUSED), task_context(), pa.schema([]), lambda: start(source), 1
+        )
+        assert await source.next() is None
+
+    def start(source: StagedSource) -> Late:
+        source.drop()
+        return Late()
+
+    asyncio.run(main())
+    assert dropped == [True]
 
 
 @pytest.mark.parametrize(

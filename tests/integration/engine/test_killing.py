@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.running import QueryView
+    from engine.stream import QueryStream
     from storage.schema import Table, TableSnapshot
 
 ENDLESS = "SELECT sum(value) FROM generate_series(1, 1000000000000) WHERE value % 7 = 3"
@@ -156,6 +157,24 @@ def test_one_that_is_killed_in_the_moment_in_which_it_begins(world: World) -> No
             await is_usable(world, engine)
         assert set(ends) <= {"whole", "killed"}
         assert "killed" in ends
+
+    world.run(ask, queries_max=1)
+
+
+def test_one_that_is_killed_when_its_first_batch_is_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(engine: Engine) -> None:
+        real = engine._attempts
+
+        async def attempts(statement: Any) -> QueryStream:
+            stream = await real(statement)
+            engine.running.kill(statement.query.id)
+            return stream
+
+        monkeypatch.setattr(engine, "_attempts", attempts)
+        with pytest.raises(QueryKilled):
+            await world.start(engine, "SELECT 1 AS x")
+        monkeypatch.undo()
+        await is_usable(world, engine)
 
     world.run(ask, queries_max=1)
 

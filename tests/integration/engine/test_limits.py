@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from engine.engine import Engine, EngineLimits
 from engine.errors import (
     EngineError,
     QueryCancelled,
@@ -24,15 +25,17 @@ from engine.errors import (
     QueryTooLarge,
     TooManyQueries,
 )
+from engine.running import Phase
 from storage.errors import SnapshotTooOld
 from storage.schema import TypeKind
 from tests.harness.queries import World, make_table, sorted_rows
+from tests.harness.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from engine.engine import Engine
+    from engine.planner import PlanRequest, Started
     from storage.schema import Table, TableSnapshot
 
 ENDLESS = "SELECT sum(value) FROM generate_series(1, 1000000000000) WHERE value % 7 = 3"
@@ -188,6 +191,72 @@ def test_queries_beyond_the_limits_wait_or_are_refused(world: World) -> None:
         await second.aclose()
 
     world.run(ask, queries_max=1, waiting_max=1)
+
+
+def test_of_memory_and_disk_each_query_has_its_part(tmp_path: Path) -> None:
+    def parts(query_bytes_max: int) -> tuple[int, int]:
+        limits = EngineLimits(memory_bytes=100, query_bytes_max=query_bytes_max, spill_bytes_max=30, queries_max=3)
+        found = Engine(str(tmp_path), limits)._planner._limits
+        return found.query_bytes_max, found.query_spill_bytes_max
+
+    assert parts(50) == (50, 15)
+    assert parts(10) == (10, 10)
+    assert parts(400) == (100, 30)
+
+
+def test_a_query_that_has_ended_is_not_kept_until_its_time_limit(world: World) -> None:
+    async def ask(engine: Engine) -> None:
+        stream = await world.start(engine, "SELECT 1 AS x")
+        assert not stream._timer.cancelled()
+        assert len([batch async for batch in stream]) == 1
+        assert stream._timer.cancelled()
+
+    world.run(ask)
+
+
+def test_where_nobody_may_wait_a_query_runs_all_the_same(world: World) -> None:
+    async def ask(engine: Engine) -> None:
+        first = await world.start(engine, ROWS)
+        with pytest.raises(TooManyQueries, match="1 queries run and 0 wait"):
+            await world.start(engine, "SELECT 1")
+        await first.aclose()
+        assert await world.rows(engine, "SELECT 1 AS x") == [{"x": 1}]
+
+    world.run(ask, queries_max=1, waiting_max=0)
+
+
+@pytest.mark.parametrize("end", [QueryTimeout, asyncio.CancelledError])
+def test_a_plan_that_nobody_waits_for_keeps_its_place_until_it_is_made(
+    world: World, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    """Its thread works on: with the place given back there would be ever more of them."""
+    gate = threading.Event()
+
+    async def ask(engine: Engine) -> None:
+        real = engine._planner.start
+
+        def start(request: PlanRequest) -> Started:
+            assert gate.wait(30.0)
+            return real(request)
+
+        monkeypatch.setattr(engine._planner, "start", start)
+        limit = 0.2 if end is QueryTimeout else 20.0
+        planned = asyncio.ensure_future(world.start(engine, "SELECT 1 AS x", timeout_seconds=limit))
+        await until(lambda: [view.phase for view in engine.running.views()] == [Phase.PLANNING])
+        if end is asyncio.CancelledError:
+            await asyncio.sleep(0.1)  # until the thread has it
+            planned.cancel()
+        with pytest.raises(end):
+            await planned
+        with pytest.raises(TooManyQueries):
+            await world.start(engine, "SELECT 1", timeout_seconds=0.1)
+        gate.set()
+        assert await world.rows(engine, "SELECT 1 AS x") == [{"x": 1}]
+
+    try:
+        world.run(ask, queries_max=1)
+    finally:
+        gate.set()
 
 
 def test_places_are_given_back_by_every_way_out(world: World) -> None:

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from datafusion import DataFrame, SessionContext
+    from datafusion.plan import ExecutionPlan
 
     from engine.stages import Stages
+    from engine.tasks import Blob
 
 ROWS = 400
 FILES = 4
@@ -151,20 +153,28 @@ def test_hazard_3_a_null_aware_anti_join_sees_every_row(context: SessionContext)
     assert asyncio.run(rows_of(stages, task_context())) == [{"n": 0}]
 
 
-def test_hazard_4_an_output_has_the_text_of_its_own_rows_only(context: SessionContext) -> None:
-    """A string view refers to a buffer with the text of all rows that were there before the repartition."""
-    stages = stages_of(context, "SELECT k, count(*) OVER (PARTITION BY v % 97) AS n FROM t")
-    assert stages.stages[0].outputs == 4
+@pytest.mark.parametrize(
+    ("statement", "rows"),
+    [
+        ("SELECT k, count(*) OVER (PARTITION BY v % 97) AS n FROM t", ROWS),
+        ("SELECT k FROM t WHERE v % 100 = 3", ROWS // 100),
+        ("SELECT k, v FROM t ORDER BY v LIMIT 2", 2),
+    ],
+)
+def test_hazard_4_an_output_has_the_text_of_its_own_rows_only(folder: Path, statement: str, rows: int) -> None:
+    """A string view refers to a buffer with the text of all rows that were read together."""
+    (folder / "t" / "0.parquet").unlink()
+    table = pa.table({"k": [f"{v:0500}" for v in range(ROWS)], "v": list(range(ROWS))})
+    pq.write_table(table, folder / "t" / "0.parquet")
+    stages = stages_of(make_context(folder), statement)
 
     async def sizes() -> list[int]:
-        tasks = task_context()
-        _, blobs = await tasks.run(stages.tasks(0)[0], TaskInputs({}, {}), "here")
+        _, blobs = await task_context().run(stages.tasks(0)[0], TaskInputs({}, {}), "here")
         schema = pa.ipc.open_stream(blobs[0][1]).schema
         assert any(map(pa.types.is_string_view, schema.types))
         return [data.size for _, data in blobs]
 
-    text = ROWS // FILES * len("a key that is longer than twelve 0")
-    assert sum(asyncio.run(sizes())) < 2 * text + 4 * 4_096
+    assert sum(asyncio.run(sizes())) < 2 * rows * 500 + 4_096
 
 
 @pytest.mark.parametrize(
@@ -272,6 +282,23 @@ def test_null_of_one_part_of_a_union_is_not_lost_where_another_has_none(context:
     assert answer(context, statement) == [{"x": 1, "n": ROWS + 10}, {"x": None, "n": ROWS - 10}]
 
 
+def test_columns_of_different_types_are_not_read_as_one(context: SessionContext) -> None:
+    def blob(values: list[Any]) -> Blob:
+        sink = pa.BufferOutputStream()
+        batch = pa.record_batch({"x": values})
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        return batch.num_rows, sink.getvalue()
+
+    def read(*blobs: Blob) -> BatchSource:
+        plan = Node(exchange=pb.ExchangeNode(stage=0, outputs=1)).SerializeToString()
+        return TaskContext(context).start(plan, TaskInputs({(0, 0): blobs}, {}))
+
+    read(blob([1]), blob([2]))
+    with pytest.raises(CannotBeCut, match="different types"):
+        read(blob([1]), blob(["one"]))
+
+
 def test_a_field_that_nobody_has_looked_at_is_refused() -> None:
     known = encoded(global_limit=pb.GlobalLimitNode(input=LEAF, fetch=1))
     assert cut(known).stages
@@ -290,6 +317,14 @@ def test_a_node_that_nobody_has_looked_at_is_refused() -> None:
     [
         ({"aggregate": pb.AggregateNode(input=LEAF, mode=5)}, "mode 5"),  # type: ignore[arg-type]
         ({"parquet_scan": pb.ParquetScanNode()}, "without files"),
+        (
+            {"parquet_scan": pb.ParquetScanNode(base_conf=pb.FileScanConf(partitioned_by_file_group=True))},
+            "partitions by value",
+        ),
+        (
+            {"hash_join": pb.HashJoinNode(left=LEAF, right=LEAF, partition_mode=pb.PARTITIONED, null_aware=True)},
+            "null aware: True",
+        ),
         ({"memory_scan": pb.MemoryScanNode()}, "without partitions"),
         ({"hash_join": pb.HashJoinNode(left=LEAF, right=LEAF, partition_mode=pb.AUTO)}, "mode 2"),
         ({"repartition": pb.RepartitionNode(input=LEAF)}, "not known here"),
@@ -364,19 +399,19 @@ def test_inputs_too_large_for_one_message_are_refused(context: SessionContext, m
 
 def test_a_join_in_a_task_can_be_stopped(context: SessionContext) -> None:
     """See `engine.stoppable`."""
-    stages = stages_of(context, "SELECT count(*) AS n FROM t JOIN u ON t.k = u.k")
-    tasks = TaskContext(context)
-    (number,) = [at for at, stage in enumerate(stages.stages) if "hash_join" in kinds(stage.plan)]
-    task = stages.tasks(number)[0]
-    gathered = asyncio.run(gather(stages, task_context()))
-    del gathered
-    node = Node.FromString(task.plan)
-    from engine.tasks import _make_joins_stoppable
+    run: list[Node] = []
 
-    _make_joins_stoppable(node)
-    joins = [part for part in walk(node) if part.WhichOneof("kind") == "cooperative"]
-    assert [inputs(part)[0].WhichOneof("kind") for part in joins] == ["hash_join"]
-    assert tasks.context is context
+    class Watched(TaskContext):
+        def _executable(self, node: Node) -> ExecutionPlan:
+            run.append(node)
+            return super()._executable(node)
+
+    stages = stages_of(context, "SELECT count(*) AS n FROM t JOIN u ON t.k = u.k")
+    asyncio.run(gather(stages, Watched(task_context().context)))
+    stopped = [part for node in run for part in walk(node) if part.WhichOneof("kind") == "cooperative"]
+    joins = [part for node in run for part in walk(node) if part.WhichOneof("kind") == "hash_join"]
+    assert joins
+    assert [inputs(part)[0] for part in stopped] == joins
 
 
 def test_the_options_of_a_rung_are_taken_back(context: SessionContext) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +57,11 @@ def test_the_rung_and_its_partitions(file_bytes: int, slots: int, rung: Rung, pa
     choice = choose(file_bytes, 0, Free(slots), LIMITS)
     assert (choice.rung, choice.partitions) == (rung, partitions)
     assert choice.reason
+
+
+def test_what_is_less_than_two_tasks_is_divided_all_the_same() -> None:
+    """One worker that does it all is slower than this process."""
+    assert choose(1_000, 0, Free(8), dataclasses.replace(LIMITS, task_bytes=2**30)).partitions == 2
 
 
 def test_workers_are_asked_for_only_when_they_are_wanted() -> None:
