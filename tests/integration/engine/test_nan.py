@@ -27,7 +27,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     for module in (datafile, merge):
         monkeypatch.setattr(module, "ROW_GROUP_ROWS", 4)
     fields = {"f": TypeKind.FLOAT64, "g": TypeKind.FLOAT64}
-    made = World(tmp_path, make_table(fields=fields), make_table("mem", id=2))
+    made = World(tmp_path, make_table(fields=fields), make_table("mem", fields=fields, id=2))
     rows = [{"time": t, "host": "a", "f": math.nan if t == AT else float(t), "g": float(t)} for t in range(ROWS)]
     made.add_tail(rows)
     return made
@@ -46,8 +46,8 @@ def merge_all(world: World) -> None:
 @pytest.mark.parametrize("form", ["tail", "file", "slice", "merged", "merged slice"])
 def test_nan_is_found_and_is_the_greatest(world: World, form: str) -> None:
     if "slice" in form:
-        world.add_tail([{"time": 1, "usage": 1}], world.tables[1])
-        world.bundle()
+        world.add_tail([{"time": 1, "f": 1.0}], world.tables[1])
+        assert all(file.is_slice for file in world.bundle())
     elif form != "tail":
         world.checkpoint()
     if "merged" in form:
