@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage.columnbounds import with_bounds
 from storage.datafile import CREATE_TRIES_MAX, create_datafile, write_datafile
 from storage.fold import fold
 from storage.schema import (
@@ -266,6 +267,7 @@ def _writer(content: pa.Table, sink: object) -> pq.ParquetWriter:
         use_dictionary=dictionaries,
         column_encoding=encodings,
         store_schema=False,
+        write_statistics=with_bounds(content),
         write_page_index=True,
         version="2.6",
     )

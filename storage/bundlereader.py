@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.columnbounds import with_bounds
 from storage.errors import CorruptObject, ObjectMissing
 from storage.schema import PARTITION_COLUMN, TABLE_COLUMN
 
@@ -72,7 +73,8 @@ def slice_as_file(store: ObjectStore, file: DataFile) -> pa.Buffer:
     rows = read_slices(store, [file]).rows
     empty = [name for name in rows.column_names if rows.column(name).null_count == rows.num_rows]
     sink = pa.BufferOutputStream()
-    pq.write_table(rows.drop_columns(empty), sink, store_schema=False, version="2.6")
+    kept = rows.drop_columns(empty)
+    pq.write_table(kept, sink, store_schema=False, version="2.6", write_statistics=with_bounds(kept))
     return sink.getvalue()
 
 

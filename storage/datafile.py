@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage.columnbounds import with_bounds
 from storage.errors import StoreUnavailable
 from storage.fold import fold
 from storage.keys import row_keys
@@ -137,10 +138,11 @@ def _text_length(array: pa.StringArray) -> int:
     return int(sizes.max(initial=0))
 
 
-def parquet_writer(table: Table, first: pa.Table, sink: object) -> pq.ParquetWriter:
+def parquet_writer(table: Table, first: pa.Table, sink: object, without: Collection[str] = ()) -> pq.ParquetWriter:
     """A writer of DataFiles whose columns, and whose first rows, are those of ``first``.
 
-    Columns are encoded as each is smallest; where tags have many values, row groups get Bloom filters of them.
+    Columns are encoded as each is smallest; where tags have many values, row groups get Bloom filters of them. Later
+    rows have NaN only in columns that ``first`` has it in, or that are in ``without``.
     """
     schema = first.schema
     encodings: dict[str, str] = {}
@@ -163,6 +165,7 @@ def parquet_writer(table: Table, first: pa.Table, sink: object) -> pq.ParquetWri
         column_encoding=encodings,
         write_batch_size=batch_rows(first),
         store_schema=False,
+        write_statistics=with_bounds(first, without),
         write_page_index=True,
         bloom_filter_options=_bloom_filters(table, first),
         version="2.6",

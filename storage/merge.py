@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.bundlereader import slice_as_file
+from storage.columnbounds import without_bounds
 from storage.compaction import RUN_FILES_MAX, TARGET_BYTES, is_oldest
 from storage.datafile import (
     CREATE_TRIES_MAX,
@@ -135,7 +136,8 @@ def merge_files(
         inputs = [_opened(store, file, table, share, of_file(file, job.deletes, ())) for file in files]
         cuts = _cuts(inputs, new_files_max(files, target_bytes), pause)
         present = frozenset[str]().union(*(layer.names for layer in inputs))
-        outputs = _Outputs(table, present, cuts, scratch, WRITE_FACTOR * read_bytes)
+        without = frozenset[str]().union(*(layer.without_bounds for layer in inputs))
+        outputs = _Outputs(table, present, without, cuts, scratch, WRITE_FACTOR * read_bytes)
         for rows in _folded(table, inputs):
             left = without_deletes(rows) if job.is_oldest else rows
             if left.num_rows:
@@ -237,6 +239,7 @@ class _Input:
         known = table.by_storage_name
         columns = [name for name in present if name in known or name in (OFFSET_COLUMN, OP_COLUMN)]
         self.names = frozenset(columns) - {OFFSET_COLUMN}
+        self.without_bounds = without_bounds(metadata)
         self._tags = [(tag if tag in self.names else None) for tag in tags]
         self._share = share_bytes
         texts = {field.storage_name for field in table.fields if field.kind is TypeKind.STRING}
@@ -390,7 +393,13 @@ class _Outputs:
     """The new files, side by side: rows come in the order of their keys, and go to the file of their time."""
 
     def __init__(
-        self, table: Table, present: frozenset[str], cuts: npt.NDArray[np.int64], scratch: Path, bytes_max: int
+        self,
+        table: Table,
+        present: frozenset[str],
+        without: frozenset[str],
+        cuts: npt.NDArray[np.int64],
+        scratch: Path,
+        bytes_max: int,
     ) -> None:
         names = [column.storage_name for column in table.columns if column.storage_name in present]
         types = [(name, table.by_storage_name[name].arrow_type) for name in names]
@@ -398,7 +407,7 @@ class _Outputs:
         schema = file_schema(table, pa.schema([*types, (OFFSET_COLUMN, pa.int64())]))
         self._cuts = cuts
         self._bytes_max = bytes_max
-        self._outputs = [_Output(table, schema, scratch) for _ in range(len(cuts) + 1)]
+        self._outputs = [_Output(table, schema, without, scratch) for _ in range(len(cuts) + 1)]
 
     def add(self, rows: pa.RecordBatch) -> None:
         """Take folded rows; write row groups when they are full, or when all together hold too much."""
@@ -426,9 +435,10 @@ class _Outputs:
 class _Output:
     """One new file: row groups in an unnamed file, then one object."""
 
-    def __init__(self, table: Table, schema: pa.Schema, scratch: Path) -> None:
+    def __init__(self, table: Table, schema: pa.Schema, without: frozenset[str], scratch: Path) -> None:
         self.rows = self.held = 0
         self._table = table
+        self._without = without
         self._schema = schema
         self._scratch = scratch
         self._waiting: list[pa.Table] = []
@@ -474,7 +484,7 @@ class _Output:
         group = self._keyed(group.combine_chunks())
         if self._writer is None:
             self._spool = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  no name: ends with this process
-            self._writer = parquet_writer(self._table, group, self._spool)
+            self._writer = parquet_writer(self._table, group, self._spool, self._without)
         self._writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
 
     def _keyed(self, group: pa.Table) -> pa.Table:
