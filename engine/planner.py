@@ -350,6 +350,7 @@ class _Naming:
         self._inputs = inputs
         self._tails = inputs.tails
         self._describes = describes
+        self._is_unsteady = names.is_unsteady(request.statement)
         self._change: RowChange | None = None
         """Of a statement that writes, once it is planned."""
         self._range: RangeDelete | None = None
@@ -388,7 +389,8 @@ class _Naming:
     def _view(self, snapshot: TableSnapshot, times: Range) -> View:
         materialized = next((v for v in self._request.views if v.stored is snapshot), None)
         if materialized is None:
-            return self._views.view(snapshot, self._tails[snapshot.table.id], self._inputs.lease, times)
+            view = self._views.unsteady if self._is_unsteady else self._views.view
+            return view(snapshot, self._tails[snapshot.table.id], self._inputs.lease, times)
         return self._materialized().read(materialized, self._inputs.unfolded[snapshot.table.id], times)
 
     def _materialized(self) -> Materialized:
@@ -546,7 +548,7 @@ class _Naming:
             found = conditions.get(probe_name(table), [])
             if counts.get(probe_name(table)) != 1 or len(found) != 1:
                 continue
-            pushed = usable(table, found[0])
+            pushed = dataclasses.replace(usable(table, found[0]), is_unsteady=self._is_unsteady)
             if pushed.conditions:
                 tails = self._tails[table.id]
                 narrowed[table.name] = self._views.narrowed(snapshot, tails, self._inputs.lease, pushed)
