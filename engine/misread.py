@@ -1,10 +1,13 @@
-"""Statements that DataFusion 55 would answer wrong, and that are refused instead. Driven by `engine.planner`.
+"""Statements that DataFusion 55 would answer wrong: planned otherwise, or refused. Driven by `engine.planner`.
 
 Its physical planner pushes a filter below a join by the names of the filter's columns alone (apache/datafusion#21246,
 mended by #25259, which no Python release has yet). Above a RIGHT JOIN stays what a WHERE says about the left side,
 whose columns may be NULL there; where the right side has columns that are called the same, it is asked of those: `b
 RIGHT JOIN c ON ... WHERE b.k IS NULL` had the rows of which c.k is NULL. Where the left side's rows are kept, the first
 column of a name is the right one.
+
+By names alone, too, it hands what one join has learned of its rows down through another (#25244): of three
+tables with columns that are called the same rows were lost, so there a join keeps what it learns to itself.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine import names
 from engine.errors import NotSupported
+from engine.session import set_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +27,22 @@ if TYPE_CHECKING:
 JOINS: Final = frozenset({"right", "full"})
 """A FULL JOIN is made a RIGHT JOIN where a condition needs a row on its right side."""
 BETWEEN: Final = ("Projection:", "SubqueryAlias:")
+
+
+DYNAMIC_FILTERS: Final = "optimizer.enable_join_dynamic_filter_pushdown"
+
+
+def steadied(context: SessionContext, frame: DataFrame, statement: str) -> DataFrame:
+    """The frame as it is answered right. Raises NotSupported. The context must be nobody else's meanwhile."""
+    refuse_misread(context, frame, statement)
+    plan = frame.logical_plan()
+    if plan.display_indent().count(" Join:") < 2:
+        return frame
+    try:
+        set_option(context, DYNAMIC_FILTERS, "false")
+        return context.create_dataframe_from_logical_plan(plan)
+    finally:
+        set_option(context, DYNAMIC_FILTERS, "true")
 
 
 def refuse_misread(context: SessionContext, frame: DataFrame, statement: str) -> None:

@@ -55,6 +55,7 @@ _NOT_PLAIN: Final = frozenset(_NOT_PLAIN_WORDS.split())
 """Next to one of these a comparison in the WHERE clause may not hold for every row, or not of the table."""
 CHANGES: Final = frozenset({"insert", "update", "delete", "truncate"})
 _BEFORE_TARGET: Final = frozenset({"into", "from", "table"})
+_UNSTEADY: Final = frozenset({"random", "uuid"})
 _AFTER_WHERE: Final = frozenset({"group", "order", "limit", "having", "offset", "qualify", "window"})
 DESCRIBING: Final = frozenset({"show", "describe", "desc"})
 INFORMATION_SCHEMA: Final = "information_schema"
@@ -228,6 +229,12 @@ def change_target(statement: str) -> tuple[str, ...]:
             break
         at += 2
     return tuple(parts)
+
+
+def is_unsteady(statement: str) -> bool:
+    """Whether it may call a function that says something else for each row it is asked for."""
+    called = {token.name.lower() for token in tokens(statement) if token.kind in ("word", "quoted")}
+    return not _UNSTEADY.isdisjoint(called)
 
 
 def operators(statement: str) -> int:

@@ -21,8 +21,9 @@ from engine.errors import EngineError, InvalidStatement, NotSupported, QueryFail
 from engine.files import FileRoot, FileTables
 from engine.ladder import Rung
 from engine.materialized import Materialized, state_of, unfolded_of
-from engine.misread import refuse_misread
+from engine.misread import steadied
 from engine.pushed import TIMES, probe_name, usable
+from engine.scan import system_tables
 from engine.scans import pushed_scans, scan_counts
 from engine.session import (
     CATALOG,
@@ -163,7 +164,7 @@ class Planner:
         read = [*request.snapshots, *(s for v in request.views for s in (v.stored, v.source, v.state))]
         tails = {s.table.id: self._fold(s) for s in read}
         unfolded = {view.stored.table.id: self._unfolded(view, tails, lease) for view in request.views}
-        inputs = _Inputs(tails, _system_tables(request), params, lease, unfolded)
+        inputs = _Inputs(tails, system_tables(request.statement, request.system), params, lease, unfolded)
         named = self._name(request, inputs)
         lease.keep(named.cached)
         if lease.bring(named.files.values()):
@@ -197,7 +198,7 @@ class Planner:
             context, views = self._shared()
             self._set_partitions(context, 1 if request.frugal else self._limits.target_partitions)
             named = _Naming(context, views, request, inputs).named()
-            refuse_misread(context, named.frame, request.statement)
+            named = dataclasses.replace(named, frame=steadied(context, named.frame, request.statement))
             return dataclasses.replace(named, offer=self._offer(named, request))
 
     def _unfolded(self, view: ViewSnapshots, tails: Mapping[int, Tails], lease: Lease) -> Unfolded:
@@ -335,6 +336,7 @@ class _Naming:
         self._inputs = inputs
         self._tails = inputs.tails
         self._describes = describes
+        self._is_unsteady = names.is_unsteady(request.statement)
         self._change: RowChange | None = None
         """Of a statement that writes, once it is planned."""
         self._range: RangeDelete | None = None
@@ -372,7 +374,8 @@ class _Naming:
     def _view(self, snapshot: TableSnapshot, times: Range) -> View:
         materialized = next((v for v in self._request.views if v.stored is snapshot), None)
         if materialized is None:
-            return self._views.view(snapshot, self._tails[snapshot.table.id], self._inputs.lease, times)
+            view = self._views.unsteady if self._is_unsteady else self._views.view
+            return view(snapshot, self._tails[snapshot.table.id], self._inputs.lease, times)
         return self._materialized().read(materialized, self._inputs.unfolded[snapshot.table.id], times)
 
     def _materialized(self) -> Materialized:
@@ -551,7 +554,7 @@ class _Naming:
             found = scans.get(probe_name(table), [])
             if not found or counts.get(probe_name(table)) != len(found):
                 continue
-            pushed = usable(table, found)
+            pushed = dataclasses.replace(usable(table, found), is_unsteady=self._is_unsteady)
             if pushed.conditions or pushed.columns is not None:
                 tails = self._tails[table.id]
                 narrowed[table.name] = self._views.narrowed(snapshot, tails, self._inputs.lease, pushed)
@@ -577,19 +580,6 @@ def _check_cached(lease: Lease) -> None:
     lost = lease.lost()
     if lost:
         raise SnapshotTooOld(f"{len(lost)} cached files were damaged, among them {lost[0]}")
-
-
-def _system_tables(request: PlanRequest) -> dict[str, pa.Table]:
-    """The system tables that the statement may mean; where it is about the schema, the others without rows.
-
-    They have to be asked for by their schema's name: the rows may cost a call to every node, and users have tables
-    that are called as these are.
-    """
-    known = [SYSTEM_SCHEMA, *(table.name for table in request.system)]
-    found = set(names.mentioned(request.statement, known))
-    wanted = found if SYSTEM_SCHEMA in found else set()
-    shown = request.system if names.describes(request.statement) else [t for t in request.system if t.name in wanted]
-    return {table.name: table.build() if table.name in wanted else table.schema.empty_table() for table in shown}
 
 
 def _described_type(column: Column) -> pa.DataType:

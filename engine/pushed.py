@@ -36,7 +36,8 @@ class Pushed:
     """Conditions on key columns that hold for every row a query can use, named as `qualifier`.column.
 
     ``low`` and ``high`` are the inclusive times in ns that they leave. ``columns`` are those, by the users' names, that
-    the query's answer depends on; None: all.
+    the query's answer depends on; None: all. `is_unsteady`: the query's other conditions may say something else of a
+    key in each layer, and must not get below a merge.
     """
 
     qualifier: str
@@ -44,6 +45,7 @@ class Pushed:
     low: int = TIME_MIN
     high: int = TIME_MAX
     columns: frozenset[str] | None = None
+    is_unsteady: bool = False
 
 
 def probe_name(table: Table) -> str:

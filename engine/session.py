@@ -56,6 +56,11 @@ _EXHAUSTED: Final = re.compile(r"Resources exhausted|Not enough memory|disk spac
 _FILE_MISSING: Final = re.compile(r"Object at location .* not found|No such file or directory|NoSuchKey")
 _STORE_DOWN: Final = re.compile(r"Object Store error|Generic \w+ error")
 _UNCOMPUTABLE: Final = re.compile(r"Arrow error: (Divide by zero|Cast|Arithmetic overflow|Compute|Parser|Invalid arg)")
+_IN_A_SCAN: Final = re.compile(
+    r"Parquet error: External: Compute error: Error evaluating filter predicate: ArrowError\("
+    r"(?:Divide|Cast|ArithmeticOverflow|Compute|Parse|InvalidArg)\w+(?:\(\"(?P<what>.*)\"\))?, \w+(?:\(.*\))?\)"
+)
+"""The same of a condition that the scan of a file looks at. What stands in it is quoted as Rust does for debugging."""
 _BAD_FILE: Final = re.compile(r"Parquet error: ")
 _CHANGES: Final = {
     "Dml: op=[Insert Into] ": ChangeKind.INSERT,
@@ -247,4 +252,7 @@ def running_error(error: BaseException) -> EngineError | StorageError:
         return SnapshotTooOld(f"a file of the snapshot is gone: {text}")
     if _STORE_DOWN.search(text):
         return StoreUnavailable(f"the object store did not answer a query: {text}")
+    if found := _IN_A_SCAN.match(text):
+        what = (found["what"] or "division by zero").replace('\\"', '"')
+        return StatementFailed(f"a condition cannot be computed: {what}")
     return StatementFailed(text) if _UNCOMPUTABLE.match(text) else QueryFailed(text)

@@ -168,6 +168,11 @@ class Views:
         """The same rows without those that no condition of `pushed` lets through, for one query."""
         return _Builder(self._context, self.files, snapshot, tails, lease, pushed).build()
 
+    def unsteady(self, snapshot: TableSnapshot, tails: Tails, lease: Lease, times: Range) -> View:
+        """As `view`, for one query with conditions that say something else each time."""
+        pushed = Pushed(probe_name(snapshot.table), (), *times, is_unsteady=True)
+        return self.narrowed(snapshot, tails, lease, pushed)
+
     def probe(self, table: Table) -> Provider:
         """A table that takes every condition a query has, to learn them from an optimized plan; it is never run."""
         fields = {c.name: file_schema(table).field(c.storage_name).type for c in viewsql.shown(table)}
@@ -300,12 +305,14 @@ class _Builder:
         Keys, where our own conditions on them are in the layers already: DataFusion 55 takes `host = 'a' AND 'a' =
         host` for a contradiction where strings or times are compared, and pushes a statement's own conditions down to
         ours. The greatest of one value is that value; what equals a constant is that, and the condition is gone. All
-        columns of patched rows, which are computed of those of two sides: see `opaque`.
+        columns of patched rows, which are computed of those of two sides: see `opaque`. And all where a condition is
+        unsteady: DataFusion gives one on the keys of a join to both sides, and what is hidden was seen again.
         """
         from datafusion import col, functions
 
         conditions = () if self._pushed is None else self._pushed.conditions
-        if not conditions and not is_patched:
+        is_opaque = is_patched or (self._pushed is not None and self._pushed.is_unsteady)
+        if not conditions and not is_opaque:
             return merged
         known = constants(conditions)
         keys = {column.name for column in viewsql.keys(self._table)}
@@ -314,7 +321,7 @@ class _Builder:
             column = col(viewsql.quote(name))
             if name in known:
                 return known[name].alias(name)
-            if is_patched:
+            if is_opaque:
                 return opaque(column).alias(name)
             return functions.greatest(column).alias(name) if name in keys else column
 

@@ -62,3 +62,12 @@ def test_a_left_join_asks_its_own_sides(world: World) -> None:
     statement = "SELECT count(*) AS n FROM {} LEFT JOIN {} ON big.i = small.i WHERE small.k IS NULL OR big.k IS NULL"
     assert world.ask(statement.format("big", "small")) == [{"n": 300}]
     assert world.ask(statement.format("small", "big")) == [{"n": 3}]
+
+
+def test_a_join_hands_nothing_down_through_another(world: World) -> None:
+    """DataFusion does it by the columns' names, which both sides of the lower one have."""
+    two = "SELECT count(*) FROM big JOIN small ON big.k = small.k"
+    three = f"{two} JOIN big AS other ON other.k = small.k"
+    assert "DynamicFilter" in str(world.ask(f"EXPLAIN {two}")), "then the next line shows nothing"
+    assert "DynamicFilter" not in str(world.ask(f"EXPLAIN {three}"))
+    assert "DynamicFilter" in str(world.ask(f"EXPLAIN {two}"))

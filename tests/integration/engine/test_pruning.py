@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine.engine import Engine, EngineLimits
+from engine.errors import StatementFailed
 from storage import datafile
 from storage.objects import CreateOutcome, open_store
 from tests.harness.queries import World, make_table
@@ -38,6 +39,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 def container(n: int) -> str:
     """Of a row's host and one of 50 in it, in no order."""
     return f"{((n % 20) * 50 + n // 20 % 50) * 7919 % 1009:04d}"
+
+
+def test_what_a_scan_cannot_compute_is_the_statement_s_fault(world: World) -> None:
+    with pytest.raises(StatementFailed, match="a condition cannot be computed: division by zero"):
+        world.ask("SELECT * FROM cpu WHERE 1 / usage > 0")
+    with pytest.raises(StatementFailed, match="a condition cannot be computed: Cannot cast string 'h00' to value of"):
+        world.ask("SELECT * FROM cpu WHERE CAST(host AS INT) > 0")
 
 
 def pruned(world: World, by: str, statement: str) -> tuple[int, int]:

@@ -167,6 +167,18 @@ def test_conditions_that_come_after_where_leave_no_file_out(tmp_path: Path) -> N
     assert len(world.ask(f"SELECT * FROM cpu WHERE usage > 0 |> EXTEND usage = 1 AND {late}")) == 10
 
 
+@pytest.mark.parametrize("other", ["host = 'c'", "host = 'c') AND (time >= to_timestamp_nanos(0)"])
+def test_a_condition_by_chance_brings_no_older_row_back(tmp_path: Path, other: str) -> None:
+    """DataFusion 55 had it decide once for the rows, and once more for the keys that hide them."""
+    world = World(tmp_path)
+    world.add_file(points(range(200), 10))
+    world.add_file(points(range(200), 95))
+    (found,) = world.ask(
+        f"SELECT max(usage) AS a, min(usage) AS b FROM cpu WHERE (host = 'a' AND random() < 0.5 OR {other})"
+    )
+    assert found == {"a": 95, "b": 95}
+
+
 @pytest.mark.parametrize("is_whole", [True, False])
 @pytest.mark.parametrize("form", ["files", "tail", "tail alone", "ops"])
 def test_a_column_that_must_have_one_value_may_be_sorted_by(tmp_path: Path, is_whole: bool, form: str) -> None:

@@ -41,10 +41,16 @@ def test_an_unknown_table_is_named_as_the_user_named_it() -> None:
     assert str(error) == "Error during planning: table 'nope' not found"
 
 
+SCAN = "DataFusion error: Parquet error: External: Compute error: Error evaluating filter predicate:"
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
         ("DataFusion error: Arrow error: Divide by zero error", errors.StatementFailed),
+        (f'{SCAN} ArrowError(DivideByZero, Some(""))', errors.StatementFailed),
+        (f"{SCAN} ArrowError(CastError(\"Cannot cast string 'x' to Int32\"), None)", errors.StatementFailed),
+        (f'{SCAN} ArrowError(MemoryError("x"), None)', errors.QueryFailed),
         ("DataFusion error: Internal error: a bug", errors.QueryFailed),
         ("DataFusion error: Not enough memory to continue external sort", errors.QueryMemoryExhausted),
         ("Object Store error: Object at location /x/y.parquet not found: No such file", SnapshotTooOld),
