@@ -237,6 +237,16 @@ def is_unsteady(statement: str) -> bool:
     return not _UNSTEADY.isdisjoint(called)
 
 
+def is_backwards(statement: str) -> bool:
+    """Whether an = or IN may have something else than a column before it."""
+    found = [token for token in tokens(statement) if token.text.lower() != "not"]
+    for before, token in itertools.pairwise(found):
+        is_comparison = token.text == "=" if token.kind == "symbol" else token.text.lower() == "in"
+        if is_comparison and (before.kind not in ("word", "quoted") or before.text.lower() == "end"):
+            return True
+    return False
+
+
 def operators(statement: str) -> int:
     """How many operators a statement has that may nest: an upper bound of the depth of its plan."""
     return sum(

@@ -554,7 +554,9 @@ class _Naming:
             found = scans.get(probe_name(table), [])
             if not found or counts.get(probe_name(table)) != len(found):
                 continue
-            pushed = dataclasses.replace(usable(table, found), is_unsteady=self._is_unsteady)
+            is_backwards = names.is_backwards(statement)
+            pushed = usable(table, found)
+            pushed = dataclasses.replace(pushed, is_unsteady=self._is_unsteady, is_backwards=is_backwards)
             if pushed.conditions or pushed.columns is not None:
                 tails = self._tails[table.id]
                 narrowed[table.name] = self._views.narrowed(snapshot, tails, self._inputs.lease, pushed)

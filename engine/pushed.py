@@ -46,6 +46,8 @@ class Pushed:
     high: int = TIME_MAX
     columns: frozenset[str] | None = None
     is_unsteady: bool = False
+    is_backwards: bool = False
+    """Whether the statement may have a constant before an equals sign."""
 
 
 def probe_name(table: Table) -> str:

@@ -314,7 +314,8 @@ class _Builder:
         is_opaque = is_patched or (self._pushed is not None and self._pushed.is_unsteady)
         if not conditions and not is_opaque:
             return merged
-        known = constants(conditions)
+        # A constant in a column's place, and one before an equals sign: of these two, too, it makes a contradiction.
+        known = {} if self._pushed is not None and self._pushed.is_backwards else constants(conditions)
         keys = {column.name for column in viewsql.keys(self._table)}
 
         def item(name: str) -> Expr:

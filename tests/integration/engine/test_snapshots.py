@@ -179,6 +179,28 @@ def test_a_condition_by_chance_brings_no_older_row_back(tmp_path: Path, other: s
     assert found == {"a": 95, "b": 95}
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "'b' = host AND coalesce(host, 'q') = 'b'",
+        "lower('B') = host AND coalesce(host, 'q') = 'b'",
+        "'b' IN (host) AND coalesce(host, 'q') = 'b'",
+        "'b' = host AND CASE WHEN host IS NOT NULL THEN host END = 'b'",
+        "CASE WHEN true THEN 'b' END = host AND coalesce(host, 'q') = 'b'",
+        "host = 'b' AND coalesce(host, 'q') = 'b'",
+    ],
+)
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_constant_before_the_sign_and_a_computed_column_are_no_contradiction(
+    tmp_path: Path, condition: str, is_whole: bool
+) -> None:
+    fields = {"usage": TypeKind.INT64} | ({} if is_whole else {"idle": TypeKind.INT64})
+    world = World(tmp_path, make_table(fields=fields))
+    world.add_file([row for host in "abc" for row in points(range(4), 1, host)])
+    world.add_file([row for host in "ab" for row in points(range(1, 3), 2, host)])
+    assert world.ask(f"SELECT count(*) AS n, sum(usage) AS s FROM cpu WHERE {condition}") == [{"n": 4, "s": 6}]
+
+
 @pytest.mark.parametrize("is_whole", [True, False])
 @pytest.mark.parametrize("form", ["files", "tail", "tail alone", "ops"])
 def test_a_column_that_must_have_one_value_may_be_sorted_by(tmp_path: Path, is_whole: bool, form: str) -> None:
