@@ -150,7 +150,10 @@ class _FileRows:
 
         types = {field.name: field.type for field in self.schema}
         read = csv.ReadOptions(block_size=CSV_BLOCK_BYTES)
-        yield from csv.open_csv(self._opened, read, convert_options=csv.ConvertOptions(column_types=types))
+        convert = csv.ConvertOptions(
+            column_types=types, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+        )  # what is left out is no text; "" is one
+        yield from csv.open_csv(self._opened, read, convert_options=convert)
 
     def _conform(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """In the table's columns and types; a column that the file has not is NULL."""

@@ -54,6 +54,16 @@ def test_rows_go_out_and_come_back(node: RunningNode, folder: Path, end: str) ->
     )
 
 
+def test_a_text_that_csv_leaves_out_is_not_written(node: RunningNode, folder: Path) -> None:
+    """It came back as an empty one, over what was there."""
+    node.write('texts,k=a s="kept",v=1i 1\ntexts,k=b s="",v=1i 1', "d", precision="ns")
+    (folder / "texts.csv").write_text('k,s,v,time\na,,2,1970-01-01T00:00:00.000000001\nNULL,"",3,1970-01-01T00:00:00\n')
+    assert post(node, "COPY texts FROM 'texts.csv'") == [{"count": 2}]
+    assert post(node, "SELECT k, s, v FROM texts ORDER BY k") == [
+        {"k": "NULL", "s": "", "v": 3}, {"k": "a", "s": "kept", "v": 2}, {"k": "b", "s": "", "v": 1},
+    ]  # fmt: skip
+
+
 def test_a_querys_rows_go_out(node: RunningNode, folder: Path) -> None:
     post(node, "COPY (SELECT k, count(*) AS n FROM m GROUP BY k) TO 'n.parquet'")
     assert sorted(pq.read_table(folder / "n.parquet").to_pydict()["n"]) == [40] * 5
