@@ -548,13 +548,13 @@ class _Naming:
         plain = self._read(statement)
         counts = scan_counts(plain)
         scans = pushed_scans(plain)
+        is_backwards = names.is_backwards(statement)
         narrowed = {}
         for snapshot in wide:
             table = snapshot.table
             found = scans.get(probe_name(table), [])
             if not found or counts.get(probe_name(table)) != len(found):
                 continue
-            is_backwards = names.is_backwards(statement)
             pushed = usable(table, found)
             pushed = dataclasses.replace(pushed, is_unsteady=self._is_unsteady, is_backwards=is_backwards)
             if pushed.conditions or pushed.columns is not None:
